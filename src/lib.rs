@@ -1,0 +1,1 @@
+//! Keeps the session caches of vMCP pods coherent with `VmcpSession` objects in Kubernetes.
