@@ -1,1 +1,3 @@
 //! Keeps the session caches of vMCP pods coherent with `VmcpSession` objects in Kubernetes.
+
+pub mod core;

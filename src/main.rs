@@ -1,1 +1,3 @@
+//! The `vmcp-session` command.
+
 fn main() {}
