@@ -1,0 +1,1 @@
+//! What every subcommand needs around its work.
