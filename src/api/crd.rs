@@ -21,7 +21,9 @@ pub struct CrdError(String);
 pub fn crd() -> CustomResourceDefinition {
     let mut crd = VmcpSession::crd();
     for version in &mut crd.spec.versions {
-        let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else { continue };
+        let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else {
+            continue;
+        };
         // The derive titles the root and lets the status be null. Neither says anything to anybody.
         root.title = None;
         if let Some(status) = root.properties.as_mut().and_then(|p| p.get_mut("status")) {
@@ -85,7 +87,11 @@ mod tests {
         }
         let json = serde_json::to_value(crd()).unwrap();
         let mut missing = Vec::new();
-        walk("", &json["spec"]["versions"][0]["schema"]["openAPIV3Schema"], &mut missing);
+        walk(
+            "",
+            &json["spec"]["versions"][0]["schema"]["openAPIV3Schema"],
+            &mut missing,
+        );
         assert_eq!(missing, Vec::<String>::new());
     }
 }
