@@ -74,7 +74,11 @@ impl Shared {
         let id = StreamId(self.last_stream.fetch_add(1, Ordering::Relaxed) + 1);
         let woken = Arc::new(Notify::new());
         self.streams.lock().insert(id, woken.clone());
-        StreamGuard { id, woken, shared: self.clone() }
+        StreamGuard {
+            id,
+            woken,
+            shared: self.clone(),
+        }
     }
 }
 

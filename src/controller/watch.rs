@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rand::Rng;
 use thiserror::Error;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -24,7 +24,7 @@ use super::shared::Shared;
 use crate::api::VmcpSession;
 use crate::core::replica::{ScopeId, StaleList};
 use crate::core::session::{InvalidResourceVersion, ResourceVersion};
-use crate::runtime::api_error::{ApiError, ApiErrorKind};
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
@@ -57,7 +57,6 @@ enum Ended {
 }
 
 /// One watched collection.
-#[derive(Debug)]
 pub struct Watch {
     /// A client of its own: its connections are not shared with what the watch is checked by.
     pub client: Client,
@@ -125,10 +124,13 @@ impl Watch {
         let mut params = ListParams::default().limit(PAGE);
         let mut reads: Vec<Read> = Vec::new();
         let position = loop {
-            let request = Request::new(self.path()).list(&params).map_err(ApiError::from_request)?;
-            let page = self.client.request::<ObjectList<Watched>>(request);
-            let page = timeout(CALL_DEADLINE, page).await.map_err(|_| ApiError::timed_out(CALL_DEADLINE))?;
-            let ObjectList { metadata, items, .. } = page.map_err(ApiError::from)?;
+            let page = deadline(CALL_DEADLINE, async {
+                let request = Request::new(self.path())
+                    .list(&params)
+                    .map_err(kube::Error::BuildRequest)?;
+                self.client.request::<ObjectList<Watched>>(request).await
+            });
+            let ObjectList { metadata, items, .. } = page.await?;
             {
                 let mut reader = self.reader.lock();
                 for item in items {
@@ -137,13 +139,24 @@ impl Watch {
             }
             match metadata.continue_.filter(|c| !c.is_empty()) {
                 Some(next) => params = params.continue_token(&next),
-                None => break metadata.resource_version.ok_or(WatchError::NoResourceVersion)?.parse()?,
+                None => {
+                    break metadata
+                        .resource_version
+                        .ok_or(WatchError::NoResourceVersion)?
+                        .parse()?;
+                }
             }
         };
-        self.ledger.relisted(self.namespace.as_deref(), &reads);
         let count = reads.len();
-        let objects = reads.into_iter().map(|r| r.object).collect();
-        self.shared.with(|replica, now| replica.relist(self.scope, objects, position, now))?;
+        let mut kept = Vec::with_capacity(count);
+        let mut objects = Vec::with_capacity(count);
+        for Read { object, terms, marker } in reads {
+            kept.push((object.key.clone(), terms, marker));
+            objects.push(object);
+        }
+        self.shared
+            .with(|replica, now| replica.relist(self.scope, objects, position, now))?;
+        self.ledger.relisted(self.namespace.as_deref(), kept);
         debug!(scope = %self.name(), objects = count, %position, "listed");
         Ok(())
     }
@@ -151,9 +164,13 @@ impl Watch {
     async fn watch(&self, backoff: &mut Duration) -> Result<Ended, WatchError> {
         let position = self.shared.with(|replica, _| replica.position(self.scope));
         let params = WatchParams::default().timeout(WATCH_SECONDS);
-        let request = Request::new(self.path()).watch(&params, &position.to_string()).map_err(ApiError::from_request)?;
-        let begun = timeout(CALL_DEADLINE, self.client.request_events::<Watched>(request)).await;
-        let events = begun.map_err(|_| ApiError::timed_out(CALL_DEADLINE))?.map_err(ApiError::from)?;
+        let begun = deadline(CALL_DEADLINE, async {
+            let request = Request::new(self.path()).watch(&params, &position.to_string());
+            self.client
+                .request_events::<Watched>(request.map_err(kube::Error::BuildRequest)?)
+                .await
+        });
+        let events = begun.await?;
         let mut events = std::pin::pin!(events);
         self.follow(&mut events, backoff).await
     }
@@ -168,17 +185,20 @@ impl Watch {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     let read = self.reader.lock().read(object)?;
                     self.ledger.observed(&read);
-                    self.shared.with(|replica, now| replica.apply(self.scope, read.object, now));
+                    self.shared
+                        .with(|replica, now| replica.apply(self.scope, read.object, now));
                 }
                 WatchEvent::Deleted(object) => {
                     let Read { object, .. } = self.reader.lock().read(object)?;
                     self.ledger.removed(&object.key);
                     let at = object.resource_version;
-                    self.shared.with(|replica, now| replica.delete(self.scope, &object.key, at, now));
+                    self.shared
+                        .with(|replica, now| replica.delete(self.scope, &object.key, at, now));
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     let position = bookmark.metadata.resource_version.parse()?;
-                    self.shared.with(|replica, now| replica.bookmark(self.scope, position, now));
+                    self.shared
+                        .with(|replica, now| replica.bookmark(self.scope, position, now));
                 }
                 WatchEvent::Error(status) => {
                     let error = ApiError::from(kube::Error::Api(status));
@@ -202,4 +222,3 @@ impl Watch {
         self.namespace.as_deref().unwrap_or("all namespaces")
     }
 }
-

@@ -191,17 +191,8 @@ mod tests {
     /// Agents of other releases, and in other languages, must compute the same: the encoding is part of the protocol.
     #[test]
     fn the_digest_of_known_maps_stays_what_it_is() {
-        let hex = |m: &Metadata| -> String {
-            Digest::of(m)
-                .as_bytes()
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect()
-        };
-        let known = Metadata::from([
-            ("backend".into(), "weather".into()),
-            ("é".into(), String::new()),
-        ]);
+        let hex = |m: &Metadata| -> String { Digest::of(m).as_bytes().iter().map(|b| format!("{b:02x}")).collect() };
+        let known = Metadata::from([("backend".into(), "weather".into()), ("é".into(), String::new())]);
         assert_eq!(
             encoded(&Metadata::new()),
             [1, 0, 0, 0, 0, 0, 0, 0, 0],

@@ -70,11 +70,7 @@ impl LeaseTable {
         } else {
             Duration::ZERO
         };
-        let start = if Rule::LeaseFromSend.on() {
-            grant.sent
-        } else {
-            now
-        };
+        let start = if Rule::LeaseFromSend.on() { grant.sent } else { now };
         let until = start + length.saturating_sub(age);
         self.leases.retain(|l| l.until > now || l.stream == stream);
         if let Some(lease) = self.leases.iter_mut().find(|l| l.stream == stream) {
@@ -83,11 +79,7 @@ impl LeaseTable {
             lease.covers = lease.covers.max(grant.covers);
         } else if self.leases.len() < MAX_LEASES {
             let covers = grant.covers;
-            self.leases.push(Lease {
-                stream,
-                until,
-                covers,
-            });
+            self.leases.push(Lease { stream, until, covers });
         }
         until
     }
@@ -104,11 +96,7 @@ impl LeaseTable {
 
     /// When the last lease ends; `None` if none is in force.
     pub fn in_force_until(&self, now: Time) -> Option<Time> {
-        self.leases
-            .iter()
-            .map(|l| l.until)
-            .filter(|u| *u > now)
-            .max()
+        self.leases.iter().map(|l| l.until).filter(|u| *u > now).max()
     }
 
     /// The cover of a copy whose GET (or own write) is sent now: what is in force now, and no longer than a lease.
@@ -188,10 +176,7 @@ mod tests {
         assert!(table.covers(9, &cover, at(114)));
         assert!(!table.covers(9, &cover, at(116)), "the lease has ended");
         table.grant(S, L, grant(112, 0, 0), at(116));
-        assert!(
-            table.covers(9, &cover, at(124)),
-            "a lease that goes on carries it"
-        );
+        assert!(table.covers(9, &cover, at(124)), "a lease that goes on carries it");
         assert!(
             !table.covers(9, &cover, at(125)),
             "at most a lease's length after the GET was sent"

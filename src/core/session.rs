@@ -91,9 +91,7 @@ pub struct ResourceVersion(pub u64);
 
 /// A resourceVersion that is not a decimal number.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error(
-    "resourceVersion is not a number: this Kubernetes is older than 1.35, or a proxy rewrites it"
-)]
+#[error("resourceVersion is not a number: this Kubernetes is older than 1.35, or a proxy rewrites it")]
 pub struct InvalidResourceVersion;
 
 impl FromStr for ResourceVersion {
@@ -245,9 +243,6 @@ mod tests {
             interner.intern(&n.to_string());
         }
         assert!(interner.0.len() <= Interner::CAPACITY);
-        assert!(
-            Arc::ptr_eq(&one, &interner.intern("k")),
-            "strings in use stay"
-        );
+        assert!(Arc::ptr_eq(&one, &interner.intern("k")), "strings in use stay");
     }
 }

@@ -57,11 +57,7 @@ impl Mark {
             Fate::Stale { below } => (m.resource_version, 0, below),
             Fate::Gone => (m.resource_version, 1, 0),
         };
-        if rank(&other) > rank(&self) {
-            other
-        } else {
-            self
-        }
+        if rank(&other) > rank(&self) { other } else { self }
     }
 }
 
@@ -107,15 +103,9 @@ mod tests {
     #[test]
     fn an_answer_counts_only_if_it_is_provably_not_older() {
         let m = mark(A, Fate::Stale { below: 3 }, 10);
-        assert!(
-            m.accepts(A, 3, ResourceVersion(9)),
-            "one uid: by generation"
-        );
+        assert!(m.accepts(A, 3, ResourceVersion(9)), "one uid: by generation");
         assert!(!m.accepts(A, 2, ResourceVersion(11)));
-        assert!(
-            m.accepts(B, 1, ResourceVersion(10)),
-            "another uid: by resourceVersion"
-        );
+        assert!(m.accepts(B, 1, ResourceVersion(10)), "another uid: by resourceVersion");
         assert!(!m.accepts(B, 9, ResourceVersion(9)));
         assert!(!mark(A, Fate::Gone, 10).accepts(A, 9, ResourceVersion(99)));
     }

@@ -114,19 +114,13 @@ pub fn reports(
         };
         Ok((key(&h.session)?, Report::Held(holding)))
     });
-    let released = message
-        .released
-        .iter()
-        .map(|name| Ok((key(name)?, Report::Released)));
+    let released = message.released.iter().map(|name| Ok((key(name)?, Report::Released)));
     let reports = held.chain(released).collect::<Result<_, Malformed>>()?;
     Ok((reports, message.complete.then_some(message.through)))
 }
 
 /// The message that carries these reports; `through` as for [`reports`].
-pub fn reports_message(
-    reports: impl IntoIterator<Item = (Arc<str>, Report)>,
-    through: Option<u64>,
-) -> v1::Reports {
+pub fn reports_message(reports: impl IntoIterator<Item = (Arc<str>, Report)>, through: Option<u64>) -> v1::Reports {
     let mut message = v1::Reports {
         complete: through.is_some(),
         through: through.unwrap_or(0),
@@ -195,9 +189,7 @@ pub fn eviction(eviction: &v1::Eviction) -> Result<(&str, Mark), Malformed> {
     let fate = if eviction.gone {
         Fate::Gone
     } else {
-        Fate::Stale {
-            below: eviction.below,
-        }
+        Fate::Stale { below: eviction.below }
     };
     let mark = Mark {
         uid: uid(&eviction.uid)?,
@@ -244,10 +236,7 @@ pub fn renewal_message(session: &str, of: Uid, idle: Duration) -> v1::Renewal {
 pub fn outgoing(outgoing: Outgoing) -> v1::ReplicaMessage {
     use v1::replica_message::Message;
     let message = match outgoing {
-        Outgoing::Signals {
-            evictions,
-            barriers,
-        } => Message::Signals(v1::Signals {
+        Outgoing::Signals { evictions, barriers } => Message::Signals(v1::Signals {
             evictions: evictions
                 .iter()
                 .map(|(key, id, mark)| eviction_message(key, *id, *mark))
@@ -260,20 +249,12 @@ pub fn outgoing(outgoing: Outgoing) -> v1::ReplicaMessage {
                 })
                 .collect(),
         }),
-        Outgoing::Lease {
+        Outgoing::Lease { heartbeat, age, covers } => Message::Lease(v1::Lease {
             heartbeat,
-            age,
-            covers,
-        } => Message::Lease(v1::Lease {
-            heartbeat,
-            refused: age
-                .err()
-                .map_or_else(String::new, |refusal| refusal.to_string()),
+            refused: age.err().map_or_else(String::new, |refusal| refusal.to_string()),
             // Rounded up: an agent must never think that knowledge is fresher than it is.
             age_micros: age.map_or(0, |age| {
-                u64::try_from(age.as_micros())
-                    .unwrap_or(u64::MAX)
-                    .saturating_add(1)
+                u64::try_from(age.as_micros()).unwrap_or(u64::MAX).saturating_add(1)
             }),
             covers,
         }),
@@ -281,16 +262,10 @@ pub fn outgoing(outgoing: Outgoing) -> v1::ReplicaMessage {
         Outgoing::Reset => Message::Reset(v1::Reset {}),
         Outgoing::Confirmed(confirmed) => Message::Confirmed(v1::Confirmed {
             number: confirmed.request,
-            registered: confirmed
-                .registered
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            registered: confirmed.registered.iter().map(ToString::to_string).collect(),
         }),
     };
-    v1::ReplicaMessage {
-        message: Some(message),
-    }
+    v1::ReplicaMessage { message: Some(message) }
 }
 
 #[cfg(test)]
@@ -310,13 +285,9 @@ mod tests {
             (Arc::from("a"), Report::Held(holding)),
             (Arc::from("b"), Report::Released),
         ];
-        let (got, through) =
-            reports(&reports_message(sent.clone(), Some(5)), &"ns".into()).unwrap();
+        let (got, through) = reports(&reports_message(sent.clone(), Some(5)), &"ns".into()).unwrap();
         assert_eq!(through, Some(5));
-        let sent: Vec<_> = sent
-            .into_iter()
-            .map(|(n, r)| (SessionKey::new("ns", &*n), r))
-            .collect();
+        let sent: Vec<_> = sent.into_iter().map(|(n, r)| (SessionKey::new("ns", &*n), r)).collect();
         assert_eq!(got, sent);
         assert_eq!(
             reports(&reports_message([], None), &"ns".into()).unwrap().1,

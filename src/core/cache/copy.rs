@@ -42,11 +42,7 @@ impl Copy {
         const PER_COPY: usize = 400;
         /// Two strings in a tree node, with allocator overhead.
         const PER_KEY: usize = 96;
-        let text: usize = self
-            .metadata
-            .iter()
-            .map(|(k, v)| k.len() + v.len() + PER_KEY)
-            .sum();
+        let text: usize = self.metadata.iter().map(|(k, v)| k.len() + v.len() + PER_KEY).sum();
         PER_COPY + 2 * name.len() + text
     }
 }

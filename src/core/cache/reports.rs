@@ -138,17 +138,10 @@ mod tests {
         }
         reports.held(&b, holding(1));
         assert_eq!(reports.waiting(s), 2);
-        assert_eq!(
-            reports.take(s, 1),
-            (vec![(a.clone(), Report::Held(holding(99)))], 99)
-        );
+        assert_eq!(reports.take(s, 1), (vec![(a.clone(), Report::Held(holding(99)))], 99));
         reports.released(&b);
         assert_eq!(reports.take(s, 9), (vec![(b, Report::Released)], 101));
-        assert_eq!(
-            reports.take(s, 9),
-            (vec![], 101),
-            "nothing waits: everything is told"
-        );
+        assert_eq!(reports.take(s, 9), (vec![], 101), "nothing waits: everything is told");
     }
 
     #[test]

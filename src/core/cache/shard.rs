@@ -250,11 +250,7 @@ impl Shard {
             .entry_ref(name)
             .or_default()
             .writes
-            .push(Write {
-                id,
-                sent,
-                fence: None,
-            });
+            .push(Write { id, sent, fence: None });
         id
     }
 
@@ -291,19 +287,13 @@ impl Shard {
             flights.fence(mark);
         }
         if observed.terminating {
-            let holds = self
-                .entries
-                .get(name)
-                .is_some_and(|e| e.copy.uid == found.uid);
+            let holds = self.entries.get(name).is_some_and(|e| e.copy.uid == found.uid);
             let dropped = if holds {
                 self.drop_copy(name, DropReason::Gone, reporter)
             } else {
                 None
             };
-            return Written {
-                session: None,
-                dropped,
-            };
+            return Written { session: None, dropped };
         }
         let foreign = found.digest != wrote;
         let known = self.entries.get(name).map(|e| &e.copy);
@@ -351,12 +341,7 @@ impl Shard {
     }
 
     /// The write `id` was refused, or its outcome is unknown. A copy that waited for the outcome is dropped.
-    pub fn write_failed(
-        &mut self,
-        name: &str,
-        id: FlightId,
-        reporter: &mut impl Reporter,
-    ) -> Option<Dropped> {
+    pub fn write_failed(&mut self, name: &str, id: FlightId, reporter: &mut impl Reporter) -> Option<Dropped> {
         self.write_over(name, id);
         if self.is_suspended(name) && !self.writes_in_flight(name) {
             return self.drop_copy(name, DropReason::Stale, reporter);
@@ -365,12 +350,7 @@ impl Shard {
     }
 
     /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped.
-    pub fn evict(
-        &mut self,
-        name: &str,
-        mark: Mark,
-        reporter: &mut impl Reporter,
-    ) -> Option<Dropped> {
+    pub fn evict(&mut self, name: &str, mark: Mark, reporter: &mut impl Reporter) -> Option<Dropped> {
         let mark = match mark.fate {
             Fate::Gone if !Rule::GoneByUid.on() => Mark {
                 fate: Fate::Stale { below: 0 },
@@ -392,12 +372,7 @@ impl Shard {
     }
 
     /// A barrier came in: when this returns, nothing older than its state is served. A copy that equals it stays.
-    pub fn barrier(
-        &mut self,
-        name: &str,
-        barrier: Barrier,
-        reporter: &mut impl Reporter,
-    ) -> Option<Dropped> {
+    pub fn barrier(&mut self, name: &str, barrier: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
         let mark = barrier.mark;
         if let Some(flights) = self.flights.get_mut(name) {
             flights.fence(mark);
@@ -419,9 +394,7 @@ impl Shard {
             return None;
         }
         match mark.fate {
-            Fate::Stale { .. } if copy.uid == mark.uid => {
-                self.outdated(name, DropReason::Stale, reporter)
-            }
+            Fate::Stale { .. } if copy.uid == mark.uid => self.outdated(name, DropReason::Stale, reporter),
             _ => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
@@ -518,9 +491,7 @@ impl Shard {
         let footprint = copy.footprint(name);
         let copy = Arc::new(copy);
         let old = self.take(name);
-        let key: Arc<str> = old
-            .as_ref()
-            .map_or_else(|| name.into(), |(key, _)| key.clone());
+        let key: Arc<str> = old.as_ref().map_or_else(|| name.into(), |(key, _)| key.clone());
         let old = old.map(|(_, entry)| entry);
         let sequence = match &old {
             Some(old) if !Rule::NewCopyNewSequence.on() => {
@@ -553,9 +524,10 @@ impl Shard {
             let entries = std::cell::RefCell::new(&mut self.entries);
             let popped = self.recency.pop(
                 |name| {
-                    entries.borrow().get(name).map_or(Time::ZERO, |e| {
-                        Time::from_nanos(e.used.load(Ordering::Relaxed))
-                    })
+                    entries
+                        .borrow()
+                        .get(name)
+                        .map_or(Time::ZERO, |e| Time::from_nanos(e.used.load(Ordering::Relaxed)))
                 },
                 |name, queued| {
                     if let Some(entry) = entries.borrow_mut().get_mut(name) {
@@ -569,12 +541,7 @@ impl Shard {
     }
 
     /// A copy is outdated: dropped, or if an own write is in flight, unservable until the answer decides.
-    fn outdated(
-        &mut self,
-        name: &str,
-        reason: DropReason,
-        reporter: &mut impl Reporter,
-    ) -> Option<Dropped> {
+    fn outdated(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
         if self.writes_in_flight(name) && Rule::OwnWriteDecides.on() {
             self.suspend(name);
             return None;
@@ -582,12 +549,7 @@ impl Shard {
         self.drop_copy(name, reason, reporter)
     }
 
-    fn drop_copy(
-        &mut self,
-        name: &str,
-        reason: DropReason,
-        reporter: &mut impl Reporter,
-    ) -> Option<Dropped> {
+    fn drop_copy(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
         let (name, entry) = self.take(name)?;
         reporter.released(&name);
         Some(Dropped {
@@ -619,11 +581,7 @@ impl Shard {
     }
 
     fn restore_mut(&mut self, name: &str, id: FlightId) -> Option<&mut Restore> {
-        self.flights
-            .get_mut(name)?
-            .restores
-            .iter_mut()
-            .find(|r| r.id == id)
+        self.flights.get_mut(name)?.restores.iter_mut().find(|r| r.id == id)
     }
 
     fn restore_over(&mut self, name: &str, id: FlightId) {

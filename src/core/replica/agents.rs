@@ -156,16 +156,10 @@ impl Replica {
             AgentId(self.last_agent)
         };
         let namespace = hello.namespace.clone();
-        let remembered_until = self
-            .agents
-            .get(&id)
-            .map_or(Time::ZERO, Agent::remembered_until);
+        let remembered_until = self.agents.get(&id).map_or(Time::ZERO, Agent::remembered_until);
         self.by_instance.insert(hello.instance, id);
         self.by_stream.insert(stream, id);
-        self.by_namespace
-            .entry(namespace.clone())
-            .or_default()
-            .insert(id);
+        self.by_namespace.entry(namespace.clone()).or_default().insert(id);
         let mut agent = Agent {
             hello,
             stream: Some(stream),
@@ -208,10 +202,7 @@ impl Replica {
         for key in keys {
             self.release(id, &key, now);
         }
-        let over = self
-            .agents
-            .get(&id)
-            .is_none_or(|a| a.remembered_until <= now);
+        let over = self.agents.get(&id).is_none_or(|a| a.remembered_until <= now);
         if over || !Rule::RememberAgents.on() {
             self.lease_over(id);
             self.confirm_ready();
@@ -276,13 +267,7 @@ impl Replica {
     }
 
     /// The agent has done what the signal `id` asked for.
-    pub fn acknowledged(
-        &mut self,
-        stream: StreamId,
-        key: &SessionKey,
-        signal: SignalId,
-        now: Time,
-    ) {
+    pub fn acknowledged(&mut self, stream: StreamId, key: &SessionKey, signal: SignalId, now: Time) {
         let Some(&agent) = self.by_stream.get(&stream) else {
             return;
         };
@@ -416,16 +401,10 @@ impl Replica {
         let settled = agent.evictions.remove(&key);
         if let Some(old) = agent.holdings.insert(key.clone(), new) {
             if let Some(until) = old.waits_for {
-                self.scopes[scope.0]
-                    .waiting
-                    .remove(&(until, id, key.clone()));
+                self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
             }
         } else {
-            self.entries
-                .entry(key.clone())
-                .or_default()
-                .holders
-                .push(id);
+            self.entries.entry(key.clone()).or_default().holders.push(id);
         }
         if let Some((signal, _)) = settled {
             self.round_acknowledged(id, &key, signal, now);
@@ -445,9 +424,7 @@ impl Replica {
             return;
         };
         if let (Some(until), Some(scope)) = (old.waits_for, scope) {
-            self.scopes[scope.0]
-                .waiting
-                .remove(&(until, id, key.clone()));
+            self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
         }
         if let Some(Entry { truth, holders }) = self.entries.get_mut(key) {
             holders.retain(|h| *h != id);
@@ -473,24 +450,13 @@ impl Agent {
         let keys: Vec<SessionKey> = self.evictions.keys().take(room).cloned().collect();
         let evictions = keys
             .into_iter()
-            .filter_map(|key| {
-                self.evictions
-                    .remove(&key)
-                    .map(|(id, mark)| (key, id, mark))
-            })
+            .filter_map(|key| self.evictions.remove(&key).map(|(id, mark)| (key, id, mark)))
             .collect();
-        Outgoing::Signals {
-            evictions,
-            barriers,
-        }
+        Outgoing::Signals { evictions, barriers }
     }
 
     fn answer_heartbeat(&mut self, lease: Duration) -> Option<Outgoing> {
-        let Heartbeat {
-            number,
-            received,
-            age,
-        } = self.heartbeat.take()?;
+        let Heartbeat { number, received, age } = self.heartbeat.take()?;
         if let Ok(age) = age {
             // The lease itself began when the heartbeat was sent, which was before it was received.
             self.remembered_until = self

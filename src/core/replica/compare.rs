@@ -28,8 +28,7 @@ pub(crate) fn compare(held: &Holding, truth: Option<&Truth>, position: ResourceV
     };
     // A watch that has reached what the pod read knows at least as much as the pod.
     let caught_up = position >= held.resource_version || !Rule::WaitForPosition.on();
-    let live =
-        truth.filter(|t| t.uid == held.uid && !(t.terminating && Rule::TerminatingIsGone.on()));
+    let live = truth.filter(|t| t.uid == held.uid && !(t.terminating && Rule::TerminatingIsGone.on()));
     let Some(object) = live else {
         return if caught_up {
             evict(Fate::Gone, truth)
@@ -42,11 +41,7 @@ pub(crate) fn compare(held: &Holding, truth: Option<&Truth>, position: ResourceV
         below: object.generation,
     };
     if !Rule::CompareGeneration.on() {
-        return if equal {
-            Verdict::Keep
-        } else {
-            evict(stale, truth)
-        };
+        return if equal { Verdict::Keep } else { evict(stale, truth) };
     }
     if object.generation > held.generation {
         return if equal && Rule::CompareDigest.on() {

@@ -57,9 +57,7 @@ impl Replica {
         key: SessionKey,
         barrier: Barrier,
     ) -> Result<(), ConfirmRefused> {
-        let scope = self
-            .scope_of(key.namespace())
-            .ok_or(ConfirmRefused::NotWatched)?;
+        let scope = self.scope_of(key.namespace()).ok_or(ConfirmRefused::NotWatched)?;
         if self.confirmations.len() >= self.config.confirmations {
             return Err(ConfirmRefused::Busy);
         }
@@ -113,11 +111,7 @@ impl Replica {
 
     /// Nobody waits for the answers to this stream's requests any more. Their barriers stay until they are seen.
     pub(super) fn confirmer_left(&mut self, stream: StreamId) {
-        for confirmation in self
-            .confirmations
-            .values_mut()
-            .filter(|c| c.origin == Some(stream))
-        {
+        for confirmation in self.confirmations.values_mut().filter(|c| c.origin == Some(stream)) {
             confirmation.origin = None;
         }
     }
@@ -140,11 +134,7 @@ impl Replica {
             let Some(origin) = confirmation.origin else {
                 continue;
             };
-            let registered = self
-                .registered(confirmation.scope)
-                .keys()
-                .cloned()
-                .collect();
+            let registered = self.registered(confirmation.scope).keys().cloned().collect();
             let reply = Confirmed {
                 request: confirmation.request,
                 registered,

@@ -111,10 +111,7 @@ impl Replica {
         let scopes = if namespaces.is_empty() {
             vec![Scope::new(None)]
         } else {
-            namespaces
-                .iter()
-                .map(|n| Scope::new(Some(n.clone())))
-                .collect()
+            namespaces.iter().map(|n| Scope::new(Some(n.clone()))).collect()
         };
         Self {
             config,
@@ -215,10 +212,7 @@ impl Replica {
     }
 
     fn scope_of(&self, namespace: &str) -> Option<ScopeId> {
-        self.scopes
-            .iter()
-            .position(|s| s.contains(namespace))
-            .map(ScopeId)
+        self.scopes.iter().position(|s| s.contains(namespace)).map(ScopeId)
     }
 
     fn next_signal(&mut self) -> SignalId {

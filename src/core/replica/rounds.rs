@@ -68,13 +68,7 @@ pub(super) struct Round {
 }
 
 impl Replica {
-    pub(super) fn round_evicted(
-        &mut self,
-        key: &SessionKey,
-        agent: AgentId,
-        signal: SignalId,
-        now: Time,
-    ) {
+    pub(super) fn round_evicted(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId, now: Time) {
         let Some(name) = self.agents.get(&agent).map(|a| a.name().clone()) else {
             return;
         };
@@ -86,10 +80,7 @@ impl Replica {
         else {
             return;
         };
-        let generation = self
-            .truth(key)
-            .filter(|t| !t.terminating)
-            .map(|t| t.generation);
+        let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
         let round = self.rounds.entry(key.clone()).or_insert_with(|| Round {
             uid,
             generation,
@@ -105,13 +96,7 @@ impl Replica {
         round.waiting.insert(agent, (signal, name));
     }
 
-    pub(super) fn round_acknowledged(
-        &mut self,
-        agent: AgentId,
-        key: &SessionKey,
-        signal: SignalId,
-        now: Time,
-    ) {
+    pub(super) fn round_acknowledged(&mut self, agent: AgentId, key: &SessionKey, signal: SignalId, now: Time) {
         let Some(round) = self.rounds.get_mut(key) else {
             return;
         };
@@ -126,13 +111,7 @@ impl Replica {
     }
 
     /// The watch showed a session; whoever must be evicted was signalled already.
-    pub(super) fn changed(
-        &mut self,
-        key: &SessionKey,
-        old: Option<&Truth>,
-        new: &Truth,
-        now: Time,
-    ) {
+    pub(super) fn changed(&mut self, key: &SessionKey, old: Option<&Truth>, new: &Truth, now: Time) {
         let same = old.filter(|o| o.uid == new.uid);
         if same.is_some_and(|o| o.generation == new.generation) {
             return;

@@ -127,6 +127,11 @@ impl Replica {
         Ok(())
     }
 
+    /// How old the knowledge of `scope` is; `None` if it was never proven.
+    pub fn age_of(&self, scope: ScopeId, now: Time) -> Option<Duration> {
+        self.scopes[scope.0].age(now)
+    }
+
     /// How old the knowledge of the least fresh scope is; `None` if one was never proven.
     pub fn age(&self, now: Time) -> Option<Duration> {
         let ages: Option<Vec<Duration>> = self.scopes.iter().map(|s| s.age(now)).collect();

@@ -40,9 +40,7 @@ pub enum Kind {
 
 /// A list that is older than what was seen before it: a stale API server answered. It was not taken.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error(
-    "a list at resourceVersion {listed} is older than what the watch had shown ({seen}): its API server is stale"
-)]
+#[error("a list at resourceVersion {listed} is older than what the watch had shown ({seen}): its API server is stale")]
 pub struct StaleList {
     /// The list's resourceVersion.
     pub listed: ResourceVersion,
@@ -62,13 +60,7 @@ impl Replica {
     }
 
     /// An object was deleted; `resource_version` is that of its deletion.
-    pub fn delete(
-        &mut self,
-        scope: ScopeId,
-        key: &SessionKey,
-        resource_version: ResourceVersion,
-        now: Time,
-    ) {
+    pub fn delete(&mut self, scope: ScopeId, key: &SessionKey, resource_version: ResourceVersion, now: Time) {
         if resource_version <= self.position(scope) {
             return;
         }
@@ -91,10 +83,7 @@ impl Replica {
     ) -> Result<(), StaleList> {
         let seen = self.position(scope);
         if position < seen && Rule::DiscardStaleList.on() {
-            return Err(StaleList {
-                listed: position,
-                seen,
-            });
+            return Err(StaleList { listed: position, seen });
         }
         let listed: HashSet<SessionKey> = objects.iter().map(|o| o.key.clone()).collect();
         let namespaces = &self.scopes[scope.0];
@@ -107,9 +96,7 @@ impl Replica {
             .entries
             .iter()
             .filter(|(key, entry)| {
-                entry.truth.is_some()
-                    && namespaces.contains(key.namespace())
-                    && !listed.contains(*key)
+                entry.truth.is_some() && namespaces.contains(key.namespace()) && !listed.contains(*key)
             })
             .map(|(key, _)| key.clone())
             .collect();
@@ -162,13 +149,8 @@ impl Replica {
         let summary = match kind {
             Kind::Session(summary) => summary,
             Kind::Marker => {
-                let registration = Registration {
-                    uid,
-                    resource_version,
-                };
-                self.scopes[scope.0]
-                    .registered
-                    .insert(key.name().into(), registration);
+                let registration = Registration { uid, resource_version };
+                self.scopes[scope.0].registered.insert(key.name().into(), registration);
                 return;
             }
         };
@@ -209,26 +191,14 @@ impl Replica {
         self.removed(key);
     }
 
-    fn compare_all(
-        &mut self,
-        key: &SessionKey,
-        holders: &[AgentId],
-        position: ResourceVersion,
-        now: Time,
-    ) {
+    fn compare_all(&mut self, key: &SessionKey, holders: &[AgentId], position: ResourceVersion, now: Time) {
         for agent in holders {
             self.compare_one(key, *agent, position, now);
         }
     }
 
     /// Compares what `agent` holds of `key` with the truth, and queues an eviction if it must go.
-    pub(super) fn compare_one(
-        &mut self,
-        key: &SessionKey,
-        agent: AgentId,
-        position: ResourceVersion,
-        now: Time,
-    ) {
+    pub(super) fn compare_one(&mut self, key: &SessionKey, agent: AgentId, position: ResourceVersion, now: Time) {
         let Some(scope) = self.scope_of(key.namespace()) else {
             return;
         };
