@@ -8,9 +8,5 @@ fn the_file_equals_the_code() {
     let file = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}; run `make crds`"));
     let code = crd_yaml().expect("the definition serializes");
     let line = file.lines().zip(code.lines()).position(|(f, c)| f != c);
-    assert!(
-        file == code,
-        "{path} and src/api differ (first at line {:?}); run `make crds`",
-        line.map(|l| l + 1)
-    );
+    assert!(file == code, "{path} and src/api differ (first at line {:?}); run `make crds`", line.map(|l| l + 1));
 }

@@ -87,11 +87,7 @@ mod tests {
         }
         let json = serde_json::to_value(crd()).unwrap();
         let mut missing = Vec::new();
-        walk(
-            "",
-            &json["spec"]["versions"][0]["schema"]["openAPIV3Schema"],
-            &mut missing,
-        );
+        walk("", &json["spec"]["versions"][0]["schema"]["openAPIV3Schema"], &mut missing);
         assert_eq!(missing, Vec::<String>::new());
     }
 }

@@ -1,5 +1,7 @@
 //! `VmcpSession` and its spec.
 
+#![allow(clippy::duplicated_attributes, reason = "the columns' types are attributes of the same name")]
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -95,12 +97,7 @@ pub struct VmcpSessionSpec {
 impl fmt::Debug for VmcpSessionSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Taken apart in full: a new field must be decided on here.
-        let Self {
-            metadata,
-            server,
-            idle_timeout_seconds,
-            max_lifetime_seconds,
-        } = self;
+        let Self { metadata, server, idle_timeout_seconds, max_lifetime_seconds } = self;
         f.debug_struct("VmcpSessionSpec")
             .field("metadata_keys", &metadata.keys().collect::<Vec<_>>())
             .field("server", server)
@@ -133,13 +130,7 @@ mod tests {
 
     fn session() -> VmcpSession {
         let metadata = BTreeMap::from([("token".to_owned(), CANARY.to_owned())]);
-        let mut session = VmcpSession::new(
-            "s1",
-            VmcpSessionSpec {
-                metadata,
-                ..VmcpSessionSpec::default()
-            },
-        );
+        let mut session = VmcpSession::new("s1", VmcpSessionSpec { metadata, ..VmcpSessionSpec::default() });
         session.metadata.managed_fields = Some(Vec::new());
         session.metadata.annotations = Some(BTreeMap::from([(LAST_APPLIED.to_owned(), CANARY.to_owned())]));
         session
@@ -157,15 +148,9 @@ mod tests {
     #[test]
     fn stripping_keeps_other_annotations() {
         let mut meta = session().metadata;
-        meta.annotations
-            .as_mut()
-            .unwrap()
-            .insert("team".to_owned(), "a".to_owned());
+        meta.annotations.as_mut().unwrap().insert("team".to_owned(), "a".to_owned());
         strip_echoes(&mut meta);
-        assert_eq!(
-            meta.annotations,
-            Some(BTreeMap::from([("team".to_owned(), "a".to_owned())]))
-        );
+        assert_eq!(meta.annotations, Some(BTreeMap::from([("team".to_owned(), "a".to_owned())])));
         assert_eq!(meta.managed_fields, None);
     }
 

@@ -30,12 +30,7 @@ use super::health::{Health, Report};
 #[command(next_help_heading = "Admin endpoints")]
 pub struct AdminArgs {
     /// Address of /livez, /readyz and /metrics.
-    #[arg(
-        long,
-        env = "VMCP_ADMIN_LISTEN",
-        value_name = "ADDRESS",
-        default_value = "0.0.0.0:8081"
-    )]
+    #[arg(long, env = "VMCP_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
     pub admin_listen: SocketAddr,
 }
 
@@ -92,8 +87,7 @@ impl BoundAdmin {
         registry: Arc<Registry>,
         shutdown: CancellationToken,
     ) -> Result<(), AdminError> {
-        self.serve_bounded(health, registry, shutdown, MAX_CONNECTIONS, CONNECTION_TIMEOUT)
-            .await
+        self.serve_bounded(health, registry, shutdown, MAX_CONNECTIONS, CONNECTION_TIMEOUT).await
     }
 
     async fn serve_bounded(
@@ -109,11 +103,8 @@ impl BoundAdmin {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(Endpoints { health, registry });
-        let listener = BoundedListener {
-            inner: self.listener,
-            permits: Arc::new(Semaphore::new(connections)),
-            timeout,
-        };
+        let listener =
+            BoundedListener { inner: self.listener, permits: Arc::new(Semaphore::new(connections)), timeout };
         // Not axum's graceful shutdown: it waits for connections that a scraper keeps open. An answer takes
         // microseconds, and nobody depends on the last one.
         tokio::select! {
@@ -138,11 +129,7 @@ async fn readyz(State(endpoints): State<Endpoints>) -> Response {
 }
 
 fn answer(report: Report) -> Response {
-    let status = if report.passed {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if report.passed { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, report.text).into_response()
 }
 
@@ -176,15 +163,7 @@ impl Listener for BoundedListener {
         // axum's own accept logs and retries errors.
         let (stream, peer) = Listener::accept(&mut self.inner).await;
         let deadline = Box::pin(sleep(self.timeout));
-        (
-            BoundedStream {
-                stream,
-                deadline,
-                timeout: self.timeout,
-                _permit: permit,
-            },
-            peer,
-        )
+        (BoundedStream { stream, deadline, timeout: self.timeout, _permit: permit }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -26,12 +26,7 @@ async fn start(connections: usize, limit: Duration) -> Running {
     let (health, shutdown) = (Health::default(), CancellationToken::new());
     let server =
         tokio::spawn(admin.serve_bounded(health.clone(), Arc::new(registry), shutdown.clone(), connections, limit));
-    Running {
-        address,
-        health,
-        shutdown,
-        server,
-    }
+    Running { address, health, shutdown, server }
 }
 
 async fn ask(address: SocketAddr, path: &str) -> String {
@@ -65,10 +60,7 @@ async fn livez_fails_with_a_liveness_check() {
     assert!(ask(running.address, "/livez").await.starts_with("HTTP/1.1 200 "));
     running.health.liveness_fn("loop", || Err("stuck".into()));
     let text = ask(running.address, "/livez").await;
-    assert!(
-        text.starts_with("HTTP/1.1 503 ") && text.contains("[-]loop failed: stuck"),
-        "{text}"
-    );
+    assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("[-]loop failed: stuck"), "{text}");
 }
 
 #[tokio::test]
@@ -104,9 +96,7 @@ async fn a_connection_that_asks_slowly_ends_and_makes_room() {
     // There is room for one connection, so this one is answered after the slow one was ended.
     assert!(ask(running.address, "/livez").await.starts_with("HTTP/1.1 200 "));
     let mut rest = Vec::new();
-    let ended = timeout(PATIENCE, slow.read_to_end(&mut rest))
-        .await
-        .expect("the slow connection ends");
+    let ended = timeout(PATIENCE, slow.read_to_end(&mut rest)).await.expect("the slow connection ends");
     assert!(ended.is_err() || rest.is_empty(), "{rest:?}");
 }
 

@@ -113,10 +113,7 @@ impl ApiError {
     /// A call of ours that got no answer in time.
     pub fn timeout(limit: Duration) -> Self {
         let detail = format!("no answer within {} ms", limit.as_millis());
-        Self {
-            detail: Some(detail),
-            ..Self::of(ApiErrorKind::Timeout)
-        }
+        Self { detail: Some(detail), ..Self::of(ApiErrorKind::Timeout) }
     }
 
     /// What an API server's `Status` says, without its message. Watches deliver it as an event.
@@ -129,10 +126,7 @@ impl ApiError {
             if causes.len() == MAX_CAUSES || cause.field == "<nil>" {
                 continue;
             }
-            let cause = Cause {
-                field: bounded(&cause.field, MAX_FIELD),
-                reason: known_cause(&cause.reason),
-            };
+            let cause = Cause { field: bounded(&cause.field, MAX_FIELD), reason: known_cause(&cause.reason) };
             if !causes.contains(&cause) {
                 causes.push(cause);
             }
@@ -149,21 +143,11 @@ impl ApiError {
     }
 
     fn of(kind: ApiErrorKind) -> Self {
-        Self {
-            kind,
-            code: None,
-            reason: "",
-            causes: Vec::new(),
-            retry_after: None,
-            detail: None,
-        }
+        Self { kind, code: None, reason: "", causes: Vec::new(), retry_after: None, detail: None }
     }
 
     fn with(kind: ApiErrorKind, detail: impl Into<String>) -> Self {
-        Self {
-            detail: Some(detail.into()),
-            ..Self::of(kind)
-        }
+        Self { detail: Some(detail.into()), ..Self::of(kind) }
     }
 }
 
@@ -215,16 +199,16 @@ impl fmt::Display for ApiError {
 impl StdError for ApiError {}
 
 impl From<kube::Error> for ApiError {
+    #[allow(clippy::match_wildcard_for_single_variants, reason = "more variants come with more features of kube")]
     fn from(error: kube::Error) -> Self {
         use ApiErrorKind::{Other, Unauthorized, Undecodable, Unreachable};
         use kube::Error as E;
         match error {
             E::Api(status) => Self::from_status(&status),
             E::SerdeError(error) => Self::with(Undecodable, decode_place(&error)),
-            E::FromUtf8(error) => Self::with(
-                Undecodable,
-                format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()),
-            ),
+            E::FromUtf8(error) => {
+                Self::with(Undecodable, format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
+            }
             E::LinesCodecMaxLineLengthExceeded => Self::with(Undecodable, "a line is too long"),
             E::HyperError(error) => transport(&error),
             E::Service(error) => transport(error.as_ref()),
@@ -232,12 +216,11 @@ impl From<kube::Error> for ApiError {
             E::Auth(error) => Self::with(Unauthorized, credentials(&error)),
             E::HttpError(_) | E::BuildRequest(_) => Self::with(Other, "the request could not be built"),
             E::RustlsTls(_) | E::TlsRequired => Self::with(Unreachable, "TLS could not be set up"),
-            E::ProxyProtocolUnsupported { .. } | E::ProxyProtocolDisabled { .. } => Self::with(
-                Unreachable,
-                "the proxy in the kubeconfig is of a kind that is not supported",
-            ),
+            E::ProxyProtocolUnsupported { .. } | E::ProxyProtocolDisabled { .. } => {
+                Self::with(Unreachable, "the proxy in the kubeconfig is of a kind that is not supported")
+            }
             E::InferConfig(_) | E::InferKubeconfig(_) => Self::with(Other, "the client's configuration is not usable"),
-            // Discovery errors name types, and other variants come with features that are off. Nothing of them is kept.
+            // Discovery errors, and whatever comes with features that are off. Nothing of them is kept.
             _ => Self::of(Other),
         }
     }
@@ -285,10 +268,7 @@ fn transport(error: &(dyn StdError + 'static)) -> ApiError {
         }
         next = error.source();
     }
-    ApiError {
-        detail: found,
-        ..ApiError::of(ApiErrorKind::Unreachable)
-    }
+    ApiError { detail: found, ..ApiError::of(ApiErrorKind::Unreachable) }
 }
 
 /// What is wrong with the credentials. The output of a credential plugin, which may hold a token, is left out.
@@ -303,10 +283,8 @@ fn credentials(error: &kube::client::AuthError) -> String {
 }
 
 /// etcd's words for an object over its limit, which the API server passes on as a plain 500.
-const ETCD_TOO_LARGE: [&str; 2] = [
-    "etcdserver: request is too large",
-    "rpc error: code = ResourceExhausted desc = trying to send message larger",
-];
+const ETCD_TOO_LARGE: [&str; 2] =
+    ["etcdserver: request is too large", "rpc error: code = ResourceExhausted desc = trying to send message larger"];
 
 fn kind_of(status: &Status, causes: &[Cause]) -> ApiErrorKind {
     use ApiErrorKind as K;
@@ -392,10 +370,7 @@ fn known_cause(given: &str) -> &'static str {
 
 /// A text for one line of a log: of bounded length, without control characters.
 fn bounded(text: &str, limit: usize) -> String {
-    text.chars()
-        .take(limit)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    text.chars().take(limit).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

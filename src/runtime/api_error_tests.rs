@@ -14,10 +14,7 @@ fn error(status: &serde_json::Value) -> ApiError {
 /// Text that anybody could print of an error, at every level.
 fn everything(error: &ApiError) -> String {
     let boxed: Box<dyn StdError + Send + Sync> = Box::new(error.clone());
-    format!(
-        "{error} {error:?} {error:#?} {boxed} {boxed:?} {}",
-        boxed.source().is_some()
-    )
+    format!("{error} {error:?} {error:#?} {boxed} {boxed:?} {}", boxed.source().is_some())
 }
 
 fn unchecked() -> serde_json::Value {
@@ -45,10 +42,8 @@ fn refusals() -> Vec<(serde_json::Value, K, &'static str)> {
             "refused as invalid (422 Invalid): metadata.finalizers FieldValueInvalid",
         ),
         (
-            invalid(
-                json!({"reason": "FieldValueTypeInvalid", "field": "spec.metadata.a key/with.dots \n x",
-                "message": "Invalid value: \"integer\": canary-4b1d"}),
-            ),
+            invalid(json!({"reason": "FieldValueTypeInvalid", "field": "spec.metadata.a key/with.dots \n x",
+                "message": "Invalid value: \"integer\": canary-4b1d"})),
             K::Invalid,
             "refused as invalid (422 Invalid): spec.metadata.a key/with.dots \u{fffd} x FieldValueTypeInvalid",
         ),
@@ -149,11 +144,7 @@ fn refusals() -> Vec<(serde_json::Value, K, &'static str)> {
             K::TooLarge,
             "too large (413 RequestEntityTooLarge)",
         ),
-        (
-            json!({"message": "etcdserver: request is too large", "code": 500}),
-            K::TooLarge,
-            "too large (500)",
-        ),
+        (json!({"message": "etcdserver: request is too large", "code": 500}), K::TooLarge, "too large (500)"),
         (
             json!({"message": "rpc error: code = ResourceExhausted desc = trying to send message larger than max \
                 (2097534 vs. 2097152)", "code": 500}),
@@ -191,10 +182,7 @@ fn no_refusal_repeats_a_value() {
 fn waiting_time_and_causes_are_kept() {
     let status = json!({"reason": "TooManyRequests", "code": 429, "details": {"retryAfterSeconds": 7}});
     let error = error(&status);
-    assert_eq!(
-        (error.kind(), error.retry_after()),
-        (K::TooManyRequests, Some(Duration::from_secs(7)))
-    );
+    assert_eq!((error.kind(), error.retry_after()), (K::TooManyRequests, Some(Duration::from_secs(7))));
     assert_eq!(error.code(), Some(429));
 }
 
@@ -211,11 +199,7 @@ fn what_is_kept_of_a_refusal_is_bounded() {
 #[test]
 fn only_refusals_are_certain() {
     let unknown = |code: u16| error(&json!({"code": code})).outcome_unknown();
-    assert!(
-        [400, 401, 403, 404, 409, 410, 413, 422, 429]
-            .into_iter()
-            .all(|code| !unknown(code))
-    );
+    assert!([400, 401, 403, 404, 409, 410, 413, 422, 429].into_iter().all(|code| !unknown(code)));
     assert!([500, 502, 503, 504].into_iter().all(unknown));
     assert!(ApiError::timeout(Duration::from_secs(1)).outcome_unknown());
 }
@@ -226,10 +210,7 @@ fn decode_errors_say_where_and_not_what() {
     assert!(wrong_type.to_string().contains(CANARY), "the premise: serde quotes");
     let error = ApiError::from(kube::Error::SerdeError(wrong_type));
     assert_eq!(error.kind(), K::Undecodable);
-    assert!(
-        error.to_string().contains("not of the expected type at line 2 column"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("not of the expected type at line 2 column"), "{error}");
     assert!(!everything(&error).contains(CANARY));
 
     let unknown_variant = serde_json::from_str::<kube::core::response::StatusSummary>(r#""canary-4b1d""#).unwrap_err();
@@ -257,21 +238,13 @@ fn a_missing_token_file_is_named() {
     let as_service = kube::Error::Service(Box::new(auth));
     let error = ApiError::from(as_service);
     assert_eq!(error.kind(), K::Unauthorized);
-    assert!(
-        error
-            .to_string()
-            .ends_with("cannot read the token file /run/token: entity not found"),
-        "{error}"
-    );
+    assert!(error.to_string().ends_with("cannot read the token file /run/token: entity not found"), "{error}");
 }
 
 #[test]
 fn output_of_a_credential_plugin_is_left_out() {
     let out = std::process::Command::new("echo").arg(CANARY).output().unwrap();
-    let auth = kube::client::AuthError::AuthExecRun {
-        cmd: "plugin".to_owned(),
-        out: Box::new(out),
-    };
+    let auth = kube::client::AuthError::AuthExecRun { cmd: "plugin".to_owned(), out: Box::new(out) };
     let error = ApiError::from(kube::Error::Auth(auth));
     assert!(!everything(&error).contains("canary"), "{error:?}");
 }
@@ -279,9 +252,7 @@ fn output_of_a_credential_plugin_is_left_out() {
 #[tokio::test(start_paused = true)]
 async fn a_call_without_an_answer_ends_at_its_deadline() {
     let start = tokio::time::Instant::now();
-    let error = deadline(Duration::from_secs(3), std::future::pending::<Result<(), _>>())
-        .await
-        .unwrap_err();
+    let error = deadline(Duration::from_secs(3), std::future::pending::<Result<(), _>>()).await.unwrap_err();
     assert_eq!(start.elapsed(), Duration::from_secs(3));
     assert_eq!(error.to_string(), "timed out: no answer within 3000 ms");
     assert_eq!(error.kind(), K::Timeout);

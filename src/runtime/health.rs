@@ -40,18 +40,12 @@ impl Health {
 
     /// Adds a readiness check that is worked out when somebody asks.
     pub fn readiness_fn(&self, name: &'static str, probe: impl Fn() -> Result<(), Reason> + Send + Sync + 'static) {
-        self.shared.readiness.write().push(Named {
-            name,
-            probe: Box::new(probe),
-        });
+        self.shared.readiness.write().push(Named { name, probe: Box::new(probe) });
     }
 
     /// Adds a liveness check that is worked out when somebody asks.
     pub fn liveness_fn(&self, name: &'static str, probe: impl Fn() -> Result<(), Reason> + Send + Sync + 'static) {
-        self.shared.liveness.write().push(Named {
-            name,
-            probe: Box::new(probe),
-        });
+        self.shared.liveness.write().push(Named { name, probe: Box::new(probe) });
     }
 
     /// Adds a liveness check for a loop: it fails when the loop has not beaten for `longest`.
@@ -151,13 +145,7 @@ mod tests {
     fn without_checks_all_is_well() {
         let health = Health::default();
         assert!(health.is_ready());
-        assert_eq!(
-            health.livez(),
-            Report {
-                passed: true,
-                text: "livez check passed\n".to_owned()
-            }
-        );
+        assert_eq!(health.livez(), Report { passed: true, text: "livez check passed\n".to_owned() });
     }
 
     #[test]
@@ -167,17 +155,11 @@ mod tests {
         let peers = health.readiness("peers");
         store.ready();
         assert!(!health.is_ready());
-        assert_eq!(
-            health.readyz().text,
-            "[+]store ok\n[-]peers failed: starting\nreadyz check failed\n"
-        );
+        assert_eq!(health.readyz().text, "[+]store ok\n[-]peers failed: starting\nreadyz check failed\n");
         peers.ready();
         assert!(health.is_ready() && health.readyz().passed);
         store.not_ready("the watch is behind");
-        assert_eq!(
-            health.readyz().text,
-            "[-]store failed: the watch is behind\n[+]peers ok\nreadyz check failed\n"
-        );
+        assert_eq!(health.readyz().text, "[-]store failed: the watch is behind\n[+]peers ok\nreadyz check failed\n");
     }
 
     #[test]
@@ -195,10 +177,7 @@ mod tests {
         let health = Health::default();
         let beat = health.heartbeat("loop", Duration::ZERO);
         while Instant::now() == *beat.last.lock() {}
-        assert_eq!(
-            health.livez().text,
-            "[-]loop failed: no beat for 0 s\nlivez check failed\n"
-        );
+        assert_eq!(health.livez().text, "[-]loop failed: no beat for 0 s\nlivez check failed\n");
         let health = Health::default();
         let beat = health.heartbeat("loop", Duration::from_hours(1));
         beat.beat();

@@ -21,12 +21,7 @@ pub struct KubeArgs {
     pub kubeconfig: Option<String>,
 
     /// Context of the kubeconfig to use instead of its current one.
-    #[arg(
-        long,
-        env = "VMCP_KUBE_CONTEXT",
-        value_name = "NAME",
-        conflicts_with = "kube_api_server"
-    )]
+    #[arg(long, env = "VMCP_KUBE_CONTEXT", value_name = "NAME", conflicts_with = "kube_api_server")]
     pub kube_context: Option<String>,
 
     /// URL of the API server (https), instead of a kubeconfig.
@@ -38,21 +33,11 @@ pub struct KubeArgs {
     pub kube_ca_file: Option<PathBuf>,
 
     /// File with the service account's token; read again about once a minute.
-    #[arg(
-        long,
-        env = "VMCP_KUBE_TOKEN_FILE",
-        value_name = "PATH",
-        requires = "kube_api_server"
-    )]
+    #[arg(long, env = "VMCP_KUBE_TOKEN_FILE", value_name = "PATH", requires = "kube_api_server")]
     pub kube_token_file: Option<PathBuf>,
 
     /// Name to expect in the API server's certificate, if it is not the URL's host.
-    #[arg(
-        long,
-        env = "VMCP_KUBE_TLS_SERVER_NAME",
-        value_name = "NAME",
-        requires = "kube_api_server"
-    )]
+    #[arg(long, env = "VMCP_KUBE_TLS_SERVER_NAME", value_name = "NAME", requires = "kube_api_server")]
     pub kube_tls_server_name: Option<String>,
 }
 
@@ -70,11 +55,7 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(5),
-            read: Duration::from_secs(75),
-            write: Duration::from_secs(10),
-        }
+        Self { connect: Duration::from_secs(5), read: Duration::from_secs(75), write: Duration::from_secs(10) }
     }
 }
 
@@ -139,10 +120,7 @@ impl KubeArgs {
         if let (Some(url), Some(ca), Some(token)) = (&self.kube_api_server, &self.kube_ca_file, &self.kube_token_file) {
             return explicit(url, ca.clone(), token.clone(), self.kube_tls_server_name.clone()).await;
         }
-        let options = KubeConfigOptions {
-            context: self.kube_context.clone(),
-            ..KubeConfigOptions::default()
-        };
+        let options = KubeConfigOptions { context: self.kube_context.clone(), ..KubeConfigOptions::default() };
         if let Some(paths) = &self.kubeconfig {
             return Ok(Config::from_custom_kubeconfig(merged(paths)?, &options).await?);
         }
@@ -165,10 +143,7 @@ async fn explicit(
     // Read here to say at the start what is missing; the client reads them again itself.
     for path in [&ca, &token] {
         let read = tokio::fs::read(path).await;
-        read.map_err(|source| KubeConfigError::File {
-            path: path.clone(),
-            source,
-        })?;
+        read.map_err(|source| KubeConfigError::File { path: path.clone(), source })?;
     }
     let mut config = Config::new(url.clone());
     config.root_cert_file = Some(ca);
@@ -180,9 +155,7 @@ async fn explicit(
 /// Reads kubeconfigs as kubectl does: a list of paths, of which the first to name something wins. Files that do not
 /// exist are skipped, unless there is only one.
 fn merged(paths: &str) -> Result<Kubeconfig, KubeconfigError> {
-    let paths: Vec<PathBuf> = std::env::split_paths(paths)
-        .filter(|p| !p.as_os_str().is_empty())
-        .collect();
+    let paths: Vec<PathBuf> = std::env::split_paths(paths).filter(|p| !p.as_os_str().is_empty()).collect();
     let several = paths.len() > 1;
     let mut all = Kubeconfig::default();
     for path in paths {

@@ -34,22 +34,13 @@ fn write(dir: &Path, name: &str, text: &str) -> String {
 async fn explicit_settings_are_taken_with_rotating_files_and_timeouts() {
     let dir = tempfile::tempdir().unwrap();
     let (ca, token) = (write(dir.path(), "ca", "x"), write(dir.path(), "token", "t"));
-    let given = [
-        "--kube-api-server=https://127.0.0.1:6443",
-        "--kube-ca-file",
-        &ca,
-        "--kube-token-file",
-        &token,
-    ];
+    let given = ["--kube-api-server=https://127.0.0.1:6443", "--kube-ca-file", &ca, "--kube-token-file", &token];
     let timeouts = Timeouts::default();
     let config = args(&given).unwrap().config(timeouts).await.unwrap();
     assert_eq!(config.cluster_url.to_string(), "https://127.0.0.1:6443/");
     assert_eq!(config.root_cert_file.as_deref(), Some(Path::new(&ca)));
     assert_eq!(config.auth_info.token_file.as_deref(), Some(token.as_str()));
-    assert!(
-        config.auth_info.token.is_none(),
-        "a token that is read once does not rotate"
-    );
+    assert!(config.auth_info.token.is_none(), "a token that is read once does not rotate");
     assert_eq!(config.connect_timeout, Some(timeouts.connect));
     assert_eq!(config.read_timeout, Some(timeouts.read));
     assert_eq!(config.write_timeout, Some(timeouts.write));
@@ -61,22 +52,10 @@ async fn explicit_settings_that_cannot_work_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let ca = write(dir.path(), "ca", "x");
     let missing = dir.path().join("none").to_str().unwrap().to_owned();
-    let given = [
-        "--kube-api-server=https://h",
-        "--kube-ca-file",
-        &ca,
-        "--kube-token-file",
-        &missing,
-    ];
+    let given = ["--kube-api-server=https://h", "--kube-ca-file", &ca, "--kube-token-file", &missing];
     let error = args(&given).unwrap().config(Timeouts::default()).await.unwrap_err();
     assert!(error.to_string().contains(&missing), "{error}");
-    let given = [
-        "--kube-api-server=http://h",
-        "--kube-ca-file",
-        &ca,
-        "--kube-token-file",
-        &ca,
-    ];
+    let given = ["--kube-api-server=http://h", "--kube-ca-file", &ca, "--kube-token-file", &ca];
     let error = args(&given).unwrap().config(Timeouts::default()).await.unwrap_err();
     assert!(error.to_string().contains("https://"), "{error}");
     let error = args(&["--kube-api-server=https://h"]).unwrap_err();
@@ -98,11 +77,7 @@ async fn kubeconfigs_are_merged_like_kubectl_does() {
     let first = write(dir.path(), "a", &kubeconfig("https://first"));
     let second = write(dir.path(), "b", &kubeconfig("https://second"));
     let paths = format!("{}/none:{first}::{second}", dir.path().display());
-    let config = args(&["--kubeconfig", &paths])
-        .unwrap()
-        .config(Timeouts::default())
-        .await
-        .unwrap();
+    let config = args(&["--kubeconfig", &paths]).unwrap().config(Timeouts::default()).await.unwrap();
     assert_eq!(config.cluster_url.to_string(), "https://first/");
     assert_eq!(config.default_namespace, "n");
     assert_eq!(config.read_timeout, Some(Timeouts::default().read));
@@ -112,18 +87,10 @@ async fn kubeconfigs_are_merged_like_kubectl_does() {
 async fn a_kubeconfig_that_does_not_serve_is_refused_without_quoting_it() {
     let dir = tempfile::tempdir().unwrap();
     let none = dir.path().join("none").to_str().unwrap().to_owned();
-    let error = args(&["--kubeconfig", &none])
-        .unwrap()
-        .config(Timeouts::default())
-        .await
-        .unwrap_err();
+    let error = args(&["--kubeconfig", &none]).unwrap().config(Timeouts::default()).await.unwrap_err();
     assert!(error.to_string().contains(&none), "{error}");
     let bad = write(dir.path(), "bad", &format!("users: {{token: {CANARY}\n  - [{CANARY}"));
-    let error = args(&["--kubeconfig", &bad])
-        .unwrap()
-        .config(Timeouts::default())
-        .await
-        .unwrap_err();
+    let error = args(&["--kubeconfig", &bad]).unwrap().config(Timeouts::default()).await.unwrap_err();
     assert!(!format!("{error} {error:?}").contains(CANARY), "{error:?}");
     let good = write(dir.path(), "good", &kubeconfig("https://h"));
     let other = ["--kubeconfig", &good, "--kube-context", "nowhere"];
@@ -154,10 +121,7 @@ async fn server(answer: Option<String>) -> (Api<VmcpSession>, tokio::task::JoinH
 }
 
 fn response(status: &str, body: &str) -> String {
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
+    format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -208,8 +172,5 @@ async fn a_closed_port_is_unreachable_and_says_so() {
     task.abort();
     assert!(task.await.unwrap_err().is_cancelled());
     let error = deadline(PATIENCE, api.get("s")).await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the API server cannot be reached: connection refused"
-    );
+    assert_eq!(error.to_string(), "the API server cannot be reached: connection refused");
 }

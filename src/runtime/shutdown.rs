@@ -32,10 +32,7 @@ pub struct Signals {
 impl Signals {
     /// Starts to catch the signals. Install them before anything slow, so that an early signal is not lost.
     pub fn install() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     /// Runs `work` to its end. The first signal cancels `shutdown`; the second gives up on `work`, which is dropped.
@@ -76,10 +73,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     fn send(signal: &str) {
-        let sent = Command::new("kill")
-            .args([signal, &std::process::id().to_string()])
-            .status()
-            .unwrap();
+        let sent = Command::new("kill").args([signal, &std::process::id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -97,9 +91,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let signals = Signals::install().unwrap();
         send("-TERM");
-        let ended = timeout(PATIENCE, signals.run(&shutdown, shutdown.cancelled()))
-            .await
-            .unwrap();
+        let ended = timeout(PATIENCE, signals.run(&shutdown, shutdown.cancelled())).await.unwrap();
         assert_eq!(ended, Ok(()));
 
         let shutdown = CancellationToken::new();
@@ -110,10 +102,7 @@ mod tests {
             send("-INT");
             std::future::pending::<()>().await;
         };
-        let aborted = timeout(PATIENCE, signals.run(&shutdown, stuck))
-            .await
-            .unwrap()
-            .unwrap_err();
+        let aborted = timeout(PATIENCE, signals.run(&shutdown, stuck)).await.unwrap().unwrap_err();
         assert_eq!(aborted.exit_code(), 130);
         assert!(aborted.to_string().contains("SIGINT"));
     }

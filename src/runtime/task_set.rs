@@ -60,11 +60,7 @@ pub struct TaskSet {
 impl TaskSet {
     /// An empty set that ends when `shutdown` is cancelled.
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self {
-            tasks: JoinSet::new(),
-            names: HashMap::new(),
-            shutdown,
-        }
+        Self { tasks: JoinSet::new(), names: HashMap::new(), shutdown }
     }
 
     /// The token that each task watches.
@@ -174,21 +170,16 @@ mod tests {
         let (mut tasks, _shutdown) = set();
         obedient(&mut tasks, "a");
         tasks.spawn("watch", async { Err(io::Error::other("broken")) });
-        assert_eq!(
-            tasks.run(DRAIN).await.unwrap_err().to_string(),
-            "task 'watch' failed: broken"
-        );
+        assert_eq!(tasks.run(DRAIN).await.unwrap_err().to_string(), "task 'watch' failed: broken");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_task_that_panics_is_named() {
+        fn broken() -> Result<(), io::Error> {
+            panic!("canary-4b1d")
+        }
         let (mut tasks, _shutdown) = set();
-        tasks.spawn("watch", async {
-            if true {
-                panic!("canary-4b1d");
-            }
-            Ok::<(), io::Error>(())
-        });
+        tasks.spawn("watch", async { broken() });
         let error = tasks.run(DRAIN).await.unwrap_err();
         assert_eq!(error.to_string(), "task 'watch' panicked");
         assert!(!format!("{error:?}").contains("canary"));
@@ -203,10 +194,7 @@ mod tests {
             Err(io::Error::other("late"))
         });
         shutdown.cancel();
-        assert_eq!(
-            tasks.run(DRAIN).await.unwrap_err().to_string(),
-            "task 'agent' failed: late"
-        );
+        assert_eq!(tasks.run(DRAIN).await.unwrap_err().to_string(), "task 'agent' failed: late");
     }
 
     #[tokio::test(start_paused = true)]
@@ -226,10 +214,7 @@ mod tests {
         let (mut tasks, _shutdown) = set();
         tasks.spawn("stuck", std::future::pending::<Result<(), io::Error>>());
         tasks.spawn("watch", async { Ok::<(), io::Error>(()) });
-        assert_eq!(
-            tasks.run(DRAIN).await.unwrap_err().to_string(),
-            "task 'watch' ended early"
-        );
+        assert_eq!(tasks.run(DRAIN).await.unwrap_err().to_string(), "task 'watch' ended early");
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,13 +20,7 @@ pub struct LogArgs {
     pub log_format: LogFormat,
 
     /// What to log: a level, or directives as in `info,vmcp_session=debug`.
-    #[arg(
-        long,
-        env = "VMCP_LOG_LEVEL",
-        value_name = "FILTER",
-        default_value = "info",
-        global = true
-    )]
+    #[arg(long, env = "VMCP_LOG_LEVEL", value_name = "FILTER", default_value = "info", global = true)]
     pub log_level: String,
 }
 
@@ -75,18 +69,9 @@ pub fn init(args: &LogArgs) -> Result<(), TelemetryError> {
 /// Logs a panic like everything else. A message that was put together at run time may hold a value, so only one that
 /// stands in the source is shown; the place says which it was.
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    let message = panic
-        .payload()
-        .downcast_ref::<&'static str>()
-        .copied()
-        .unwrap_or("(message withheld)");
+    let message = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("(message withheld)");
     let place = panic.location().map(ToString::to_string);
-    tracing::error!(
-        place,
-        panic = message,
-        thread = std::thread::current().name(),
-        "panicked"
-    );
+    tracing::error!(place, panic = message, thread = std::thread::current().name(), "panicked");
 }
 
 /// Whether a library's own events may be logged at all, whatever the filter says.
@@ -108,10 +93,7 @@ fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let refused = |reason: String| TelemetryError::Filter {
-        filter: filter.to_owned(),
-        reason,
-    };
+    let refused = |reason: String| TelemetryError::Filter { filter: filter.to_owned(), reason };
     if filter.trim().is_empty() {
         return Err(refused("it is empty; to log nothing, say 'off'".to_owned()));
     }
@@ -119,11 +101,7 @@ where
     let filter = parsed.and(filter_fn(may_be_logged));
     let registry = tracing_subscriber::registry();
     Ok(if json {
-        let layer = fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .with_writer(writer);
+        let layer = fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(writer);
         Box::new(registry.with(layer.with_filter(filter)))
     } else {
         let layer = fmt::layer().with_ansi(colours).with_target(false).with_writer(writer);
@@ -222,19 +200,14 @@ mod tests {
             std::panic::set_hook(before);
         });
         assert!(!text.contains("canary"), "{text}");
-        assert!(
-            text.contains("telemetry.rs:") && text.contains("(message withheld)"),
-            "{text}"
-        );
+        assert!(text.contains("telemetry.rs:") && text.contains("(message withheld)"), "{text}");
         assert!(text.contains("known at compile time"), "{text}");
     }
 
     #[test]
     fn a_bad_filter_is_refused_with_the_reason() {
         for bad in ["vmcp_session=loud", "a=b=c", "", "  ", "[{"] {
-            let Err(error) = subscriber(bad, true, false, io::sink) else {
-                panic!("'{bad}' was taken")
-            };
+            let Err(error) = subscriber(bad, true, false, io::sink) else { panic!("'{bad}' was taken") };
             let text = error.to_string();
             assert!(text.contains("--log-level") && text.contains(bad), "{text}");
         }
