@@ -1,1 +1,4 @@
 //! Keeps the session caches of vMCP pods coherent with `VmcpSession` objects in Kubernetes.
+
+pub mod controller;
+pub mod core;
