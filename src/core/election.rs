@@ -254,13 +254,13 @@ impl Election {
         }
         match &self.view {
             View::Unknown => self.at(now, Step::Read),
-            View::Absent { since } => {
-                if self.may_create(*since, now) {
-                    self.at(now, Step::Create)
-                } else {
-                    self.at(now, Step::Read)
-                }
-            }
+            View::Absent { since } => match self.may_create_at(*since, now) {
+                created if now >= created => Step::Create,
+                created if now < self.not_before => Step::Wait {
+                    until: self.not_before.min(created),
+                },
+                _ => Step::Read,
+            },
             View::Present { lease, since } => {
                 let resource_version = lease.resource_version.clone();
                 if lease.holder == self.identity {
@@ -307,12 +307,12 @@ impl Election {
 
     /// At first sight an absent lease is a new installation. Later, somebody deleted it: its holder may not know yet.
     /// The holder itself may put it back at once, since nobody else can have led before it stops.
-    fn may_create(&self, absent_since: Time, now: Time) -> bool {
+    fn may_create_at(&self, absent_since: Time, now: Time) -> Time {
         match self.longest_seen {
-            Some(seen) if self.holds(Rule::AbsenceIsWaitedOut) => {
-                self.is_leader(now) || now >= absent_since + self.waits_for(seen)
+            Some(seen) if self.holds(Rule::AbsenceIsWaitedOut) && !self.is_leader(now) => {
+                absent_since + self.waits_for(seen)
             }
-            _ => true,
+            _ => absent_since,
         }
     }
 
@@ -334,9 +334,6 @@ impl Election {
         let Some(lease) = found else {
             if !matches!(self.view, View::Absent { .. }) {
                 self.view = View::Absent { since: now };
-            }
-            if self.is_leader(now) {
-                self.not_before = now;
             }
             return;
         };
