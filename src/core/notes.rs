@@ -54,7 +54,7 @@ impl Note {
             1 => format!("1 pod dropped its copy in {}", human(took)),
             _ => format!("{pods} pods dropped their copies in {}", human(took)),
         };
-        let keys = list(keys, MAX_KEYS, NOTE_LIMIT - 128);
+        let keys = list(keys, MAX_KEYS, NOTE_LIMIT - 192);
         Self {
             kind: EventType::Normal,
             reason: "MetadataChanged",
