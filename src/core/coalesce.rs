@@ -27,7 +27,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    fn after(&self, failures: u32) -> Duration {
+    /// How long to wait after so many failures in a row.
+    pub fn after(&self, failures: u32) -> Duration {
         let factor = 1_u32
             .checked_shl(failures.saturating_sub(1))
             .unwrap_or(u32::MAX);
