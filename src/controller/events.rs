@@ -213,9 +213,9 @@ impl EventSink for Kube {
         };
         let body = object(event, &self.controller, &self.instance);
         match within(DEADLINE, api.create(&signed, &body)).await {
-            Ok(_) => Ok(()),
-            // The name is this event's own: an earlier attempt was stored, and its answer was lost.
-            Err(Fault {
+            // The name is this event's own: on a conflict, an earlier attempt was stored and its answer was lost.
+            Ok(_)
+            | Err(Fault {
                 code: Some(409), ..
             }) => Ok(()),
             Err(fault) => Err(fault),

@@ -86,13 +86,13 @@ impl Note {
     /// A pod that may hold a copy has not confirmed that it dropped it.
     pub fn pod_unreachable(pod: &str, waited: Duration, lease_left: Duration) -> Self {
         let pod = name(pod, 253);
-        let waited = human(waited);
+        let after = human(waited);
         let text = if lease_left.is_zero() {
-            format!("pod {pod} has not confirmed an eviction after {waited}; its lease has ended")
+            format!("pod {pod} has not confirmed an eviction after {after}; its lease has ended")
         } else {
             let left = human(lease_left);
             format!(
-                "pod {pod} has not confirmed an eviction after {waited}; its lease ends within {left}"
+                "pod {pod} has not confirmed an eviction after {after}; its lease ends within {left}"
             )
         };
         Self {
@@ -112,21 +112,21 @@ pub fn cut(text: &str, limit: usize) -> &str {
 /// Names in a row: at most `count` of them and about `budget` bytes, then how many more there are.
 fn list<'a>(names: impl IntoIterator<Item = &'a str>, count: usize, budget: usize) -> String {
     let mut text = String::new();
-    let mut named = 0_usize;
+    let mut listed = 0_usize;
     let mut more = 0_usize;
     for next in names {
         let next = name(next, MAX_NAME);
-        if more > 0 || named == count || text.len() + next.len() + 2 > budget {
+        if more > 0 || listed == count || text.len() + next.len() + 2 > budget {
             more += 1;
             continue;
         }
-        if named > 0 {
+        if listed > 0 {
             text.push_str(", ");
         }
         text.push_str(&next);
-        named += 1;
+        listed += 1;
     }
-    match (named, more) {
+    match (listed, more) {
         (0, 0) => "none".to_owned(),
         (_, 0) => text,
         (_, more) => format!("{text} and {more} more"),
@@ -258,7 +258,7 @@ mod tests {
             let changed = Note::metadata_changed(names(), usize::MAX, Duration::MAX);
             prop_assert!(changed.text.len() <= NOTE_LIMIT - 64, "{}", changed.text.len());
             let managers = managers.iter().map(String::as_str);
-            let storm = Note::eviction_storm(u64::MAX, Duration::from_secs(600), names(), managers);
+            let storm = Note::eviction_storm(u64::MAX, Duration::from_mins(10), names(), managers);
             prop_assert!(storm.text.len() <= NOTE_LIMIT - 64, "{}", storm.text.len());
             prop_assert!(storm.text.contains("; written by: "));
             for text in [changed.text, storm.text] {

@@ -216,7 +216,7 @@ proptest! {
         for (taken, _) in in_flight {
             queue.finish(&taken.key);
         }
-        let late = now + Duration::from_secs(60);
+        let late = now + Duration::from_mins(1);
         let mut last = at(0);
         while let Some(ready) = queue.next_ready() {
             prop_assert!(ready >= last);

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
-use super::simulation::{Broken, Fault, FaultKind, History, Net, World};
+use super::history::{Broken, Fault, FaultKind, History, Net};
+use super::simulation::World;
 use super::{Answer, Election, Observed, Rule, Step, Timings, TimingsError};
 use crate::core::time::Time;
 
@@ -123,12 +124,12 @@ fn every_rule_is_needed() {
     }
 }
 
-fn observed(holder: &str, version: &str) -> Option<Observed> {
-    Some(Observed {
+fn held_by(holder: &str, version: &str) -> Observed {
+    Observed {
         holder: holder.to_owned(),
         resource_version: version.to_owned(),
         duration: seconds(15),
-    })
+    }
 }
 
 fn stored(version: &str) -> Answer {
@@ -187,7 +188,7 @@ fn a_renewal_whose_answer_was_lost_is_found_and_renewed() {
     election.wrote(&renew, at(3000), Answer::Unknown, at(6000));
     assert_eq!(election.next(at(6000)), Step::Wait { until: at(6500) });
     assert_eq!(election.next(at(6500)), Step::Read);
-    election.observed(observed("a", "2"), at(6600));
+    election.observed(Some(held_by("a", "2")), at(6600));
     assert_eq!(
         election.leads_until(),
         Some(at(11_000)),
@@ -204,7 +205,7 @@ fn a_renewal_whose_answer_was_lost_is_found_and_renewed() {
 #[test]
 fn another_holder_ends_leadership_at_once() {
     let mut election = leader();
-    election.observed(observed("b", "2"), at(4000));
+    election.observed(Some(held_by("b", "2")), at(4000));
     assert!(!election.is_leader(at(4000)));
     assert_eq!(election.holder(), Some("b"));
 }
@@ -212,12 +213,12 @@ fn another_holder_ends_leadership_at_once() {
 #[test]
 fn anothers_lease_is_taken_after_its_duration_unchanged() {
     let mut election = Election::new("a".to_owned(), timings());
-    election.observed(observed("b", "7"), at(0));
+    election.observed(Some(held_by("b", "7")), at(0));
     assert_eq!(election.next(at(1999)), Step::Wait { until: at(2000) });
     assert_eq!(election.next(at(2000)), Step::Read);
-    election.observed(observed("b", "8"), at(2000));
+    election.observed(Some(held_by("b", "8")), at(2000));
     for second in 1..=7 {
-        election.observed(observed("b", "8"), at(2000 + 2000 * second));
+        election.observed(Some(held_by("b", "8")), at(2000 + 2000 * second));
     }
     assert_eq!(election.next(at(16_500)), Step::Wait { until: at(17_000) });
     assert_eq!(
@@ -231,7 +232,7 @@ fn anothers_lease_is_taken_after_its_duration_unchanged() {
 #[test]
 fn a_released_lease_is_taken_at_once() {
     let mut election = Election::new("a".to_owned(), timings());
-    election.observed(observed("", "7"), at(0));
+    election.observed(Some(held_by("", "7")), at(0));
     assert_eq!(
         election.next(at(0)),
         Step::Acquire {
@@ -259,12 +260,12 @@ fn a_stopping_leader_stops_first_and_then_gives_back() {
 #[test]
 fn a_stopping_replica_looks_after_a_write_it_is_unsure_of() {
     let mut election = Election::new("a".to_owned(), timings());
-    election.observed(observed("", "7"), at(0));
+    election.observed(Some(held_by("", "7")), at(0));
     let acquire = election.next(at(0));
     election.stop(at(10));
     election.wrote(&acquire, at(0), Answer::Unknown, at(10));
     assert_eq!(election.next(at(510)), Step::Read);
-    election.observed(observed("a", "8"), at(520));
+    election.observed(Some(held_by("a", "8")), at(520));
     assert_eq!(
         election.next(at(520)),
         Step::Release {
@@ -276,7 +277,7 @@ fn a_stopping_replica_looks_after_a_write_it_is_unsure_of() {
 #[test]
 fn a_stopping_follower_is_done_at_once() {
     let mut election = Election::new("a".to_owned(), timings());
-    election.observed(observed("b", "7"), at(0));
+    election.observed(Some(held_by("b", "7")), at(0));
     election.stop(at(10));
     assert_eq!(election.next(at(10)), Step::Done);
     let mut knows_nothing = Election::new("a".to_owned(), timings());
@@ -290,7 +291,7 @@ fn a_deleted_lease_is_put_back_by_its_holder_only() {
     holder.observed(None, at(3000));
     assert_eq!(holder.next(at(3000)), Step::Create);
     let mut other = Election::new("b".to_owned(), timings());
-    other.observed(observed("a", "1"), at(2000));
+    other.observed(Some(held_by("a", "1")), at(2000));
     other.observed(None, at(3000));
     assert_eq!(other.next(at(5000)), Step::Read);
     assert_eq!(other.next(at(18_000)), Step::Create);
