@@ -1,0 +1,42 @@
+//! What the tests, the demo and the benchmarks stand on: a real control plane, a network that can be made hostile, and
+//! processes that never outlive the one that started them.
+//!
+//! | to get | use |
+//! |---|---|
+//! | etcd and kube-apiserver, started, stopped, killed, paused | [`ControlPlane`], [`ApiServer`], [`Component`] |
+//! | connections that are slow, silent or cut | [`TcpProxy`] |
+//! | a program under supervision | [`Process`] |
+//! | service accounts, roles, pods and tokens bound to them | the methods of [`ControlPlane`] |
+//! | the requests that an API server has answered | [`AuditLog`] |
+//! | an address of one's own | [`LoopbackAddr`] |
+//! | a condition to come true | [`eventually`] |
+//!
+//! Nothing stays behind: every child process dies with this one, however this one ends (see [`Process`]).
+
+mod apiserver;
+mod assets;
+mod audit;
+mod component;
+mod control_plane;
+mod error;
+mod identity;
+mod kubectl;
+mod loopback;
+mod pki;
+mod process;
+mod proxy;
+mod scratch;
+mod supervisor;
+mod wait;
+
+pub use apiserver::ApiServer;
+pub use audit::{AuditEntry, AuditLog, AuditMark, Verb};
+pub use component::Component;
+pub use control_plane::{ControlPlane, ControlPlaneOptions};
+pub use error::{Error, Result};
+pub use identity::{TokenAccess, policy_rule};
+pub use kubectl::KubectlOutput;
+pub use loopback::{LoopbackAddr, free_port};
+pub use process::{Process, ProcessBuilder};
+pub use proxy::{ProxyMode, TcpProxy};
+pub use wait::eventually;

@@ -1,0 +1,68 @@
+//! Addresses in 127.0.0.0/8 that nobody else uses.
+
+use crate::{Error, Result};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// The UDP port that is bound to claim an address; above the range that Linux gives to outgoing connections.
+const CLAIM_PORT: u16 = 61_998;
+/// Addresses 127.0.1.1 to 127.0.255.254.
+const HOSTS: u32 = 254;
+const COUNT: u32 = 255 * HOSTS;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A loopback address that belongs to one holder on this machine while the value lives.
+///
+/// The claim is a bound UDP port, so that the kernel keeps two processes apart and frees the address of a process that
+/// was killed. As connections to any loopback address go out from 127.0.0.1, a port of this address is never taken by
+/// somebody's outgoing connection: a server that is restarted finds its port free.
+#[derive(Debug)]
+pub struct LoopbackAddr {
+    ip: Ipv4Addr,
+    _claim: UdpSocket,
+}
+
+impl LoopbackAddr {
+    /// Claims an address that no other test process has.
+    pub fn claim() -> Result<Self> {
+        // Processes that run side by side start their search far from each other.
+        let start = process::id().wrapping_mul(1_009);
+        for _ in 0..COUNT {
+            let slot = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+            let [.., high, low] = (((slot / HOSTS + 1) << 8) | (slot % HOSTS + 1)).to_be_bytes();
+            let ip = Ipv4Addr::new(127, 0, high, low);
+            match UdpSocket::bind((ip, CLAIM_PORT)) {
+                Ok(claim) => return Ok(Self { ip, _claim: claim }),
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
+                Err(e) => return Err(Error::io(format!("claiming {ip}"))(e)),
+            }
+        }
+        Err(Error::io("claiming a loopback address")(io::ErrorKind::AddrInUse.into()))
+    }
+
+    /// The address.
+    pub fn ip(&self) -> IpAddr {
+        self.ip.into()
+    }
+
+    /// A port that is free on this address.
+    pub fn free_port(&self) -> Result<u16> {
+        free_port(self.ip.into())
+    }
+
+    /// This address with a port that is free on it.
+    pub fn free_socket(&self) -> Result<SocketAddr> {
+        Ok((self.ip(), self.free_port()?).into())
+    }
+}
+
+/// A TCP port that is free on `ip` right now. Only on a claimed address does it stay free until it is used.
+pub fn free_port(ip: IpAddr) -> Result<u16> {
+    let bound = TcpListener::bind((ip, 0)).and_then(|l| l.local_addr());
+    Ok(bound.map_err(Error::io(format!("looking for a free port on {ip}")))?.port())
+}

@@ -1,0 +1,81 @@
+//! The certificates and keys of one control plane.
+
+use crate::{Error, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use std::net::IpAddr;
+
+/// A certificate with its key, both as PEM.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) cert: String,
+    pub(crate) key: String,
+}
+
+/// An authority that signs the certificates of servers and of users.
+pub(crate) struct Authority {
+    cert: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Result<Self> {
+        let mut params = named("testkit", &[])?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate().map_err(malformed)?;
+        let cert = params.self_signed(&key).map_err(malformed)?.pem();
+        Ok(Self { cert, issuer: Issuer::new(params, key) })
+    }
+
+    /// Its certificate as PEM.
+    pub(crate) fn cert(&self) -> &str {
+        &self.cert
+    }
+
+    /// A serving certificate for `ip`, for 127.0.0.1 and for the names of the API server.
+    pub(crate) fn server(&self, ip: IpAddr) -> Result<Identity> {
+        let mut params = named("kube-apiserver", &[])?;
+        let names = ["127.0.0.1", "localhost", "kubernetes.default.svc", &ip.to_string()].map(str::to_owned);
+        let sans = CertificateParams::new(names).map_err(malformed)?.subject_alt_names;
+        params.subject_alt_names = sans;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(&params)
+    }
+
+    /// A client certificate: Kubernetes takes the common name as the user, organizations as groups.
+    pub(crate) fn user(&self, name: &str, groups: &[&str]) -> Result<Identity> {
+        let mut params = named(name, groups)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(&params)
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Result<Identity> {
+        let key = KeyPair::generate().map_err(malformed)?;
+        let cert = params.signed_by(&key, &self.issuer).map_err(malformed)?.pem();
+        Ok(Identity { cert, key: key.serialize_pem() })
+    }
+}
+
+/// A key pair for service-account tokens, as PEM: private, public.
+pub(crate) fn signing_key() -> Result<(String, String)> {
+    let key = KeyPair::generate().map_err(malformed)?;
+    Ok((key.serialize_pem(), key.public_key_pem()))
+}
+
+fn named(common_name: &str, organizations: &[&str]) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(Vec::new()).map_err(malformed)?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    for organization in organizations {
+        params.distinguished_name.push(DnType::OrganizationName, *organization);
+    }
+    Ok(params)
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the signature of map_err")]
+fn malformed(e: rcgen::Error) -> Error {
+    Error::Malformed(format!("making a certificate: {e}"))
+}
