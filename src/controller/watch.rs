@@ -125,9 +125,7 @@ impl Watch {
         let mut reads: Vec<Read> = Vec::new();
         let position = loop {
             let page = deadline(CALL_DEADLINE, async {
-                let request = Request::new(self.path())
-                    .list(&params)
-                    .map_err(kube::Error::BuildRequest)?;
+                let request = Request::new(self.path()).list(&params).map_err(kube::Error::BuildRequest)?;
                 self.client.request::<ObjectList<Watched>>(request).await
             });
             let ObjectList { metadata, items, .. } = page.await?;
@@ -140,10 +138,7 @@ impl Watch {
             match metadata.continue_.filter(|c| !c.is_empty()) {
                 Some(next) => params = params.continue_token(&next),
                 None => {
-                    break metadata
-                        .resource_version
-                        .ok_or(WatchError::NoResourceVersion)?
-                        .parse()?;
+                    break metadata.resource_version.ok_or(WatchError::NoResourceVersion)?.parse()?;
                 }
             }
         };
@@ -154,8 +149,7 @@ impl Watch {
             kept.push((object.key.clone(), terms, marker));
             objects.push(object);
         }
-        self.shared
-            .with(|replica, now| replica.relist(self.scope, objects, position, now))?;
+        self.shared.with(|replica, now| replica.relist(self.scope, objects, position, now))?;
         self.ledger.relisted(self.namespace.as_deref(), kept);
         debug!(scope = %self.name(), objects = count, %position, "listed");
         Ok(())
@@ -166,9 +160,7 @@ impl Watch {
         let params = WatchParams::default().timeout(WATCH_SECONDS);
         let begun = deadline(CALL_DEADLINE, async {
             let request = Request::new(self.path()).watch(&params, &position.to_string());
-            self.client
-                .request_events::<Watched>(request.map_err(kube::Error::BuildRequest)?)
-                .await
+            self.client.request_events::<Watched>(request.map_err(kube::Error::BuildRequest)?).await
         });
         let events = begun.await?;
         let mut events = std::pin::pin!(events);
@@ -185,20 +177,17 @@ impl Watch {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     let read = self.reader.lock().read(object)?;
                     self.ledger.observed(&read);
-                    self.shared
-                        .with(|replica, now| replica.apply(self.scope, read.object, now));
+                    self.shared.with(|replica, now| replica.apply(self.scope, read.object, now));
                 }
                 WatchEvent::Deleted(object) => {
                     let Read { object, .. } = self.reader.lock().read(object)?;
                     self.ledger.removed(&object.key);
                     let at = object.resource_version;
-                    self.shared
-                        .with(|replica, now| replica.delete(self.scope, &object.key, at, now));
+                    self.shared.with(|replica, now| replica.delete(self.scope, &object.key, at, now));
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     let position = bookmark.metadata.resource_version.parse()?;
-                    self.shared
-                        .with(|replica, now| replica.bookmark(self.scope, position, now));
+                    self.shared.with(|replica, now| replica.bookmark(self.scope, position, now));
                 }
                 WatchEvent::Error(status) => {
                     let error = ApiError::from(kube::Error::Api(status));
