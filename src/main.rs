@@ -1,1 +1,79 @@
-fn main() {}
+//! The `vmcp-session` command.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+use vmcp_session::controller::{self, ControllerArgs};
+use vmcp_session::runtime::shutdown::Signals;
+use vmcp_session::runtime::telemetry::{self, LogArgs};
+
+/// Keeps the session caches of vMCP pods coherent with VmcpSession objects in Kubernetes.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch sessions and tell the pods which of their copies to drop.
+    Controller(Box<ControllerArgs>),
+    /// Print the CustomResourceDefinition.
+    Crds,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Crds => match vmcp_session::api::crd::crd_yaml() {
+            Ok(yaml) => {
+                print!("{yaml}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Controller(args) => serve(&cli.log, |shutdown| controller::run(*args, shutdown)),
+    }
+}
+
+fn serve<E: std::error::Error, F: Future<Output = Result<(), E>>>(
+    log: &LogArgs,
+    work: impl FnOnce(CancellationToken) -> F,
+) -> ExitCode {
+    if let Err(error) = telemetry::init(log) {
+        eprintln!("error: {error}");
+        return ExitCode::from(2);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let shutdown = CancellationToken::new();
+    let ended = runtime.block_on(async {
+        let signals = Signals::install()?;
+        Ok::<_, std::io::Error>(signals.run(&shutdown, work(shutdown.clone())).await)
+    });
+    runtime.shutdown_background();
+    match ended {
+        Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
+        Ok(Ok(Err(error))) => {
+            tracing::error!(%error, "ended");
+            ExitCode::FAILURE
+        }
+        Ok(Err(aborted)) => ExitCode::from(aborted.exit_code()),
+        Err(error) => {
+            eprintln!("error: cannot catch signals: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

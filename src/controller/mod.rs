@@ -1,8 +1,258 @@
-//! The controller: it watches sessions, tells the agents, and writes to Kubernetes.
+//! The controller: thin layers around [`crate::core::replica`].
+//!
+//! * [`watch`]: lists and watches sessions; [`object`] is how they are read.
+//! * [`marker`]: proves that the watch is complete, and registers the replica.
+//! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`auth`] tells who they are.
+//! * [`ledger`]: what is left to be done for each session, by whoever leads.
+//! * [`shared`]: the replica's state, where all of these meet.
+//! * [`leader`]: who may write to Kubernetes; [`status`] and [`events`]: what is written.
 
-pub mod clock;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use rand::Rng;
+use thiserror::Error;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::core::replica::{Config, Replica, ScopeId};
+use crate::proto::v1;
+use crate::runtime::admin::{AdminError, BoundAdmin};
+use crate::runtime::api_error::ApiError;
+use crate::runtime::health::Health;
+use crate::runtime::kube_client::{KubeConfigError, Timeouts};
+use crate::runtime::task_set::{TaskError, TaskSet};
+
+pub mod attach;
+pub mod auth;
+mod clock;
+pub mod config;
 pub mod events;
-pub mod fault;
 pub mod leader;
+pub mod ledger;
+pub mod marker;
+pub mod object;
+pub mod peer;
 mod pump;
+mod remedy;
+pub mod serve;
+pub mod shared;
 pub mod status;
+pub mod watch;
+
+pub use config::ControllerArgs;
+use shared::{Shared, now};
+
+/// How long everything may take to end.
+const DRAIN: Duration = Duration::from_secs(8);
+/// How long agents are given to return their leases.
+const RETURN_LEASES: Duration = Duration::from_secs(3);
+/// How often it is looked whether something that was remembered is over.
+const POLL: Duration = Duration::from_millis(50);
+
+/// The controller could not start, or could not go on.
+#[derive(Debug, Error)]
+pub enum ControllerError {
+    /// A setting makes no sense.
+    #[error(transparent)]
+    Config(#[from] config::ConfigError),
+    /// The API client cannot be configured.
+    #[error(transparent)]
+    Kube(#[from] KubeConfigError),
+    /// The API server does not tell who this controller is.
+    #[error("cannot ask the API server who this controller is: {0}")]
+    Identity(ApiError),
+    /// The admin endpoints cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The streams cannot be served.
+    #[error(transparent)]
+    Serve(#[from] serve::ServeError),
+    /// A task ended.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+}
+
+/// Runs one replica until `shutdown`.
+pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<(), ControllerError> {
+    args.validate()?;
+    let (lease, renewal) = (args.lease()?, args.renewal()?);
+    let admin = BoundAdmin::bind(args.admin.admin_listen).await?;
+    let bound = serve::Bound::bind(args.listen).await?;
+    let client = args.kube.client(Timeouts::default()).await?;
+    let authenticator = authenticate(&client, &args.token_audience, &shutdown).await?;
+    let name = replica_name(args.replica_name.as_deref());
+    let address = args.advertise.unwrap_or(bound.address).to_string();
+    info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
+
+    let namespaces: Vec<Arc<str>> = args.namespaces.iter().map(|n| n.as_str().into()).collect();
+    let replica = Replica::new(
+        Config {
+            lease,
+            ..Config::default()
+        },
+        &namespaces,
+    );
+    let scopes: Vec<(ScopeId, Option<Arc<str>>)> = replica.scopes().map(|(id, n)| (id, n.cloned())).collect();
+    let ledger = Arc::new(ledger::Ledger::default());
+    let shared = Arc::new(Shared::new(replica, ledger.clone()));
+
+    let health = Health::default();
+    let fresh = shared.clone();
+    health.readiness_fn("watch", move || match fresh.with(|replica, now| replica.age(now)) {
+        None => Err("the watch was not yet proven to be complete".into()),
+        Some(age) if age >= lease => Err("the watch has not been proven to be complete for longer than a lease".into()),
+        Some(_) => Ok(()),
+    });
+
+    // What must go on while the agents return their leases is cancelled later than what begins new work.
+    let closing = CancellationToken::new();
+    let mut tasks = TaskSet::new(closing.clone());
+    let markers_in = |namespace: &Option<Arc<str>>| {
+        namespace
+            .as_ref()
+            .map_or_else(|| args.operator_namespace.clone(), ToString::to_string)
+    };
+    for (scope, namespace) in &scopes {
+        let distrust = Arc::new(Notify::new());
+        let reader = Arc::new(Mutex::new(object::Reader::new(&markers_in(namespace))));
+        let watch = watch::Watch {
+            client: args.kube.client(Timeouts::default()).await?,
+            scope: *scope,
+            namespace: namespace.clone(),
+            shared: shared.clone(),
+            ledger: ledger.clone(),
+            reader,
+            distrust: distrust.clone(),
+        };
+        let marker = marker::Marker {
+            client: client.clone(),
+            scope: *scope,
+            namespace: markers_in(namespace),
+            name: name.clone(),
+            address: address.clone(),
+            lease,
+            shared: shared.clone(),
+            distrust,
+        };
+        tasks.spawn("watch", watch.run(closing.clone()));
+        tasks.spawn("marker", marker.run(closing.clone()));
+    }
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let settings = v1::Settings {
+        replica: name.clone(),
+        lease_millis: millis(lease),
+        heartbeat_millis: millis(lease / 5),
+        renewal_millis: millis(renewal),
+        ..v1::Settings::default()
+    };
+    let attach = attach::Attach {
+        shared: shared.clone(),
+        ledger: ledger.clone(),
+        settings,
+        closing: closing.clone(),
+    };
+    let peer = peer::Peer {
+        shared: shared.clone(),
+        ledger: ledger.clone(),
+        name: name.clone(),
+        renewal,
+        closing: closing.clone(),
+    };
+    let service = serve::Service {
+        attach,
+        peer,
+        authenticator,
+    };
+    tasks.spawn("serve", bound.serve(service, closing.clone()));
+    tasks.spawn("poll", poll(shared.clone(), closing.clone()));
+    tasks.spawn(
+        "admin",
+        admin.serve(health, Arc::new(Registry::default()), closing.clone()),
+    );
+
+    let stopping = stop(shared, client, scopes, markers_in, name, shutdown, closing);
+    let (ended, ()) = tokio::join!(tasks.run(DRAIN), stopping);
+    Ok(ended?)
+}
+
+/// Ends the replica in order: no new leases, those in force are returned, the registration goes, then everything else.
+async fn stop(
+    shared: Arc<Shared>,
+    client: kube::Client,
+    scopes: Vec<(ScopeId, Option<Arc<str>>)>,
+    markers_in: impl Fn(&Option<Arc<str>>) -> String,
+    name: String,
+    shutdown: CancellationToken,
+    closing: CancellationToken,
+) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        // A task has ended early.
+        () = closing.cancelled() => return,
+    }
+    shared.with(|replica, _| replica.stop());
+    let deadline = Instant::now() + RETURN_LEASES;
+    let over = || shared.with(|replica, now| replica.all_leases_over(now));
+    while !over() && Instant::now() < deadline {
+        sleep(Duration::from_millis(10)).await;
+    }
+    if over() {
+        for (_, namespace) in &scopes {
+            if let Err(error) = marker::remove(&client, &markers_in(namespace), &name, None).await {
+                warn!(%error, "the marker stays: whoever leads removes it when a lease has passed");
+            }
+        }
+    } else {
+        info!("some agents have not returned their leases: the registration stays until these have ended");
+    }
+    closing.cancel();
+}
+
+async fn poll(shared: Arc<Shared>, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
+    let mut ticks = interval(POLL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ = ticks.tick() => shared.with(|replica, _| replica.poll(now())),
+        }
+    }
+}
+
+/// Asks until the API server answers: a controller that starts before it must not fail for that.
+async fn authenticate(
+    client: &kube::Client,
+    audience: &str,
+    shutdown: &CancellationToken,
+) -> Result<auth::Authenticator, ControllerError> {
+    let mut pause = Duration::from_millis(200);
+    loop {
+        let error = match auth::Authenticator::new(client.clone(), audience.to_owned()).await {
+            Ok(authenticator) => return Ok(authenticator),
+            Err(error) => error,
+        };
+        warn!(%error, "the API server does not answer yet; trying again");
+        tokio::select! {
+            () = shutdown.cancelled() => return Err(ControllerError::Identity(error)),
+            () = sleep(pause) => pause = (pause * 2).min(Duration::from_secs(5)),
+        }
+    }
+}
+
+/// A name that no other process has or had: a restarted replica does not know what the one before it granted, so it
+/// must not be taken for it.
+fn replica_name(pod: Option<&str>) -> String {
+    let host = || std::env::var("HOSTNAME").ok().filter(|h| !h.is_empty());
+    let pod = pod
+        .map(str::to_owned)
+        .or_else(host)
+        .unwrap_or_else(|| "vmcp-session-controller".to_owned());
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let pod: String = pod.chars().filter(|c| allowed(*c)).take(200).collect();
+    format!("replica-{pod}-{:08x}", rand::rng().random::<u32>())
+}

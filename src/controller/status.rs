@@ -1,6 +1,7 @@
 //! Writes the status of sessions: only what differs, only while leading, a few calls at a time, the latest wins.
 
-use std::fmt::{Debug, Display};
+use std::convert::Infallible;
+use std::fmt::Display;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +11,15 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::controller::clock;
-use crate::controller::fault::{Fault, Remedy};
 use crate::controller::leader::LeadershipGuard;
 use crate::controller::pump::{self, Source};
+use crate::controller::remedy::Remedy;
+use crate::controller::shared::now;
 use crate::core::coalesce::{Backoff, Coalesce, CoalescingQueue, Offered, Taken};
+use crate::core::session::ResourceVersion;
+use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
+use crate::runtime::api_error::ApiError;
 
 mod kube_sink;
 mod patch;
@@ -24,8 +28,6 @@ mod recent;
 pub use kube_sink::KubeStatus;
 pub use patch::StatusPatch;
 use recent::Recent;
-
-use crate::core::session_ref::SessionRef;
 
 /// The writer of the controller.
 pub type SessionStatusWriter = StatusWriter<SessionRef, StatusPatch, KubeStatus>;
@@ -42,11 +44,7 @@ pub trait StatusPayload: Coalesce + Clone + Send + Sync {
 /// Where statuses are written to.
 pub trait StatusSink<K, P>: Send + Sync {
     /// Writes one, within a deadline. The answer is the version that it made, if that is known.
-    fn patch(
-        &self,
-        key: &K,
-        payload: &P,
-    ) -> impl Future<Output = Result<Option<u64>, Fault>> + Send;
+    fn patch(&self, key: &K, payload: &P) -> impl Future<Output = Result<Option<ResourceVersion>, ApiError>> + Send;
 }
 
 /// Bounds of the writer.
@@ -69,14 +67,8 @@ impl Default for StatusLimits {
         Self {
             capacity: 65_536,
             calls: 8,
-            backoff: Backoff {
-                first: Duration::from_millis(200),
-                longest: Duration::from_secs(30),
-            },
-            pause: Backoff {
-                first: Duration::from_millis(100),
-                longest: Duration::from_secs(5),
-            },
+            backoff: Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(30) },
+            pause: Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) },
             attempts: 8,
         }
     }
@@ -88,7 +80,7 @@ pub struct Seen<'a, S: ?Sized> {
     /// Its status.
     pub status: &'a S,
     /// Its resourceVersion.
-    pub resource_version: u64,
+    pub resource_version: ResourceVersion,
 }
 
 /// A handle for offering statuses; clones share one queue. Somebody must await [`Self::run`].
@@ -99,9 +91,7 @@ pub struct StatusWriter<K, P, S> {
 
 impl<K, P, S> Clone for StatusWriter<K, P, S> {
     fn clone(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-        }
+        Self { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -153,28 +143,15 @@ where
             away: 0,
             paused_until: Time::default(),
         };
-        let shared = Shared {
-            sink,
-            guard,
-            limits,
-            state: Mutex::new(state),
-            wake: Notify::new(),
-            counts: Counts::default(),
-        };
-        Self {
-            shared: Arc::new(shared),
-        }
+        let shared =
+            Shared { sink, guard, limits, state: Mutex::new(state), wake: Notify::new(), counts: Counts::default() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Says what the status of `key` shall be. Never waits. Returns whether it will be written; `false` means that it
     /// is so already, or that the queue is full (see [`Self::refused`]): offer it again at the next resync.
     pub fn offer(&self, key: K, desired: P, seen: &Seen<'_, P::Status>) -> bool {
-        let Shared {
-            state,
-            counts,
-            wake,
-            ..
-        } = &*self.shared;
+        let Shared { state, counts, wake, .. } = &*self.shared;
         let mut state = state.lock();
         if state.queue.waiting(&key).is_none() {
             let sent = state.recent.beyond(&key, seen.resource_version);
@@ -183,7 +160,7 @@ where
                 return false;
             }
         }
-        let offered = state.queue.insert(key, desired, clock::now());
+        let offered = state.queue.insert(key, desired, now());
         drop(state);
         match offered {
             Offered::Queued => wake.notify_one(),
@@ -201,14 +178,9 @@ where
     }
 
     /// Writes what is offered, until `shutdown`. Calls under way are finished, each within its deadline.
-    pub async fn run(&self, shutdown: CancellationToken) {
-        pump::run(
-            &*self.shared,
-            self.shared.limits.calls,
-            &self.shared.wake,
-            &shutdown,
-        )
-        .await;
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
+        pump::run(&*self.shared, self.shared.limits.calls, &self.shared.wake, &shutdown).await;
+        Ok(())
     }
 
     /// How many objects wait or are being written.
@@ -267,10 +239,7 @@ where
 
     fn next_ready(&self, _now: Time) -> Option<Time> {
         let state = self.state.lock();
-        state
-            .queue
-            .next_ready()
-            .map(|ready| ready.max(state.paused_until))
+        state.queue.next_ready().map(|ready| ready.max(state.paused_until))
     }
 
     async fn perform(&self, taken: Self::Work) {
@@ -291,9 +260,9 @@ where
                 state.recent.stored(&taken.key, version);
                 state.queue.finish(&taken.key);
             }
-            Err(fault) => {
+            Err(error) => {
                 add(&self.counts.failed);
-                self.failed(&mut state, taken, &fault);
+                self.failed(&mut state, taken, &error);
             }
         }
     }
@@ -305,24 +274,18 @@ where
     P: StatusPayload,
     S: StatusSink<K, P>,
 {
-    fn failed(&self, state: &mut State<K, P>, taken: Taken<K, P>, fault: &Fault) {
-        let Taken {
-            key,
-            value,
-            failures,
-        } = taken;
-        let now = clock::now();
+    fn failed(&self, state: &mut State<K, P>, taken: Taken<K, P>, error: &ApiError) {
+        let Taken { key, value, failures } = taken;
+        let at = now();
         state.recent.forget(&key);
-        let remedy = fault.remedy();
+        let remedy = Remedy::of(error);
         let again = match remedy {
             Remedy::Retry => {
                 state.away = state.away.saturating_add(1);
-                state.paused_until = now + self.limits.pause.after(state.away);
-                state.queue.retry(&key, value, now)
+                state.paused_until = at + self.limits.pause.after(state.away);
+                state.queue.retry(&key, value, at)
             }
-            Remedy::RetryFewTimes if failures + 1 < self.limits.attempts => {
-                state.queue.retry(&key, value, now)
-            }
+            Remedy::RetryFewTimes if failures + 1 < self.limits.attempts => state.queue.retry(&key, value, at),
             Remedy::Forget => {
                 state.queue.remove(&key);
                 state.queue.finish(&key);
@@ -334,7 +297,7 @@ where
                 false
             }
         };
-        tracing::warn!(session = %key, %fault, again, "could not write a status");
+        tracing::warn!(session = %key, %error, again, "could not write a status");
     }
 }
 

@@ -29,9 +29,7 @@ pub struct Backoff {
 impl Backoff {
     /// How long to wait after so many failures in a row.
     pub fn after(&self, failures: u32) -> Duration {
-        let factor = 1_u32
-            .checked_shl(failures.saturating_sub(1))
-            .unwrap_or(u32::MAX);
+        let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
         self.first.saturating_mul(factor).min(self.longest)
     }
 }
@@ -91,14 +89,7 @@ pub struct CoalescingQueue<K, V> {
 impl<K: Clone + Eq + Hash, V: Coalesce> CoalescingQueue<K, V> {
     /// An empty queue for at most `capacity` keys, waiting or in flight.
     pub fn new(capacity: usize, backoff: Backoff) -> Self {
-        Self {
-            capacity,
-            backoff,
-            entries: HashMap::new(),
-            order: BTreeMap::new(),
-            tickets: 0,
-            in_flight: 0,
-        }
+        Self { capacity, backoff, entries: HashMap::new(), order: BTreeMap::new(), tickets: 0, in_flight: 0 }
     }
 
     /// Adds work that may be taken from `ready_at` on. Work that waits for the same key keeps its place.
@@ -116,12 +107,7 @@ impl<K: Clone + Eq + Hash, V: Coalesce> CoalescingQueue<K, V> {
         if self.entries.len() >= self.capacity {
             return Offered::Full;
         }
-        let entry = Entry {
-            waiting: Some(Waiting { value, place }),
-            in_flight: false,
-            removed: false,
-            failures: 0,
-        };
+        let entry = Entry { waiting: Some(Waiting { value, place }), in_flight: false, removed: false, failures: 0 };
         self.entries.insert(key.clone(), entry);
         self.order.insert(place, key);
         Offered::Queued
@@ -165,11 +151,7 @@ impl<K: Clone + Eq + Hash, V: Coalesce> CoalescingQueue<K, V> {
         entry.in_flight = true;
         entry.removed = false;
         self.in_flight += 1;
-        Some(Taken {
-            value: waiting.value,
-            failures: entry.failures,
-            key,
-        })
+        Some(Taken { value: waiting.value, failures: entry.failures, key })
     }
 
     /// The work that was taken for `key` is done, or will not be done.
@@ -224,11 +206,7 @@ impl<K: Clone + Eq + Hash, V: Coalesce> CoalescingQueue<K, V> {
 
     /// What waits for `key`.
     pub fn waiting(&self, key: &K) -> Option<&V> {
-        self.entries
-            .get(key)?
-            .waiting
-            .as_ref()
-            .map(|waiting| &waiting.value)
+        self.entries.get(key)?.waiting.as_ref().map(|waiting| &waiting.value)
     }
 
     /// When the first work becomes ready that is not in flight; it may be past.

@@ -66,8 +66,8 @@ pub enum Answer {
         /// The new `metadata.resourceVersion`.
         resource_version: String,
     },
-    /// Somebody else was faster: 409, or 404 for a PUT. Nothing was stored by this request.
-    Conflict,
+    /// It was refused, since somebody else was faster or for another reason: nothing was stored by this request.
+    NotStored,
     /// No answer in time, or an error. It may have been stored, and may yet be.
     Unknown,
 }
@@ -149,11 +149,7 @@ impl Election {
 
     /// The instant at which leadership ends by itself; it may be past.
     pub fn leads_until(&self) -> Option<Time> {
-        if self.stopping && self.holds(Rule::StopBeforeRelease) {
-            None
-        } else {
-            self.leads_until
-        }
+        if self.stopping && self.holds(Rule::StopBeforeRelease) { None } else { self.leads_until }
     }
 
     /// Who holds the lease, as far as was seen; `None` also if nobody does.
@@ -176,9 +172,7 @@ impl Election {
             View::Unknown => self.at(now, Step::Read),
             View::Absent { since } => match self.may_create_at(*since, now) {
                 created if now >= created => Step::Create,
-                created if now < self.not_before => Step::Wait {
-                    until: self.not_before.min(created),
-                },
+                created if now < self.not_before => Step::Wait { until: self.not_before.min(created) },
                 _ => Step::Read,
             },
             View::Present { lease, since } => {
@@ -196,9 +190,7 @@ impl Election {
                 } else if now >= self.not_before {
                     Step::Read
                 } else {
-                    Step::Wait {
-                        until: self.not_before.min(ends),
-                    }
+                    Step::Wait { until: self.not_before.min(ends) }
                 }
             }
         }
@@ -208,21 +200,13 @@ impl Election {
         let ours = self.holder() == Some(self.identity.as_str());
         match &self.view {
             _ if self.unsure || (ours && self.must_read) => self.at(now, Step::Read),
-            View::Present { lease, .. } if ours => Step::Release {
-                resource_version: lease.resource_version.clone(),
-            },
+            View::Present { lease, .. } if ours => Step::Release { resource_version: lease.resource_version.clone() },
             _ => Step::Done,
         }
     }
 
     fn at(&self, now: Time, step: Step) -> Step {
-        if now < self.not_before {
-            Step::Wait {
-                until: self.not_before,
-            }
-        } else {
-            step
-        }
+        if now < self.not_before { Step::Wait { until: self.not_before } } else { step }
     }
 
     /// At first sight an absent lease is a new installation. Later, somebody deleted it: its holder may not know yet.
@@ -238,9 +222,7 @@ impl Election {
 
     fn waits_for(&self, holders: Duration) -> Duration {
         if self.holds(Rule::HoldersDuration) {
-            self.timings
-                .lease_duration
-                .max(holders.min(MAX_LEASE_DURATION))
+            self.timings.lease_duration.max(holders.min(MAX_LEASE_DURATION))
         } else {
             self.timings.lease_duration
         }
@@ -268,12 +250,10 @@ impl Election {
             self.leads_until = None;
         }
         let since = match &self.view {
-            View::Present {
-                lease: before,
-                since,
-            } if before.holder == lease.holder
-                && (before.resource_version == lease.resource_version
-                    || !self.holds(Rule::ChangeRestartsTheCount)) =>
+            View::Present { lease: before, since }
+                if before.holder == lease.holder
+                    && (before.resource_version == lease.resource_version
+                        || !self.holds(Rule::ChangeRestartsTheCount)) =>
             {
                 *since
             }
@@ -299,40 +279,21 @@ impl Election {
         match answer {
             // A PUT that changes nothing is answered with the old version: the others saw no renewal.
             Answer::Stored { resource_version }
-                if replaced != Some(resource_version.as_str())
-                    || !self.holds(Rule::NewVersionOnly) =>
+                if replaced != Some(resource_version.as_str()) || !self.holds(Rule::NewVersionOnly) =>
             {
                 let released = matches!(step, Step::Release { .. });
-                let holder = if released {
-                    String::new()
-                } else {
-                    self.identity.clone()
-                };
+                let holder = if released { String::new() } else { self.identity.clone() };
                 let duration = self.timings.lease_duration;
-                self.view = View::Present {
-                    lease: Observed {
-                        holder,
-                        resource_version,
-                        duration,
-                    },
-                    since: now,
-                };
-                self.longest_seen = Some(
-                    self.longest_seen
-                        .map_or(duration, |longest| longest.max(duration)),
-                );
-                self.leads_until = if released {
-                    None
-                } else {
-                    Some(sent + self.timings.renew_deadline)
-                };
+                self.view = View::Present { lease: Observed { holder, resource_version, duration }, since: now };
+                self.longest_seen = Some(self.longest_seen.map_or(duration, |longest| longest.max(duration)));
+                self.leads_until = if released { None } else { Some(sent + self.timings.renew_deadline) };
                 self.not_before = sent + self.timings.retry_period;
             }
             Answer::Stored { .. } | Answer::Unknown => {
                 self.unsure = true;
                 self.read_failed(now);
             }
-            Answer::Conflict => self.read_failed(now),
+            Answer::NotStored => self.read_failed(now),
         }
     }
 
@@ -344,11 +305,7 @@ impl Election {
 
     /// A leader's time runs out, and a stopping process has little: both try again sooner.
     fn pause(&self, now: Time) -> Duration {
-        if self.stopping || self.is_leader(now) {
-            self.timings.retry_period / 4
-        } else {
-            self.timings.retry_period
-        }
+        if self.stopping || self.is_leader(now) { self.timings.retry_period / 4 } else { self.timings.retry_period }
     }
 
     #[cfg(test)]

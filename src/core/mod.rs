@@ -1,9 +1,28 @@
-//! Decisions without I/O: no runtime, no Kubernetes client, no clock.
+//! Every decision of the protocol, as plain code without I/O, tasks or clocks.
+//!
+//! Time and messages come in as arguments, signals and facts go out as values, so that a simulator, a model
+//! checker and a unit test drive exactly what the controller and the pods run.
+//!
+//! * [`digest`]: when two metadata maps are equal.
+//! * [`signal`]: what replicas and agents tell each other, and which answers such a signal outdates.
+//! * [`lease`]: how long an agent may serve a copy without asking.
+//! * [`replica`]: the controller's side: the truth as its watch shows it, and who holds what.
+//! * [`cache`]: the pod's side: what may be served, what must be validated, what must be dropped.
+//! * [`election`]: which replica leads.
+//! * [`coalesce`], [`rate`]: how much is written to Kubernetes, and when.
+//! * [`events`], [`notes`]: which events are written, and what they say.
 
+pub mod cache;
 pub mod coalesce;
+pub mod digest;
 pub mod election;
 pub mod events;
+pub mod lease;
 pub mod notes;
 pub mod rate;
+pub mod replica;
+pub mod rules;
+pub mod session;
 pub mod session_ref;
+pub mod signal;
 pub mod time;

@@ -44,11 +44,7 @@ pub struct Note {
 
 impl Note {
     /// The map has changed, and every pod that held a copy has dropped it. `keys` are names.
-    pub fn metadata_changed<'a>(
-        keys: impl IntoIterator<Item = &'a str>,
-        pods: usize,
-        took: Duration,
-    ) -> Self {
+    pub fn metadata_changed<'a>(keys: impl IntoIterator<Item = &'a str>, pods: usize, took: Duration) -> Self {
         let evicted = match pods {
             0 => "no pod held a copy".to_owned(),
             1 => format!("1 pod dropped its copy in {}", human(took)),
@@ -77,9 +73,7 @@ impl Note {
             kind: EventType::Warning,
             reason: "EvictionStorm",
             action: "Evict",
-            text: format!(
-                "evicted {evictions} times in {window}; changed keys: {keys}; written by: {managers}"
-            ),
+            text: format!("evicted {evictions} times in {window}; changed keys: {keys}; written by: {managers}"),
         }
     }
 
@@ -91,16 +85,9 @@ impl Note {
             format!("pod {pod} has not confirmed an eviction after {after}; its lease has ended")
         } else {
             let left = human(lease_left);
-            format!(
-                "pod {pod} has not confirmed an eviction after {after}; its lease ends within {left}"
-            )
+            format!("pod {pod} has not confirmed an eviction after {after}; its lease ends within {left}")
         };
-        Self {
-            kind: EventType::Warning,
-            reason: "PodUnreachable",
-            action: "Evict",
-            text,
-        }
+        Self { kind: EventType::Warning, reason: "PodUnreachable", action: "Evict", text }
     }
 }
 
@@ -136,8 +123,7 @@ fn list<'a>(names: impl IntoIterator<Item = &'a str>, count: usize, budget: usiz
 /// A name as it may be shown: short, and without characters that move a terminal's cursor or turn its text around.
 fn name(name: &str, limit: usize) -> String {
     let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
     };
     let mut shown = String::new();
     for c in name.chars() {
@@ -176,19 +162,10 @@ mod tests {
     fn metadata_changed_reads_well() {
         let took = Duration::from_micros(1940);
         let note = Note::metadata_changed(["a", "b"], 3, took);
-        assert_eq!(
-            note.text,
-            "3 pods dropped their copies in 1.9 ms; changed keys: a, b"
-        );
-        assert_eq!(
-            (note.kind, note.reason),
-            (EventType::Normal, "MetadataChanged")
-        );
+        assert_eq!(note.text, "3 pods dropped their copies in 1.9 ms; changed keys: a, b");
+        assert_eq!((note.kind, note.reason), (EventType::Normal, "MetadataChanged"));
         let note = Note::metadata_changed(["a"], 1, took);
-        assert_eq!(
-            note.text,
-            "1 pod dropped its copy in 1.9 ms; changed keys: a"
-        );
+        assert_eq!(note.text, "1 pod dropped its copy in 1.9 ms; changed keys: a");
         let note = Note::metadata_changed([], 0, took);
         assert_eq!(note.text, "no pod held a copy; changed keys: none");
     }
@@ -202,38 +179,22 @@ mod tests {
 
     #[test]
     fn eviction_storm_names_who_writes() {
-        let note =
-            Note::eviction_storm(12, Duration::from_mins(1), ["a"], ["kubectl-edit", "agent"]);
-        assert_eq!(
-            note.text,
-            "evicted 12 times in 60 s; changed keys: a; written by: kubectl-edit, agent"
-        );
+        let note = Note::eviction_storm(12, Duration::from_mins(1), ["a"], ["kubectl-edit", "agent"]);
+        assert_eq!(note.text, "evicted 12 times in 60 s; changed keys: a; written by: kubectl-edit, agent");
         assert_eq!(note.kind, EventType::Warning);
     }
 
     #[test]
     fn pod_unreachable_says_until_when() {
-        let note =
-            Note::pod_unreachable("p-0", Duration::from_secs(5), Duration::from_millis(9999));
-        assert_eq!(
-            note.text,
-            "pod p-0 has not confirmed an eviction after 5.0 s; its lease ends within 9.9 s"
-        );
+        let note = Note::pod_unreachable("p-0", Duration::from_secs(5), Duration::from_millis(9999));
+        assert_eq!(note.text, "pod p-0 has not confirmed an eviction after 5.0 s; its lease ends within 9.9 s");
         let note = Note::pod_unreachable("p-0", Duration::from_secs(15), Duration::ZERO);
-        assert_eq!(
-            note.text,
-            "pod p-0 has not confirmed an eviction after 15.0 s; its lease has ended"
-        );
+        assert_eq!(note.text, "pod p-0 has not confirmed an eviction after 15.0 s; its lease has ended");
     }
 
     #[test]
     fn times_are_short() {
-        let cases = [
-            (0, "0 µs"),
-            (999, "999 µs"),
-            (1_000, "1.0 ms"),
-            (999_999, "999.9 ms"),
-        ];
+        let cases = [(0, "0 µs"), (999, "999 µs"), (1_000, "1.0 ms"), (999_999, "999.9 ms")];
         for (micros, text) in cases {
             assert_eq!(human(Duration::from_micros(micros)), text);
         }
@@ -241,10 +202,7 @@ mod tests {
 
     #[test]
     fn a_name_cannot_write_lines_of_its_own() {
-        assert_eq!(
-            name("a\nb\u{1b}[31m\u{202e}", 64),
-            "a\u{fffd}b\u{fffd}[31m\u{fffd}"
-        );
+        assert_eq!(name("a\nb\u{1b}[31m\u{202e}", 64), "a\u{fffd}b\u{fffd}[31m\u{fffd}");
     }
 
     proptest! {

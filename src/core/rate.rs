@@ -18,19 +18,12 @@ impl TokenBucket {
     /// A full bucket. A burst of zero counts as one, or nothing would ever pass.
     pub fn new(burst: u32, interval: Duration) -> Self {
         let ahead = interval.saturating_mul(burst.max(1) - 1);
-        Self {
-            interval,
-            ahead,
-            full_at: Time::default(),
-        }
+        Self { interval, ahead, full_at: Time::default() }
     }
 
     /// When the next token is there: `now`, or later.
     pub fn ready_at(&self, now: Time) -> Time {
-        let wait = self
-            .full_at
-            .saturating_since(now)
-            .saturating_sub(self.ahead);
+        let wait = self.full_at.saturating_since(now).saturating_sub(self.ahead);
         now + wait
     }
 

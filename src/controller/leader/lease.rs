@@ -6,40 +6,22 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use crate::controller::fault::Fault;
 use crate::core::election::{Observed, Step, Timings};
 
-/// Identities are cut to this many bytes, ours before it is used and those of others when they are read.
+/// What others wrote as their identity is cut to this many bytes; nobody's own may be longer.
 const MAX_IDENTITY: usize = 253;
-/// What [`super::Elector`] appends: an underscore, which no pod name has, and eight hexadecimal digits.
-const SUFFIX: usize = 9;
-
-pub(super) fn cut_identity(identity: &str) -> &str {
-    cut(identity, MAX_IDENTITY - SUFFIX)
-}
 
 fn cut(text: &str, limit: usize) -> &str {
     &text[..text.floor_char_boundary(limit)]
 }
 
-/// What the election needs of the object. Without a version there is nothing that a PUT could name.
-pub(super) fn observed(lease: &Lease) -> Result<Observed, Fault> {
-    let Some(version) = lease
-        .metadata
-        .resource_version
-        .clone()
-        .filter(|version| !version.is_empty())
-    else {
-        return Err(Fault::unreadable());
-    };
+/// What the election needs of the object; `None` if it has no version.
+pub(super) fn observed(lease: &Lease) -> Option<Observed> {
+    let version = lease.metadata.resource_version.clone().filter(|version| !version.is_empty())?;
     let spec = lease.spec.as_ref();
-    let holder = spec
-        .and_then(|spec| spec.holder_identity.as_deref())
-        .unwrap_or_default();
-    let seconds = spec
-        .and_then(|spec| spec.lease_duration_seconds)
-        .unwrap_or_default();
-    Ok(Observed {
+    let holder = spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
+    let seconds = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
+    Some(Observed {
         holder: cut(holder, MAX_IDENTITY).to_owned(),
         resource_version: version,
         duration: Duration::from_secs(u64::try_from(seconds).unwrap_or_default()),
@@ -61,9 +43,8 @@ pub(super) fn body(
     };
     lease.metadata.name = Some(name.to_owned());
     lease.metadata.managed_fields = None;
-    if let Step::Acquire { resource_version }
-    | Step::Renew { resource_version }
-    | Step::Release { resource_version } = step
+    if let Step::Acquire { resource_version } | Step::Renew { resource_version } | Step::Release { resource_version } =
+        step
     {
         lease.metadata.resource_version = Some(resource_version.clone());
     }
@@ -76,11 +57,7 @@ pub(super) fn body(
         spec.lease_transitions = Some(before.saturating_add(changed));
     }
     let released = matches!(step, Step::Release { .. });
-    spec.holder_identity = Some(if released {
-        String::new()
-    } else {
-        identity.to_owned()
-    });
+    spec.holder_identity = Some(if released { String::new() } else { identity.to_owned() });
     let seconds = timings.lease_duration().as_millis().div_ceil(1000);
     spec.lease_duration_seconds = Some(i32::try_from(seconds).unwrap_or(i32::MAX));
     spec.renew_time = Some(stamp);
@@ -91,36 +68,23 @@ pub(super) fn body(
 /// would not see the renewal.
 fn after(before: Option<&MicroTime>, now: Timestamp) -> Timestamp {
     match before {
-        Some(before) if before.0.as_microsecond() == now.as_microsecond() => now
-            .checked_add(SignedDuration::from_micros(1))
-            .unwrap_or(now),
+        Some(before) if before.0.as_microsecond() == now.as_microsecond() => {
+            now.checked_add(SignedDuration::from_micros(1)).unwrap_or(now)
+        }
         _ => now,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn timings() -> Timings {
-        Timings::new(
-            Duration::from_millis(2500),
-            Duration::from_secs(2),
-            Duration::from_millis(500),
-        )
-        .unwrap()
+        Timings::new(Duration::from_millis(2500), Duration::from_secs(2), Duration::from_millis(500)).unwrap()
     }
 
     fn held() -> Lease {
-        let mut lease = body(
-            None,
-            &Step::Create,
-            "lease",
-            "b_1",
-            &timings(),
-            Timestamp::UNIX_EPOCH,
-        );
+        let mut lease = body(None, &Step::Create, "lease", "b_1", &timings(), Timestamp::UNIX_EPOCH);
         lease.metadata.resource_version = Some("5".to_owned());
         lease.metadata.uid = Some("uid".to_owned());
         lease.metadata.labels = Some([("team".to_owned(), "x".to_owned())].into());
@@ -128,9 +92,7 @@ mod tests {
     }
 
     fn acquire() -> Step {
-        Step::Acquire {
-            resource_version: "5".to_owned(),
-        }
+        Step::Acquire { resource_version: "5".to_owned() }
     }
 
     #[test]
@@ -140,14 +102,7 @@ mod tests {
 
     #[test]
     fn taking_over_counts_and_keeps_what_others_wrote() {
-        let lease = body(
-            Some(&held()),
-            &acquire(),
-            "lease",
-            "a_1",
-            &timings(),
-            Timestamp::UNIX_EPOCH,
-        );
+        let lease = body(Some(&held()), &acquire(), "lease", "a_1", &timings(), Timestamp::UNIX_EPOCH);
         assert_eq!(lease.metadata.labels, held().metadata.labels);
         assert_eq!(lease.metadata.uid.as_deref(), Some("uid"));
         assert_eq!(lease.metadata.resource_version.as_deref(), Some("5"));
@@ -158,17 +113,8 @@ mod tests {
 
     #[test]
     fn a_renewal_always_changes_something() {
-        let renew = Step::Renew {
-            resource_version: "5".to_owned(),
-        };
-        let lease = body(
-            Some(&held()),
-            &renew,
-            "lease",
-            "b_1",
-            &timings(),
-            Timestamp::UNIX_EPOCH,
-        );
+        let renew = Step::Renew { resource_version: "5".to_owned() };
+        let lease = body(Some(&held()), &renew, "lease", "b_1", &timings(), Timestamp::UNIX_EPOCH);
         let (before, after) = (held().spec.unwrap(), lease.spec.unwrap());
         assert_ne!(before.renew_time, after.renew_time);
         assert_eq!(before.acquire_time, after.acquire_time);
@@ -177,31 +123,15 @@ mod tests {
 
     #[test]
     fn a_lease_put_back_after_a_deletion_is_a_new_object() {
-        let lease = body(
-            Some(&held()),
-            &Step::Create,
-            "lease",
-            "b_1",
-            &timings(),
-            Timestamp::UNIX_EPOCH,
-        );
+        let lease = body(Some(&held()), &Step::Create, "lease", "b_1", &timings(), Timestamp::UNIX_EPOCH);
         assert_eq!(lease.metadata.uid, None);
         assert_eq!(lease.metadata.resource_version, None);
     }
 
     #[test]
     fn a_released_lease_has_an_empty_holder() {
-        let release = Step::Release {
-            resource_version: "5".to_owned(),
-        };
-        let lease = body(
-            Some(&held()),
-            &release,
-            "lease",
-            "b_1",
-            &timings(),
-            Timestamp::UNIX_EPOCH,
-        );
+        let release = Step::Release { resource_version: "5".to_owned() };
+        let lease = body(Some(&held()), &release, "lease", "b_1", &timings(), Timestamp::UNIX_EPOCH);
         assert_eq!(observed(&lease).unwrap().holder, "");
         assert_eq!(lease.spec.unwrap().holder_identity.as_deref(), Some(""));
     }
@@ -221,7 +151,7 @@ mod tests {
         let mut lease = held();
         for version in [None, Some(String::new())] {
             lease.metadata.resource_version = version;
-            assert!(observed(&lease).is_err());
+            assert!(observed(&lease).is_none());
         }
     }
 }

@@ -90,9 +90,7 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 fn same_fields(a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
-    a.len() == b.len()
-        && a.iter()
-            .all(|(field, a)| b.get(field).is_some_and(|b| same(a, b)))
+    a.len() == b.len() && a.iter().all(|(field, a)| b.get(field).is_some_and(|b| same(a, b)))
 }
 
 /// A list of conditions is a map by their type, unless a type comes twice.
@@ -122,8 +120,7 @@ mod tests {
 
     #[test]
     fn what_is_so_already_is_no_change() {
-        let current =
-            json!({"observedGeneration": 3, "lastEviction": {"pods": 2, "generation": 3}});
+        let current = json!({"observedGeneration": 3, "lastEviction": {"pods": 2, "generation": 3}});
         assert!(!patch(json!({"observedGeneration": 3})).changes(&current, None));
         assert!(!patch(json!({"lastEviction": {"generation": 3}})).changes(&current, None));
         assert!(!patch(json!({"lastRenewTime": null})).changes(&current, None));
@@ -135,17 +132,11 @@ mod tests {
 
     #[test]
     fn conditions_have_no_order() {
-        let (a, b) = (
-            json!({"type": "A", "status": "True"}),
-            json!({"type": "B", "status": "True"}),
-        );
+        let (a, b) = (json!({"type": "A", "status": "True"}), json!({"type": "B", "status": "True"}));
         let current = json!({"conditions": [a, b]});
         assert!(!patch(json!({"conditions": [b, a]})).changes(&current, None));
         assert!(patch(json!({"conditions": [a]})).changes(&current, None));
-        assert!(
-            patch(json!({"conditions": [a, {"type": "B", "status": "False"}]}))
-                .changes(&current, None)
-        );
+        assert!(patch(json!({"conditions": [a, {"type": "B", "status": "False"}]})).changes(&current, None));
         assert!(patch(json!({"conditions": [a, a]})).changes(&current, None));
     }
 
@@ -161,19 +152,13 @@ mod tests {
         let current = json!({"observedGeneration": 3});
         let sent = patch(json!({"observedGeneration": 4}));
         assert!(!sent.changes(&current, Some(&sent)));
-        assert!(
-            patch(json!({"observedGeneration": 3})).changes(&current, Some(&sent)),
-            "back again"
-        );
+        assert!(patch(json!({"observedGeneration": 3})).changes(&current, Some(&sent)), "back again");
     }
 
     #[test]
     fn two_patches_become_one() {
         let mut both = patch(json!({"a": 1, "o": {"x": 1, "y": 1}, "gone": 1}));
         both.absorb(patch(json!({"b": 2, "o": {"y": 2}, "gone": null})));
-        assert_eq!(
-            both,
-            patch(json!({"a": 1, "b": 2, "o": {"x": 1, "y": 2}, "gone": null}))
-        );
+        assert_eq!(both, patch(json!({"a": 1, "b": 2, "o": {"x": 1, "y": 2}, "gone": null})));
     }
 }

@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap as Model;
 
 use proptest::prelude::*;
@@ -16,10 +14,7 @@ impl Coalesce for Trail {
     }
 }
 
-const BACKOFF: Backoff = Backoff {
-    first: Duration::from_millis(100),
-    longest: Duration::from_secs(1),
-};
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(1) };
 
 fn at(millis: u64) -> Time {
     Time::from_nanos(millis * 1_000_000)
@@ -69,17 +64,10 @@ fn failed_work_backs_off_and_takes_newer_work_along() {
         now = ready;
     }
     let taken = queue.take(now).unwrap();
-    assert_eq!(
-        (taken.value, taken.failures),
-        (Trail(vec![1, 2, 2, 2, 2, 2, 2]), 6)
-    );
+    assert_eq!((taken.value, taken.failures), (Trail(vec![1, 2, 2, 2, 2, 2, 2]), 6));
     queue.insert("a", trail(3), now);
     queue.finish(&"a");
-    assert_eq!(
-        queue.take(now).unwrap().failures,
-        0,
-        "a success ends the backoff"
-    );
+    assert_eq!(queue.take(now).unwrap().failures, 0, "a success ends the backoff");
 }
 
 #[test]

@@ -96,22 +96,13 @@ impl World {
             replica.paused_until = 0;
             replica.partitioned_until = 0;
         }
-        let longest = self
-            .history
-            .timings
-            .iter()
-            .map(|t| t.lease_duration)
-            .max()
-            .unwrap_or_default();
+        let longest = self.history.timings.iter().map(|t| t.lease_duration).max().unwrap_or_default();
         let quiet = 5 * u64::try_from(longest.as_millis()).unwrap_or(0) / TICK_MS + 200;
         let mut leader = None;
         for _ in 0..quiet {
             leader = self.step_and_check()?;
         }
-        let anybody = self
-            .replicas
-            .iter()
-            .any(|r| r.election.as_ref().is_some_and(|e| !e.stopping));
+        let anybody = self.replicas.iter().any(|r| r.election.as_ref().is_some_and(|e| !e.stopping));
         if anybody && !self.history.frozen && leader.is_none() {
             return Err("nobody leads after a long time without faults".to_owned());
         }
@@ -146,26 +137,15 @@ impl World {
     }
 
     fn check(&self) -> Result<Option<usize>, String> {
-        let leaders: Vec<usize> = (0..self.replicas.len())
-            .filter(|r| self.leads(*r))
-            .collect();
+        let leaders: Vec<usize> = (0..self.replicas.len()).filter(|r| self.leads(*r)).collect();
         if leaders.len() > 1 {
-            return Err(format!(
-                "replicas {leaders:?} lead at once, at {} ms",
-                self.tick * TICK_MS
-            ));
+            return Err(format!("replicas {leaders:?} lead at once, at {} ms", self.tick * TICK_MS));
         }
         Ok(leaders.first().copied())
     }
 
     fn inject(&mut self) {
-        let due: Vec<Fault> = self
-            .history
-            .faults
-            .iter()
-            .copied()
-            .filter(|f| u64::from(f.at) == self.tick)
-            .collect();
+        let due: Vec<Fault> = self.history.faults.iter().copied().filter(|f| u64::from(f.at) == self.tick).collect();
         for Fault { replica, kind, .. } in due {
             let index = replica % self.replicas.len();
             let tick = self.tick;
@@ -197,16 +177,8 @@ impl World {
     /// A person deletes the lease, once, when every replica has seen it: what a replica that starts right then may do
     /// is a documented exception.
     fn delete(&mut self) {
-        let uniform = self
-            .history
-            .timings
-            .windows(2)
-            .all(|pair| pair[0] == pair[1]);
-        let known = self.replicas.iter().all(|r| {
-            r.election
-                .as_ref()
-                .is_some_and(|e| e.longest_seen.is_some())
-        });
+        let uniform = self.history.timings.windows(2).all(|pair| pair[0] == pair[1]);
+        let known = self.replicas.iter().all(|r| r.election.as_ref().is_some_and(|e| e.longest_seen.is_some()));
         if uniform && known && !self.deleted {
             self.deleted = true;
             self.lease = None;
@@ -215,11 +187,7 @@ impl World {
 
     fn serve(&mut self) {
         self.requests.sort_by_key(|request| request.arrives);
-        while self
-            .requests
-            .first()
-            .is_some_and(|request| request.arrives <= self.tick)
-        {
+        while self.requests.first().is_some_and(|request| request.arrives <= self.tick) {
             let request = self.requests.remove(0);
             let reply = match &request.step {
                 Step::Read => Reply::Read(self.lease.as_ref().map(|lease| Observed {
@@ -248,39 +216,22 @@ impl World {
 
     fn store(&mut self, request: &Request, replaces: Option<String>) -> Answer {
         let released = matches!(request.step, Step::Release { .. });
-        let holder = if released {
-            String::new()
-        } else {
-            request.holder.clone()
-        };
+        let holder = if released { String::new() } else { request.holder.clone() };
         match (&self.lease, replaces) {
-            (Some(_), None) | (None, Some(_)) => return Answer::Conflict,
+            (Some(_), None) | (None, Some(_)) => return Answer::NotStored,
             (Some(lease), Some(version)) => {
-                if lease.version.to_string() != version && self.broken != Broken::PutWithoutVersion
-                {
-                    return Answer::Conflict;
+                if lease.version.to_string() != version && self.broken != Broken::PutWithoutVersion {
+                    return Answer::NotStored;
                 }
-                if lease.holder == holder
-                    && lease.stamp == request.stamp
-                    && lease.duration == request.duration
-                {
-                    return Answer::Stored {
-                        resource_version: lease.version.to_string(),
-                    };
+                if lease.holder == holder && lease.stamp == request.stamp && lease.duration == request.duration {
+                    return Answer::Stored { resource_version: lease.version.to_string() };
                 }
             }
             (None, None) => {}
         }
         self.version += 1;
-        self.lease = Some(Lease {
-            holder,
-            version: self.version,
-            duration: request.duration,
-            stamp: request.stamp,
-        });
-        Answer::Stored {
-            resource_version: self.version.to_string(),
-        }
+        self.lease = Some(Lease { holder, version: self.version, duration: request.duration, stamp: request.stamp });
+        Answer::Stored { resource_version: self.version.to_string() }
     }
 
     fn act(&mut self, index: usize) {
@@ -289,12 +240,7 @@ impl World {
         }
         self.restart(index);
         let now = self.local(index);
-        let Self {
-            replicas,
-            broken,
-            tick,
-            ..
-        } = self;
+        let Self { replicas, broken, tick, .. } = self;
         let replica = &mut replicas[index];
         let Some(election) = &mut replica.election else {
             return;
@@ -303,19 +249,11 @@ impl World {
             match call.reply.take() {
                 Some((at, reply)) if at <= *tick => match reply {
                     Reply::Read(found) => {
-                        let seen = if *broken == Broken::WatchFromTheSending {
-                            call.sent
-                        } else {
-                            now
-                        };
+                        let seen = if *broken == Broken::WatchFromTheSending { call.sent } else { now };
                         election.observed(found, seen);
                     }
                     Reply::Wrote(answer) => {
-                        let sent = if *broken == Broken::CountFromTheAnswer {
-                            now
-                        } else {
-                            call.sent
-                        };
+                        let sent = if *broken == Broken::CountFromTheAnswer { now } else { call.sent };
                         election.wrote(&call.step, sent, answer, now);
                     }
                 },
@@ -367,12 +305,7 @@ impl World {
         let Some(election) = &replica.election else {
             return;
         };
-        let deadline = now
-            + election
-                .timings
-                .renew_deadline
-                .min(election.timings.lease_duration * 2 / 3)
-                / 3;
+        let deadline = now + election.timings.renew_deadline.min(election.timings.lease_duration * 2 / 3) / 3;
         let stamp = if self.history.frozen { 0 } else { self.calls };
         if !net.lose_request && replica.partitioned_until <= self.tick {
             self.requests.push(Request {
@@ -387,12 +320,6 @@ impl World {
                 lose_answer: net.lose_answer,
             });
         }
-        replica.call = Some(Call {
-            id: self.calls,
-            step,
-            sent: now,
-            deadline,
-            reply: None,
-        });
+        replica.call = Some(Call { id: self.calls, step, sent: now, deadline, reply: None });
     }
 }

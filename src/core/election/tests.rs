@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used, clippy::panic)]
-
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -28,18 +26,8 @@ fn ticks() -> impl Strategy<Value = u16> {
 }
 
 fn net() -> impl Strategy<Value = Net> {
-    (
-        ticks(),
-        ticks(),
-        prop::bool::weighted(0.05),
-        prop::bool::weighted(0.15),
-    )
-        .prop_map(|(to, back, lose_request, lose_answer)| Net {
-            to,
-            back,
-            lose_request,
-            lose_answer,
-        })
+    (ticks(), ticks(), prop::bool::weighted(0.05), prop::bool::weighted(0.15))
+        .prop_map(|(to, back, lose_request, lose_answer)| Net { to, back, lose_request, lose_answer })
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
@@ -78,20 +66,10 @@ fn history() -> impl Strategy<Value = History> {
 
 /// The outcome of `cases` histories, the same ones every time.
 fn play(broken: Broken, cases: u32) -> Result<(), String> {
-    let config = Config {
-        cases,
-        max_shrink_iters: 200,
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let mut runner =
-        TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let config = Config { cases, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     runner
-        .run(&history(), |history| {
-            World::new(history, broken)
-                .play()
-                .map_err(TestCaseError::fail)
-        })
+        .run(&history(), |history| World::new(history, broken).play().map_err(TestCaseError::fail))
         .map_err(|failure| failure.to_string())
 }
 
@@ -117,25 +95,17 @@ fn every_rule_is_needed() {
     ];
     for rule in rules {
         let outcome = play(rule, 20_000);
-        let Err(failure) = outcome else {
-            panic!("{rule:?}: nobody noticed")
-        };
+        let Err(failure) = outcome else { panic!("{rule:?}: nobody noticed") };
         assert!(failure.contains("lead at once"), "{rule:?}: {failure}");
     }
 }
 
 fn held_by(holder: &str, version: &str) -> Observed {
-    Observed {
-        holder: holder.to_owned(),
-        resource_version: version.to_owned(),
-        duration: seconds(15),
-    }
+    Observed { holder: holder.to_owned(), resource_version: version.to_owned(), duration: seconds(15) }
 }
 
 fn stored(version: &str) -> Answer {
-    Answer::Stored {
-        resource_version: version.to_owned(),
-    }
+    Answer::Stored { resource_version: version.to_owned() }
 }
 
 /// A replica "a" that sent its winning PUT at 1,000 ms.
@@ -155,51 +125,28 @@ fn leads_from_the_answer_until_the_deadline_after_the_sending() {
     assert!(election.is_leader(at(10_999)));
     assert!(!election.is_leader(at(11_000)));
     assert_eq!(election.next(at(1400)), Step::Wait { until: at(3000) });
-    assert_eq!(
-        election.next(at(3000)),
-        Step::Renew {
-            resource_version: "1".to_owned()
-        }
-    );
+    assert_eq!(election.next(at(3000)), Step::Renew { resource_version: "1".to_owned() });
 }
 
 #[test]
 fn an_answer_that_comes_after_the_deadline_makes_no_leader() {
     let mut election = leader();
-    let renew = Step::Renew {
-        resource_version: "1".to_owned(),
-    };
+    let renew = Step::Renew { resource_version: "1".to_owned() };
     election.wrote(&renew, at(3000), stored("2"), at(60_000));
     assert!(!election.is_leader(at(60_000)));
-    assert_eq!(
-        election.next(at(60_000)),
-        Step::Renew {
-            resource_version: "2".to_owned()
-        }
-    );
+    assert_eq!(election.next(at(60_000)), Step::Renew { resource_version: "2".to_owned() });
 }
 
 #[test]
 fn a_renewal_whose_answer_was_lost_is_found_and_renewed() {
     let mut election = leader();
-    let renew = Step::Renew {
-        resource_version: "1".to_owned(),
-    };
+    let renew = Step::Renew { resource_version: "1".to_owned() };
     election.wrote(&renew, at(3000), Answer::Unknown, at(6000));
     assert_eq!(election.next(at(6000)), Step::Wait { until: at(6500) });
     assert_eq!(election.next(at(6500)), Step::Read);
     election.observed(Some(held_by("a", "2")), at(6600));
-    assert_eq!(
-        election.leads_until(),
-        Some(at(11_000)),
-        "seeing the own name must prolong nothing"
-    );
-    assert_eq!(
-        election.next(at(6600)),
-        Step::Renew {
-            resource_version: "2".to_owned()
-        }
-    );
+    assert_eq!(election.leads_until(), Some(at(11_000)), "seeing the own name must prolong nothing");
+    assert_eq!(election.next(at(6600)), Step::Renew { resource_version: "2".to_owned() });
 }
 
 #[test]
@@ -221,24 +168,14 @@ fn anothers_lease_is_taken_after_its_duration_unchanged() {
         election.observed(Some(held_by("b", "8")), at(2000 + 2000 * second));
     }
     assert_eq!(election.next(at(16_500)), Step::Wait { until: at(17_000) });
-    assert_eq!(
-        election.next(at(17_000)),
-        Step::Acquire {
-            resource_version: "8".to_owned()
-        }
-    );
+    assert_eq!(election.next(at(17_000)), Step::Acquire { resource_version: "8".to_owned() });
 }
 
 #[test]
 fn a_released_lease_is_taken_at_once() {
     let mut election = Election::new("a".to_owned(), timings());
     election.observed(Some(held_by("", "7")), at(0));
-    assert_eq!(
-        election.next(at(0)),
-        Step::Acquire {
-            resource_version: "7".to_owned()
-        }
-    );
+    assert_eq!(election.next(at(0)), Step::Acquire { resource_version: "7".to_owned() });
 }
 
 #[test]
@@ -247,12 +184,7 @@ fn a_stopping_leader_stops_first_and_then_gives_back() {
     election.stop(at(2000));
     assert!(!election.is_leader(at(2000)));
     let release = election.next(at(2000));
-    assert_eq!(
-        release,
-        Step::Release {
-            resource_version: "1".to_owned()
-        }
-    );
+    assert_eq!(release, Step::Release { resource_version: "1".to_owned() });
     election.wrote(&release, at(2000), stored("2"), at(2010));
     assert_eq!(election.next(at(2010)), Step::Done);
 }
@@ -266,12 +198,7 @@ fn a_stopping_replica_looks_after_a_write_it_is_unsure_of() {
     election.wrote(&acquire, at(0), Answer::Unknown, at(10));
     assert_eq!(election.next(at(510)), Step::Read);
     election.observed(Some(held_by("a", "8")), at(520));
-    assert_eq!(
-        election.next(at(520)),
-        Step::Release {
-            resource_version: "8".to_owned()
-        }
-    );
+    assert_eq!(election.next(at(520)), Step::Release { resource_version: "8".to_owned() });
 }
 
 #[test]
@@ -301,42 +228,18 @@ fn a_deleted_lease_is_put_back_by_its_holder_only() {
 fn an_absurd_duration_written_by_another_is_bounded() {
     let mut election = Election::new("a".to_owned(), timings());
     let duration = seconds(u64::MAX / 1_000_000_000);
-    let lease = Observed {
-        holder: "b".to_owned(),
-        resource_version: "1".to_owned(),
-        duration,
-    };
+    let lease = Observed { holder: "b".to_owned(), resource_version: "1".to_owned(), duration };
     election.observed(Some(lease), at(0));
     let step = election.next(at(3_600_000));
-    assert_eq!(
-        step,
-        Step::Acquire {
-            resource_version: "1".to_owned()
-        }
-    );
+    assert_eq!(step, Step::Acquire { resource_version: "1".to_owned() });
 }
 
 #[test]
 fn periods_that_do_not_fit_are_refused() {
     let bad = |lease, renew, retry| Timings::new(lease, renew, retry).unwrap_err();
-    assert!(matches!(
-        bad(seconds(0), seconds(0), seconds(0)),
-        TimingsError::LeaseDuration(_)
-    ));
-    assert!(matches!(
-        bad(seconds(3601), seconds(9), seconds(2)),
-        TimingsError::LeaseDuration(_)
-    ));
-    assert!(matches!(
-        bad(seconds(10), seconds(10), seconds(2)),
-        TimingsError::RenewDeadline { .. }
-    ));
-    assert!(matches!(
-        bad(seconds(15), seconds(10), seconds(6)),
-        TimingsError::RetryPeriod { .. }
-    ));
-    assert!(matches!(
-        bad(seconds(15), seconds(10), seconds(0)),
-        TimingsError::RetryPeriod { .. }
-    ));
+    assert!(matches!(bad(seconds(0), seconds(0), seconds(0)), TimingsError::LeaseDuration(_)));
+    assert!(matches!(bad(seconds(3601), seconds(9), seconds(2)), TimingsError::LeaseDuration(_)));
+    assert!(matches!(bad(seconds(10), seconds(10), seconds(2)), TimingsError::RenewDeadline { .. }));
+    assert!(matches!(bad(seconds(15), seconds(10), seconds(6)), TimingsError::RetryPeriod { .. }));
+    assert!(matches!(bad(seconds(15), seconds(10), seconds(0)), TimingsError::RetryPeriod { .. }));
 }

@@ -52,22 +52,12 @@ impl Timings {
             return Err(TimingsError::LeaseDuration(lease_duration));
         }
         if renew_deadline > lease_duration * 9 / 10 {
-            return Err(TimingsError::RenewDeadline {
-                renew_deadline,
-                lease_duration,
-            });
+            return Err(TimingsError::RenewDeadline { renew_deadline, lease_duration });
         }
         if retry_period < Duration::from_millis(50) || retry_period > renew_deadline / 2 {
-            return Err(TimingsError::RetryPeriod {
-                retry_period,
-                renew_deadline,
-            });
+            return Err(TimingsError::RetryPeriod { retry_period, renew_deadline });
         }
-        Ok(Self {
-            lease_duration,
-            renew_deadline,
-            retry_period,
-        })
+        Ok(Self { lease_duration, renew_deadline, retry_period })
     }
 
     /// How long the others leave an unchanged lease alone.

@@ -1,32 +1,19 @@
-#![allow(clippy::unwrap_used)]
-
 use proptest::prelude::*;
 
 use super::*;
 use crate::core::notes::EventType;
+use crate::core::session::SessionKey;
 
 fn at(millis: u64) -> Time {
     Time::from_nanos(millis * 1_000_000)
 }
 
-fn event(uid: &str, reason: &'static str, text: &str) -> PendingEvent {
-    let session = SessionRef {
-        namespace: "ns".to_owned(),
-        name: format!("session-{uid}"),
-        uid: uid.to_owned(),
-    };
-    let note = Note {
-        kind: EventType::Normal,
-        reason,
-        action: "Evict",
-        text: text.to_owned(),
-    };
-    PendingEvent {
-        session,
-        note,
-        occurred_micros: 0,
-        merged: 0,
-    }
+/// An event on a session that is known by one letter or number.
+fn event(session: &str, reason: &'static str, text: &str) -> PendingEvent {
+    let uid = Uid::from_u128(session.bytes().fold(0, |sum, byte| sum << 8 | u128::from(byte)));
+    let session = SessionRef { key: SessionKey::new("ns", format!("session-{session}")), uid };
+    let note = Note { kind: EventType::Normal, reason, action: "Evict", text: text.to_owned() };
+    PendingEvent { session, note, occurred_micros: 0, merged: 0 }
 }
 
 fn limits() -> EventLimits {
@@ -51,22 +38,12 @@ fn the_latest_note_wins_and_says_how_many_it_stands_for() {
     for text in ["one", "two", "three"] {
         queue.offer(event("a", "Changed", text), at(0));
     }
-    assert_eq!(
-        taken(&mut queue, at(0)).as_deref(),
-        Some("three (and 2 earlier notes like this)")
-    );
+    assert_eq!(taken(&mut queue, at(0)).as_deref(), Some("three (and 2 earlier notes like this)"));
     queue.offer(event("a", "Changed", "four"), at(1));
-    assert_eq!(
-        taken(&mut queue, at(9_999)),
-        None,
-        "the session's bucket is empty"
-    );
+    assert_eq!(taken(&mut queue, at(9_999)), None, "the session's bucket is empty");
     assert_eq!(queue.next_ready(at(1)), Some(at(10_000)));
     queue.offer(event("a", "Changed", "five"), at(9_999));
-    assert_eq!(
-        taken(&mut queue, at(10_000)).as_deref(),
-        Some("five (and 1 earlier note like this)")
-    );
+    assert_eq!(taken(&mut queue, at(10_000)).as_deref(), Some("five (and 1 earlier note like this)"));
 }
 
 #[test]
@@ -95,19 +72,10 @@ fn all_sessions_together_are_limited() {
 fn a_full_queue_drops_what_is_new() {
     let mut queue = EventQueue::new(limits());
     for uid in ["a", "b", "c", "d"] {
-        assert_eq!(
-            queue.offer(event(uid, "Changed", uid), at(0)),
-            Offered::Queued
-        );
+        assert_eq!(queue.offer(event(uid, "Changed", uid), at(0)), Offered::Queued);
     }
-    assert_eq!(
-        queue.offer(event("e", "Changed", "e"), at(0)),
-        Offered::Full
-    );
-    assert_eq!(
-        queue.offer(event("a", "Changed", "a"), at(0)),
-        Offered::Merged
-    );
+    assert_eq!(queue.offer(event("e", "Changed", "e"), at(0)), Offered::Full);
+    assert_eq!(queue.offer(event("a", "Changed", "a"), at(0)), Offered::Merged);
 }
 
 #[test]
@@ -125,10 +93,7 @@ fn an_event_is_not_tried_for_ever() {
 
 #[test]
 fn buckets_are_bounded() {
-    let mut queue = EventQueue::new(EventLimits {
-        burst: 1000,
-        ..limits()
-    });
+    let mut queue = EventQueue::new(EventLimits { burst: 1000, ..limits() });
     for number in 0..100 {
         queue.offer(event(&number.to_string(), "Changed", "x"), at(0));
         taken(&mut queue, at(0)).unwrap();
@@ -141,24 +106,10 @@ fn a_name_is_the_same_at_every_attempt_and_another_for_another_event() {
     let one = event("a", "Changed", "one");
     assert_eq!(one.object_name("i"), one.clone().object_name("i"));
     assert!(one.object_name("i").starts_with("session-a."));
-    let later = PendingEvent {
-        occurred_micros: 1,
-        ..one.clone()
-    };
-    let others = [
-        later,
-        event("b", "Changed", "one"),
-        event("a", "Storm", "one"),
-    ];
+    let later = PendingEvent { occurred_micros: 1, ..one.clone() };
+    let others = [later, event("b", "Changed", "one"), event("a", "Storm", "one")];
     for other in others {
-        let hash = |event: &PendingEvent| {
-            event
-                .object_name("i")
-                .split('.')
-                .next_back()
-                .unwrap()
-                .to_owned()
-        };
+        let hash = |event: &PendingEvent| event.object_name("i").split('.').next_back().unwrap().to_owned();
         assert_ne!(hash(&one), hash(&other));
     }
     assert_ne!(one.object_name("i"), one.object_name("j"));
@@ -174,7 +125,7 @@ proptest! {
     ) {
         prop_assume!(name.len() <= 253);
         let mut event = event("a", "Changed", &text);
-        event.session.name = name;
+        event.session.key = SessionKey::new("ns", name);
         event.merged = merged;
         let object = event.object_name("i");
         let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();

@@ -1,0 +1,237 @@
+//! The stream of an agent: what it says goes into the replica, what the replica has for it goes out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::auth::Pod;
+use super::ledger::Ledger;
+use super::shared::{Shared, StreamGuard};
+use crate::core::lease::StreamId;
+use crate::core::replica::{ConfirmRefused, Hello, SignalId};
+use crate::core::session::SessionKey;
+use crate::proto::convert::{self, Malformed};
+use crate::proto::v1::{self, agent_message, replica_message};
+use crate::proto::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
+
+/// How long an agent may take to say hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// How long an agent may take to read a message. Nobody else waits for it; it only has no lease meanwhile.
+const READ_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Where a stream's messages go out.
+pub type Outbox = mpsc::Sender<Result<v1::ReplicaMessage, Status>>;
+
+/// Why a stream ended.
+#[derive(Debug, Error)]
+enum Ended {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("the agent said no hello within {} s", HELLO_DEADLINE.as_secs())]
+    NoHello,
+    #[error("the agent holds more copies than it may")]
+    TooMany,
+    #[error("the agent has not read for {} s", READ_DEADLINE.as_secs())]
+    Stuck,
+    #[error("namespace {0} is not watched by this controller")]
+    NotWatched(String),
+    #[error("{0}")]
+    Transport(Status),
+    #[error("closed by the agent")]
+    Closed,
+}
+
+impl Ended {
+    fn status(&self) -> Option<Status> {
+        let text = self.to_string();
+        match self {
+            Self::Malformed(Malformed::Version { .. }) | Self::NotWatched(_) => Some(Status::failed_precondition(text)),
+            Self::Malformed(_) => Some(Status::invalid_argument(text)),
+            Self::NoHello | Self::Stuck => Some(Status::deadline_exceeded(text)),
+            Self::TooMany => Some(Status::resource_exhausted(text)),
+            Self::Transport(_) | Self::Closed => None,
+        }
+    }
+}
+
+/// What is needed to serve an agent.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// The replica.
+    pub shared: Arc<Shared>,
+    /// Where renewals go.
+    pub ledger: Arc<Ledger>,
+    /// What an agent is told first.
+    pub settings: v1::Settings,
+    /// Cancelled when the replica has nothing more to say.
+    pub closing: CancellationToken,
+}
+
+impl Attach {
+    /// Serves one stream until it ends.
+    pub async fn serve(self, pod: Pod, mut inbound: Streaming<v1::AgentMessage>, outbox: Outbox) {
+        let ended = match self.greet(&pod, &mut inbound, &outbox).await {
+            Ok((stream, hello)) => {
+                let agent = hello.name.clone();
+                self.shared
+                    .with(|replica, now| replica.stream_opened(stream.id, hello, now));
+                info!(%agent, namespace = %pod.namespace, stream = stream.id.0, "agent connected");
+                tokio::select! {
+                    Err(ended) = self.receive(&pod, stream.id, &mut inbound, &outbox) => ended,
+                    Err(ended) = self.send(&stream, &outbox) => ended,
+                    () = self.closing.cancelled() => Ended::Closed,
+                    else => Ended::Closed,
+                }
+            }
+            Err(ended) => ended,
+        };
+        match ended.status() {
+            Some(status) => {
+                warn!(agent = %pod.name, namespace = %pod.namespace, reason = %ended, "agent's stream ended");
+                // Nobody may be reading any more.
+                let _ = outbox.try_send(Err(status));
+            }
+            None => info!(agent = %pod.name, namespace = %pod.namespace, reason = %ended, "agent disconnected"),
+        }
+    }
+
+    async fn greet(
+        &self,
+        pod: &Pod,
+        inbound: &mut Streaming<v1::AgentMessage>,
+        outbox: &Outbox,
+    ) -> Result<(StreamGuard, Hello), Ended> {
+        if !self.shared.with(|replica, _| replica.watches(&pod.namespace)) {
+            return Err(Ended::NotWatched(pod.namespace.clone()));
+        }
+        let first = timeout(HELLO_DEADLINE, inbound.message())
+            .await
+            .map_err(|_| Ended::NoHello)?;
+        let message = first.map_err(Ended::Transport)?.and_then(|m| m.message);
+        let Some(agent_message::Message::Hello(hello)) = message else {
+            return Err(Malformed::Unexpected { expected: "a Hello" }.into());
+        };
+        let instance = convert::hello(&hello)?;
+        let settings = v1::Settings {
+            protocol_version: PROTOCOL_VERSION,
+            ..self.settings.clone()
+        };
+        let message = replica_message::Message::Settings(settings);
+        push(outbox, message).await?;
+        let hello = Hello {
+            instance,
+            namespace: pod.namespace.as_str().into(),
+            name: pod.name.as_str().into(),
+        };
+        Ok((self.shared.open_stream(), hello))
+    }
+
+    async fn send(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Ended> {
+        loop {
+            while let Some(outgoing) = self
+                .shared
+                .with(|replica, _| replica.drain(stream.id, MAX_SESSIONS_PER_MESSAGE))
+            {
+                let message = convert::outgoing(outgoing).message;
+                push(outbox, message.ok_or(Ended::Closed)?).await?;
+            }
+            stream.woken.notified().await;
+        }
+    }
+
+    async fn receive(
+        &self,
+        pod: &Pod,
+        stream: StreamId,
+        inbound: &mut Streaming<v1::AgentMessage>,
+        outbox: &Outbox,
+    ) -> Result<(), Ended> {
+        let namespace: Arc<str> = pod.namespace.as_str().into();
+        loop {
+            let message = inbound
+                .message()
+                .await
+                .map_err(Ended::Transport)?
+                .ok_or(Ended::Closed)?;
+            let expected = "reports, acknowledgements, renewals, a heartbeat or a confirmation request";
+            let message = message.message.ok_or(Malformed::Unexpected { expected })?;
+            match message {
+                agent_message::Message::Hello(_) => return Err(Malformed::Unexpected { expected }.into()),
+                agent_message::Message::Reports(reports) => self.reports(stream, &namespace, &reports)?,
+                agent_message::Message::Acknowledgements(acks) => {
+                    convert::bounded(acks.done.len())?;
+                    let keys = acks.done.iter().map(|ack| {
+                        let name = convert::session_name(&ack.session)?;
+                        Ok((SessionKey::new(namespace.clone(), name), SignalId(ack.signal)))
+                    });
+                    let keys = keys.collect::<Result<Vec<_>, Malformed>>()?;
+                    self.shared.with(|replica, now| {
+                        for (key, signal) in keys {
+                            replica.acknowledged(stream, &key, signal, now);
+                        }
+                    });
+                }
+                agent_message::Message::Renewals(renewals) => {
+                    convert::bounded(renewals.used.len())?;
+                    for renewal in &renewals.used {
+                        let (name, uid, idle) = convert::renewal(renewal)?;
+                        self.ledger
+                            .renewed(&SessionKey::new(namespace.clone(), name), uid, idle);
+                    }
+                }
+                agent_message::Message::Heartbeat(heartbeat) => {
+                    self.shared
+                        .with(|replica, now| replica.heartbeat(stream, heartbeat.number, now));
+                }
+                agent_message::Message::Confirm(request) => {
+                    if let Err(refused) = confirm(&self.shared, stream, &namespace, &request)? {
+                        debug!(agent = %pod.name, reason = %refused, "confirmation refused");
+                        let refused = v1::ConfirmRefused {
+                            number: request.number,
+                            reason: refused.to_string(),
+                        };
+                        push(outbox, replica_message::Message::ConfirmRefused(refused)).await?;
+                    }
+                }
+                agent_message::Message::LeaseReturned(_) => {
+                    self.shared.with(|replica, _| replica.lease_returned(stream));
+                }
+            }
+        }
+    }
+
+    fn reports(&self, stream: StreamId, namespace: &Arc<str>, reports: &v1::Reports) -> Result<(), Ended> {
+        let (reports, through) = convert::reports(reports, namespace)?;
+        let within = self
+            .shared
+            .with(|replica, now| replica.reported(stream, reports, through, now));
+        if within { Ok(()) } else { Err(Ended::TooMany) }
+    }
+}
+
+/// Begins a confirmation for whoever is at the other end of `stream`.
+pub fn confirm(
+    shared: &Shared,
+    stream: StreamId,
+    namespace: &Arc<str>,
+    request: &v1::ConfirmRequest,
+) -> Result<Result<(), ConfirmRefused>, Malformed> {
+    let (name, barrier) = convert::barrier(request.state.as_ref())?;
+    let key = SessionKey::new(namespace.clone(), name);
+    Ok(shared.with(|replica, _| replica.confirm(stream, request.number, key, barrier)))
+}
+
+async fn push(outbox: &Outbox, message: replica_message::Message) -> Result<(), Ended> {
+    let message = v1::ReplicaMessage { message: Some(message) };
+    match timeout(READ_DEADLINE, outbox.send(Ok(message))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Ended::Closed),
+        Err(_) => Err(Ended::Stuck),
+    }
+}

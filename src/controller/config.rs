@@ -1,0 +1,154 @@
+//! The controller's command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use thiserror::Error;
+
+use crate::runtime::admin::AdminArgs;
+use crate::runtime::kube_client::KubeArgs;
+
+/// Watches sessions and tells the pods which of their copies to drop.
+#[derive(Args, Clone, Debug)]
+pub struct ControllerArgs {
+    /// Address on which agents connect.
+    #[arg(long, env = "VMCP_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
+    pub listen: SocketAddr,
+
+    /// Address under which other replicas reach this one. Default: the one it listens on.
+    #[arg(long, env = "VMCP_ADVERTISE", value_name = "ADDRESS")]
+    pub advertise: Option<SocketAddr>,
+
+    /// Namespaces to watch, separated by commas. Default: all.
+    #[arg(long, env = "VMCP_NAMESPACES", value_name = "NAMES", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
+
+    /// The controller's own namespace: its Lease is there and, if it watches all namespaces, its markers.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "vmcp-system")]
+    pub operator_namespace: String,
+
+    /// Name of this replica's pod, for its registration and for logs. Default: the host's name.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub replica_name: Option<String>,
+
+    /// How long, in seconds, a pod may serve its copies when nobody can tell it that they are stale: 1 to 300.
+    #[arg(long, env = "VMCP_LEASE_SECONDS", value_name = "SECONDS", default_value_t = 15.0)]
+    pub lease_seconds: f64,
+
+    /// Audience that the tokens of agents and of other replicas must be made for.
+    #[arg(long, env = "VMCP_TOKEN_AUDIENCE", value_name = "NAME", default_value = "vmcp.dev")]
+    pub token_audience: String,
+
+    /// File with a token of this controller's service account for that audience, to connect to other replicas with.
+    #[arg(long, env = "VMCP_PEER_TOKEN_FILE", value_name = "PATH")]
+    pub peer_token_file: Option<PathBuf>,
+
+    /// How often, in seconds, agents report which sessions were used: 1 to 600.
+    #[arg(long, env = "VMCP_RENEWAL_SECONDS", value_name = "SECONDS", default_value_t = 5.0)]
+    pub renewal_seconds: f64,
+
+    /// Where to serve the admin endpoints.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+
+    /// How to reach the Kubernetes API.
+    #[command(flatten)]
+    pub kube: KubeArgs,
+}
+
+/// A setting that makes no sense.
+#[derive(Debug, Error, PartialEq)]
+pub enum ConfigError {
+    /// Out of range.
+    #[error("--{flag} is {got}: expected {expected}")]
+    Range {
+        /// The flag.
+        flag: &'static str,
+        /// What it is.
+        got: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// Streams carry tokens, and are not encrypted.
+    #[error("--listen {0} is not a loopback address: streams are not encrypted, so they must not leave the machine")]
+    NotLoopback(SocketAddr),
+}
+
+impl ControllerArgs {
+    /// Length of a lease.
+    pub fn lease(&self) -> Result<Duration, ConfigError> {
+        seconds("lease-seconds", self.lease_seconds, 1.0, 300.0, "1 to 300 seconds")
+    }
+
+    /// How often renewals are reported.
+    pub fn renewal(&self) -> Result<Duration, ConfigError> {
+        seconds("renewal-seconds", self.renewal_seconds, 1.0, 600.0, "1 to 600 seconds")
+    }
+
+    /// Refuses what makes no sense.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.lease()?;
+        self.renewal()?;
+        if !self.listen.ip().is_loopback() {
+            return Err(ConfigError::NotLoopback(self.listen));
+        }
+        for name in self.namespaces.iter().chain([&self.operator_namespace]) {
+            let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) {
+                let expected = "the name of a namespace: 1 to 63 of a-z, 0-9 and '-'";
+                return Err(ConfigError::Range {
+                    flag: "namespaces",
+                    got: name.clone(),
+                    expected,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn seconds(flag: &'static str, got: f64, min: f64, max: f64, expected: &'static str) -> Result<Duration, ConfigError> {
+    if !(min..=max).contains(&got) {
+        return Err(ConfigError::Range {
+            flag,
+            got: got.to_string(),
+            expected,
+        });
+    }
+    Ok(Duration::from_secs_f64(got))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: ControllerArgs,
+    }
+
+    fn parsed(args: &[&str]) -> Result<(), ConfigError> {
+        Command::try_parse_from([&["test"], args].concat())
+            .unwrap()
+            .args
+            .validate()
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_the_reason() {
+        assert_eq!(parsed(&[]), Ok(()));
+        for lease in ["0", "0.9", "301", "NaN", "inf"] {
+            let error = parsed(&["--lease-seconds", lease]).unwrap_err();
+            assert!(error.to_string().contains("1 to 300 seconds"), "{error}");
+        }
+        let error = parsed(&["--listen", "0.0.0.0:7070"]).unwrap_err();
+        assert!(error.to_string().contains("loopback"), "{error}");
+        assert!(parsed(&["--namespaces", "a,B"]).is_err());
+        assert!(parsed(&["--namespaces", "a,"]).is_err());
+    }
+}

@@ -1,0 +1,152 @@
+//! The replica's marker: proof that its watch is complete, and its registration.
+//!
+//! It is a `VmcpSession` without metadata, named after this process. Each write of it is awaited through the watch
+//! (see [`crate::core::replica::scope`]); a watch that does not show it in time is begun anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::shared::{Shared, now};
+use crate::api::{ANNOTATION_ADDRESS, ANNOTATION_BEAT, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
+use crate::core::replica::ScopeId;
+use crate::core::session::ResourceVersion;
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+
+/// Who writes it, for `managedFields`.
+pub const FIELD_MANAGER: &str = "vmcp-session-controller";
+
+/// Writes the marker of one watched collection.
+pub struct Marker {
+    /// A client of its own: its connections are not shared with the watch that it checks.
+    pub client: Client,
+    /// The collection that it proves.
+    pub scope: ScopeId,
+    /// Where it is written: the collection's namespace, or the operator's own if all are watched.
+    pub namespace: String,
+    /// Name of the replica, and of the marker.
+    pub name: String,
+    /// Where this replica serves, for its peers.
+    pub address: String,
+    /// Length of a lease: a marker is written about five times in it.
+    pub lease: Duration,
+    /// Where the proof goes.
+    pub shared: Arc<Shared>,
+    /// Notified when the watch is too silent to be trusted.
+    pub distrust: Arc<Notify>,
+}
+
+impl Marker {
+    /// Writes until `shutdown`. The marker stays: it is removed when no lease of this replica can be in force.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
+        let api: Api<VmcpSession> = Api::namespaced(self.client.clone(), &self.namespace);
+        let every = self.lease / 5;
+        let mut known = false;
+        let mut beat = 0u64;
+        let mut next = Instant::now();
+        let mut failing = false;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = sleep_until(next) => {}
+            }
+            next = Instant::now() + every.mul_f64(rand::Rng::random_range(&mut rand::rng(), 0.85..1.0));
+            self.check_watch();
+            beat += 1;
+            // The knowledge is as old as this instant, however long the answer takes.
+            let sent = now();
+            let seen = self.shared.with(|replica, _| replica.position(self.scope));
+            // A call that hangs must not keep the next one from trying another connection.
+            let answer = deadline(every.max(Duration::from_millis(500)), self.write(&api, known, beat)).await;
+            match answer {
+                Ok(resource_version) => {
+                    known = true;
+                    if std::mem::take(&mut failing) {
+                        info!(marker = %self.name, "the marker is written again");
+                    }
+                    self.answered(sent, seen, resource_version);
+                }
+                Err(refused) => {
+                    match refused.kind() {
+                        // Somebody removed it, taking us for dead: our leases were over by then. Register again.
+                        ApiErrorKind::NotFound => known = false,
+                        ApiErrorKind::AlreadyExists => known = true,
+                        _ => {}
+                    }
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(marker = %self.name, error = %refused, "the marker cannot be written: no lease is granted without it");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write(&self, api: &Api<VmcpSession>, known: bool, beat: u64) -> kube::Result<ResourceVersion> {
+        let written = if known {
+            let patch = json!({"metadata": {"annotations": {ANNOTATION_BEAT: beat.to_string()}}});
+            let params = PatchParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
+            api.patch(&self.name, &params, &Patch::Merge(patch)).await?
+        } else {
+            let mut marker = VmcpSession::new(&self.name, VmcpSessionSpec::default());
+            marker.labels_mut().insert(LABEL_REPLICA.to_owned(), "true".to_owned());
+            marker
+                .annotations_mut()
+                .insert(ANNOTATION_ADDRESS.to_owned(), self.address.clone());
+            let params = PostParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PostParams::default()
+            };
+            api.create(&params, &marker).await?
+        };
+        // Not a number: a Kubernetes older than the oldest that is supported. It proves nothing.
+        Ok(written
+            .resource_version()
+            .and_then(|rv| rv.parse().ok())
+            .unwrap_or_default())
+    }
+
+    fn answered(&self, sent: crate::core::time::Time, seen: ResourceVersion, answered: ResourceVersion) {
+        let proof = self.shared.with(|replica, now| {
+            let proof = replica.marker_answered(self.scope, sent, seen, answered, now);
+            if proof.is_err() {
+                replica.void();
+            }
+            proof
+        });
+        if let Err(rolled_back) = proof {
+            error!(error = %rolled_back, "etcd was restored from a backup: all copies and leases are void");
+            self.distrust.notify_one();
+        }
+    }
+
+    /// A watch that has shown no marker for two fifths of a lease is suspected to be silent.
+    fn check_watch(&self) {
+        let age = self.shared.with(|replica, now| replica.age_of(self.scope, now));
+        if age.is_some_and(|age| age > self.lease * 3 / 5) {
+            self.distrust.notify_one();
+        }
+    }
+}
+
+/// Removes a marker if it is still as it was seen.
+pub async fn remove(client: &Client, namespace: &str, name: &str, seen: Option<Preconditions>) -> Result<(), ApiError> {
+    let api: Api<VmcpSession> = Api::namespaced(client.clone(), namespace);
+    let params = DeleteParams {
+        preconditions: seen,
+        ..DeleteParams::default()
+    };
+    deadline(Duration::from_secs(5), async {
+        api.delete(name, &params).await.map(|_| ())
+    })
+    .await
+}

@@ -1,0 +1,259 @@
+//! Objects as lists and watches bring them, cut down to what is used on the way in.
+//!
+//! `managedFields` and annotations (which repeat whole manifests) are never stored, and metadata values live only until
+//! their summary is made.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time as WallTime;
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::api::{FINALIZER_CONFIRM_EVICTION, VmcpSessionStatus};
+use crate::core::digest::{Metadata, Summarizer};
+use crate::core::replica::{Kind, Object};
+use crate::core::session::{Interner, InvalidResourceVersion, InvalidUid, ResourceVersion, SessionKey, Uid};
+
+/// A `VmcpSession` as it is read.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Watched {
+    metadata: Meta,
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    status: Option<VmcpSessionStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    namespace: String,
+    name: String,
+    uid: String,
+    #[serde(default)]
+    generation: u64,
+    resource_version: String,
+    creation_timestamp: Option<WallTime>,
+    deletion_timestamp: Option<WallTime>,
+    #[serde(default)]
+    finalizers: Vec<String>,
+    #[serde(default)]
+    labels: Labels,
+    #[serde(default)]
+    annotations: Annotations,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Labels {
+    #[serde(rename = "vmcp.dev/replica")]
+    replica: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Annotations {
+    #[serde(rename = "vmcp.dev/address")]
+    address: Option<String>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    #[serde(default)]
+    metadata: Metadata,
+    idle_timeout_seconds: Option<u32>,
+    max_lifetime_seconds: Option<u32>,
+}
+
+impl std::fmt::Debug for Spec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Spec(values withheld)")
+    }
+}
+
+/// An object that cannot be what it should be.
+#[derive(Debug, Error)]
+pub enum NotASession {
+    /// Its uid is not one.
+    #[error("{namespace}/{name}: {source}")]
+    Uid {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: InvalidUid,
+    },
+    /// Its resourceVersion cannot be compared.
+    #[error(transparent)]
+    ResourceVersion(#[from] InvalidResourceVersion),
+}
+
+/// What the leader keeps of a session, beyond what is compared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Terms {
+    /// The object's uid.
+    pub uid: Uid,
+    /// Its generation.
+    pub generation: u64,
+    /// Its resourceVersion.
+    pub resource_version: ResourceVersion,
+    /// When it was created, by the API server's clock.
+    pub created: Timestamp,
+    /// Whether it has a deletionTimestamp.
+    pub terminating: bool,
+    /// Whether it carries the finalizer `vmcp.dev/confirm-eviction`.
+    pub confirm_eviction: bool,
+    /// It is deleted when nobody has used it for so long.
+    pub idle_timeout: Option<Duration>,
+    /// It is deleted when it is this old.
+    pub max_lifetime: Option<Duration>,
+    /// Its status as it stands.
+    pub status: Option<Box<VmcpSessionStatus>>,
+}
+
+/// A replica's marker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marker {
+    /// Name of the replica.
+    pub replica: String,
+    /// Where it serves.
+    pub address: String,
+}
+
+/// An object, for those who use it.
+#[derive(Debug)]
+pub struct Read {
+    /// For the comparison.
+    pub object: Object,
+    /// For the leader, if it is a session.
+    pub terms: Option<Terms>,
+    /// If it is the marker of a replica.
+    pub marker: Option<Marker>,
+}
+
+/// Turns what was read into what is kept.
+#[derive(Debug, Default)]
+pub struct Reader {
+    namespaces: Interner,
+    summarizer: Summarizer,
+    /// Markers count only here: anybody may label an object, but not in the operator's own namespace.
+    markers_in: Option<String>,
+}
+
+impl Reader {
+    /// A reader that takes markers only in `markers_in`.
+    pub fn new(markers_in: &str) -> Self {
+        Self {
+            markers_in: Some(markers_in.to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// Reads an object.
+    pub fn read(&mut self, watched: Watched) -> Result<Read, NotASession> {
+        let Watched {
+            metadata: meta,
+            spec,
+            status,
+        } = watched;
+        let uid: Uid = match meta.uid.parse() {
+            Ok(uid) => uid,
+            Err(source) => {
+                return Err(NotASession::Uid {
+                    namespace: meta.namespace,
+                    name: meta.name,
+                    source,
+                });
+            }
+        };
+        let resource_version: ResourceVersion = meta.resource_version.parse()?;
+        let key = SessionKey::new(self.namespaces.intern(&meta.namespace), meta.name);
+        let terminating = meta.deletion_timestamp.is_some();
+        let is_marker = meta.labels.replica.is_some() && self.markers_in.as_deref() == Some(&meta.namespace);
+        let (kind, terms, marker) = if is_marker {
+            let address = meta.annotations.address.unwrap_or_default();
+            let marker = Marker {
+                replica: key.name().to_owned(),
+                address,
+            };
+            (Kind::Marker, None, Some(marker))
+        } else {
+            let seconds = |s: Option<u32>| s.map(|s| Duration::from_secs(s.into()));
+            let terms = Terms {
+                uid,
+                generation: meta.generation,
+                resource_version,
+                created: meta.creation_timestamp.map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+                terminating,
+                confirm_eviction: meta.finalizers.iter().any(|f| f == FINALIZER_CONFIRM_EVICTION),
+                idle_timeout: seconds(spec.idle_timeout_seconds),
+                max_lifetime: seconds(spec.max_lifetime_seconds),
+                status: status.map(Box::new),
+            };
+            (
+                Kind::Session(self.summarizer.summarize(&spec.metadata)),
+                Some(terms),
+                None,
+            )
+        };
+        let object = Object {
+            key,
+            uid,
+            generation: meta.generation,
+            resource_version,
+            terminating,
+            kind,
+        };
+        Ok(Read { object, terms, marker })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn watched(labels: &serde_json::Value) -> Watched {
+        serde_json::from_value(json!({
+            "metadata": {
+                "namespace": "a", "name": "s", "uid": "0189ab00-0000-4000-8000-00000000beef", "generation": 3,
+                "resourceVersion": "77", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": labels,
+                "finalizers": ["vmcp.dev/confirm-eviction"],
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "canary", "vmcp.dev/address": "127.0.0.1:1"},
+                "managedFields": [{"manager": "x"}],
+            },
+            "spec": {"metadata": {"k": "canary"}, "idleTimeoutSeconds": 5},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_session_is_read_without_its_values() {
+        let watched = watched(&json!({}));
+        assert!(!format!("{watched:?}").contains("canary"), "{watched:?}");
+        let read = Reader::new("a").read(watched).unwrap();
+        assert!(!format!("{read:?}").contains("canary"), "{read:?}");
+        assert_eq!(read.object.key.to_string(), "a/s");
+        let terms = read.terms.unwrap();
+        assert!(terms.confirm_eviction);
+        assert_eq!(terms.idle_timeout, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_marker_counts_only_in_the_operators_namespace() {
+        let labels = json!({"vmcp.dev/replica": "true"});
+        let read = Reader::new("a").read(watched(&labels)).unwrap();
+        assert_eq!(
+            read.marker,
+            Some(Marker {
+                replica: "s".into(),
+                address: "127.0.0.1:1".into()
+            })
+        );
+        let read = Reader::new("b").read(watched(&labels)).unwrap();
+        assert_eq!(read.marker, None);
+        assert!(matches!(read.object.kind, Kind::Session(_)));
+    }
+}

@@ -1,0 +1,141 @@
+//! The stream of the leading replica to another one: confirmations are asked for, renewals are handed over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+use tracing::{debug, info};
+
+use super::attach::confirm;
+use super::ledger::Ledger;
+use super::shared::{Shared, StreamGuard};
+use crate::core::replica::Outgoing;
+use crate::proto::v1::{self, peer_reply, peer_request};
+use crate::proto::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION, convert};
+
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+type Outbox = mpsc::Sender<Result<v1::PeerReply, Status>>;
+
+/// What is needed to serve a peer.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The replica.
+    pub shared: Arc<Shared>,
+    /// Where renewals wait for the leader.
+    pub ledger: Arc<Ledger>,
+    /// Name of this replica.
+    pub name: String,
+    /// How often renewals are handed over.
+    pub renewal: Duration,
+    /// Cancelled when the replica has nothing more to say.
+    pub closing: CancellationToken,
+}
+
+impl Peer {
+    /// Serves one stream until it ends.
+    pub async fn serve(self, mut inbound: Streaming<v1::PeerRequest>, outbox: Outbox) {
+        let stream = self.shared.open_stream();
+        let ended = tokio::select! {
+            Err(ended) = self.receive(&stream, &mut inbound, &outbox) => ended,
+            Err(ended) = self.send(&stream, &outbox) => ended,
+            () = self.closing.cancelled() => Status::unavailable("the replica is stopping"),
+            else => Status::ok(""),
+        };
+        info!(reason = ended.message(), "peer's stream ended");
+        let _ = outbox.try_send(Err(ended));
+    }
+
+    async fn send(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Status> {
+        let hello = v1::PeerHello {
+            protocol_version: PROTOCOL_VERSION,
+            replica: self.name.clone(),
+        };
+        push(outbox, peer_reply::Message::Hello(hello)).await?;
+        let mut renewals = interval(self.renewal);
+        renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            while let Some(outgoing) = self.shared.with(|replica, _| replica.drain(stream.id, 1)) {
+                if let Outgoing::Confirmed(confirmed) = outgoing {
+                    let registered = confirmed.registered.iter().map(ToString::to_string).collect();
+                    let confirmed = v1::Confirmed {
+                        number: confirmed.request,
+                        registered,
+                    };
+                    push(outbox, peer_reply::Message::Confirmed(confirmed)).await?;
+                }
+            }
+            tokio::select! {
+                () = stream.woken.notified() => {}
+                _ = renewals.tick() => self.hand_over(outbox).await?,
+            }
+        }
+    }
+
+    /// Hands over what was renewed, even if it is nothing: only so does the leader know that nothing was.
+    async fn hand_over(&self, outbox: &Outbox) -> Result<(), Status> {
+        loop {
+            let renewed = self.ledger.take_renewed(MAX_SESSIONS_PER_MESSAGE);
+            let more = renewed.len() == MAX_SESSIONS_PER_MESSAGE;
+            let used = renewed.into_iter().map(|(key, uid, idle)| v1::PeerRenewal {
+                namespace: key.namespace().to_string(),
+                renewal: Some(convert::renewal_message(key.name(), uid, idle)),
+            });
+            let message = v1::PeerRenewals { used: used.collect() };
+            push(outbox, peer_reply::Message::Renewals(message)).await?;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn receive(
+        &self,
+        stream: &StreamGuard,
+        inbound: &mut Streaming<v1::PeerRequest>,
+        outbox: &Outbox,
+    ) -> Result<(), Status> {
+        let first = timeout(HELLO_DEADLINE, inbound.message()).await;
+        let first = first
+            .map_err(|_| Status::deadline_exceeded("no hello"))??
+            .and_then(|m| m.message);
+        let Some(peer_request::Message::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("expected a PeerHello"));
+        };
+        if hello.protocol_version != PROTOCOL_VERSION {
+            let got = hello.protocol_version;
+            return Err(Status::failed_precondition(
+                convert::Malformed::Version { got }.to_string(),
+            ));
+        }
+        info!(peer = %hello.replica, "the leading replica connected");
+        while let Some(message) = inbound.message().await? {
+            let Some(peer_request::Message::Confirm(v1::PeerConfirm {
+                namespace,
+                request: Some(request),
+            })) = message.message
+            else {
+                return Err(Status::invalid_argument("expected a PeerConfirm"));
+            };
+            let asked = confirm(&self.shared, stream.id, &namespace.as_str().into(), &request);
+            let asked = asked.map_err(|malformed| Status::invalid_argument(malformed.to_string()))?;
+            if let Err(refused) = asked {
+                debug!(reason = %refused, "confirmation refused");
+                let refused = v1::ConfirmRefused {
+                    number: request.number,
+                    reason: refused.to_string(),
+                };
+                push(outbox, peer_reply::Message::ConfirmRefused(refused)).await?;
+            }
+        }
+        Err(Status::ok("closed by the peer"))
+    }
+}
+
+async fn push(outbox: &Outbox, message: peer_reply::Message) -> Result<(), Status> {
+    let sent = outbox.send(Ok(v1::PeerReply { message: Some(message) })).await;
+    sent.map_err(|_| Status::ok("closed by the peer"))
+}

@@ -1,0 +1,224 @@
+//! The reflector: list, then watch, for ever; everything that is shown is compared before the position moves.
+//!
+//! kube's watcher is not used, since it hides what is needed here: the resourceVersion of lists, so that one of a stale
+//! API server can be discarded, and bookmarks. See docs/architecture.md.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use kube::api::{ListParams, WatchParams};
+use kube::core::{ObjectList, Request, WatchEvent};
+use kube::{Client, Resource};
+use parking_lot::Mutex;
+use rand::Rng;
+use thiserror::Error;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::ledger::Ledger;
+use super::object::{NotASession, Read, Reader, Watched};
+use super::shared::Shared;
+use crate::api::VmcpSession;
+use crate::core::replica::{ScopeId, StaleList};
+use crate::core::session::{InvalidResourceVersion, ResourceVersion};
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+
+/// Objects in one page of a list.
+const PAGE: u32 = 500;
+/// How long one page of a list, or the beginning of a watch, may take.
+const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// The API server ends a watch after this long, so that watches spread over API servers again.
+const WATCH_SECONDS: u32 = 290;
+const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(10);
+
+#[derive(Debug, Error)]
+enum WatchError {
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Stale(#[from] StaleList),
+    #[error(transparent)]
+    Object(#[from] NotASession),
+    #[error(transparent)]
+    ResourceVersion(#[from] InvalidResourceVersion),
+    #[error("an answer without resourceVersion")]
+    NoResourceVersion,
+}
+
+/// How a watch went on until it ended.
+enum Ended {
+    /// The API server closed it, or it broke: watch on from the position.
+    Resume,
+    /// What was missed cannot be had any more: list again.
+    Relist,
+}
+
+/// One watched collection.
+pub struct Watch {
+    /// A client of its own: its connections are not shared with what the watch is checked by.
+    pub client: Client,
+    /// The core's name for the collection.
+    pub scope: ScopeId,
+    /// Its namespace; `None` for all.
+    pub namespace: Option<Arc<str>>,
+    /// Where the objects go.
+    pub shared: Arc<Shared>,
+    /// Where the rest of them goes.
+    pub ledger: Arc<Ledger>,
+    /// Reads them.
+    pub reader: Arc<Mutex<Reader>>,
+    /// Notified when the watch has been silent for too long to be trusted: it is begun anew.
+    pub distrust: Arc<Notify>,
+}
+
+impl Watch {
+    /// Lists and watches until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
+        let mut backoff = *BACKOFF.start();
+        let mut listed = false;
+        while !shutdown.is_cancelled() {
+            let result = tokio::select! {
+                () = shutdown.cancelled() => break,
+                result = self.once(&mut listed, &mut backoff) => result,
+                // The watch is open but shows nothing, or the list hangs.
+                () = self.distrust.notified() => {
+                    info!(scope = %self.name(), "the watch is silent: beginning it anew");
+                    continue;
+                }
+            };
+            match result {
+                Ok(Ended::Resume) => continue,
+                Ok(Ended::Relist) => listed = false,
+                Err(error) => {
+                    // A position cannot be resumed from an API server that says that it is too old.
+                    listed &= !matches!(&error, WatchError::Api(e) if e.kind() == ApiErrorKind::Gone);
+                    warn!(scope = %self.name(), %error, "watching failed; trying again");
+                }
+            }
+            let jittered = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
+            backoff = (backoff * 2).min(*BACKOFF.end());
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = sleep(jittered) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn once(&self, listed: &mut bool, backoff: &mut Duration) -> Result<Ended, WatchError> {
+        // After a void (etcd was restored) there is no position to resume from.
+        let position = self.shared.with(|replica, _| replica.position(self.scope));
+        if !*listed || position == ResourceVersion(0) {
+            self.list().await?;
+            *listed = true;
+            *backoff = *BACKOFF.start();
+        }
+        self.watch(backoff).await
+    }
+
+    /// Takes a whole, consistent list. While it runs the position stands still.
+    async fn list(&self) -> Result<(), WatchError> {
+        let mut params = ListParams::default().limit(PAGE);
+        let mut reads: Vec<Read> = Vec::new();
+        let position = loop {
+            let page = deadline(CALL_DEADLINE, async {
+                let request = Request::new(self.path())
+                    .list(&params)
+                    .map_err(kube::Error::BuildRequest)?;
+                self.client.request::<ObjectList<Watched>>(request).await
+            });
+            let ObjectList { metadata, items, .. } = page.await?;
+            {
+                let mut reader = self.reader.lock();
+                for item in items {
+                    reads.push(reader.read(item)?);
+                }
+            }
+            match metadata.continue_.filter(|c| !c.is_empty()) {
+                Some(next) => params = params.continue_token(&next),
+                None => {
+                    break metadata
+                        .resource_version
+                        .ok_or(WatchError::NoResourceVersion)?
+                        .parse()?;
+                }
+            }
+        };
+        let count = reads.len();
+        let mut kept = Vec::with_capacity(count);
+        let mut objects = Vec::with_capacity(count);
+        for Read { object, terms, marker } in reads {
+            kept.push((object.key.clone(), terms, marker));
+            objects.push(object);
+        }
+        self.shared
+            .with(|replica, now| replica.relist(self.scope, objects, position, now))?;
+        self.ledger.relisted(self.namespace.as_deref(), kept);
+        debug!(scope = %self.name(), objects = count, %position, "listed");
+        Ok(())
+    }
+
+    async fn watch(&self, backoff: &mut Duration) -> Result<Ended, WatchError> {
+        let position = self.shared.with(|replica, _| replica.position(self.scope));
+        let params = WatchParams::default().timeout(WATCH_SECONDS);
+        let begun = deadline(CALL_DEADLINE, async {
+            let request = Request::new(self.path()).watch(&params, &position.to_string());
+            self.client
+                .request_events::<Watched>(request.map_err(kube::Error::BuildRequest)?)
+                .await
+        });
+        let events = begun.await?;
+        let mut events = std::pin::pin!(events);
+        self.follow(&mut events, backoff).await
+    }
+
+    async fn follow(
+        &self,
+        events: &mut (impl Stream<Item = kube::Result<WatchEvent<Watched>>> + Unpin),
+        backoff: &mut Duration,
+    ) -> Result<Ended, WatchError> {
+        while let Some(event) = events.next().await {
+            match event.map_err(ApiError::from)? {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    let read = self.reader.lock().read(object)?;
+                    self.ledger.observed(&read);
+                    self.shared
+                        .with(|replica, now| replica.apply(self.scope, read.object, now));
+                }
+                WatchEvent::Deleted(object) => {
+                    let Read { object, .. } = self.reader.lock().read(object)?;
+                    self.ledger.removed(&object.key);
+                    let at = object.resource_version;
+                    self.shared
+                        .with(|replica, now| replica.delete(self.scope, &object.key, at, now));
+                }
+                WatchEvent::Bookmark(bookmark) => {
+                    let position = bookmark.metadata.resource_version.parse()?;
+                    self.shared
+                        .with(|replica, now| replica.bookmark(self.scope, position, now));
+                }
+                WatchEvent::Error(status) => {
+                    let error = ApiError::from(kube::Error::Api(status));
+                    if error.kind() == ApiErrorKind::Gone {
+                        debug!(scope = %self.name(), "the watch is too old to be resumed");
+                        return Ok(Ended::Relist);
+                    }
+                    return Err(error.into());
+                }
+            }
+            *backoff = *BACKOFF.start();
+        }
+        Ok(Ended::Resume)
+    }
+
+    fn path(&self) -> String {
+        VmcpSession::url_path(&(), self.namespace.as_deref())
+    }
+
+    fn name(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("all namespaces")
+    }
+}

@@ -1,0 +1,108 @@
+//! What a pod caches of a session.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::core::digest::{Digest, Metadata};
+use crate::core::session::{ResourceVersion, Uid};
+
+/// A copy of a session: the `spec.metadata` that it was restored from, and which state of which object that was.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Copy {
+    /// The object's uid.
+    pub uid: Uid,
+    /// The newest generation that is known to have this metadata.
+    pub generation: u64,
+    /// A resourceVersion at which the object was in this state.
+    pub resource_version: ResourceVersion,
+    /// Digest of the metadata.
+    pub digest: Digest,
+    /// The metadata.
+    pub metadata: Arc<Metadata>,
+}
+
+impl fmt::Debug for Copy {
+    /// Shows everything but values (I6).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Copy")
+            .field("uid", &self.uid)
+            .field("generation", &self.generation)
+            .field("resource_version", &self.resource_version.0)
+            .field("digest", &self.digest)
+            .field("keys", &self.metadata.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+impl Copy {
+    /// Bytes of memory that the copy of the session `name` takes, roughly and rather more than less.
+    pub(super) fn footprint(&self, name: &str) -> usize {
+        /// Entry, table slots, reference counts and allocator overhead.
+        const PER_COPY: usize = 400;
+        /// Two strings in a tree node, with allocator overhead.
+        const PER_KEY: usize = 96;
+        let text: usize = self.metadata.iter().map(|(k, v)| k.len() + v.len() + PER_KEY).sum();
+        PER_COPY + 2 * name.len() + text
+    }
+}
+
+/// A session as the API server answered it.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Its state.
+    pub copy: Copy,
+    /// Whether it has a deletionTimestamp. It then counts as not found.
+    pub terminating: bool,
+}
+
+/// The API server's answer to a consistent GET.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The object.
+    Found(Observed),
+    /// There is none of that name.
+    NotFound,
+}
+
+/// Values that are true only inside this pod, kept beside a copy. Never compared, never written to the object.
+pub type LocalValues = BTreeMap<String, String>;
+
+/// Why a copy was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DropReason {
+    /// The metadata changed.
+    Stale,
+    /// The object was deleted, is being deleted, or was replaced by another one of its name.
+    Gone,
+    /// An own write's answer held somebody else's change.
+    Foreign,
+    /// Room was needed for another copy.
+    Capacity,
+    /// The replicas' knowledge was void (etcd was restored from a backup).
+    Reset,
+}
+
+impl DropReason {
+    /// The reason in one lower-case word, for metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stale => "stale",
+            Self::Gone => "gone",
+            Self::Foreign => "foreign",
+            Self::Capacity => "capacity",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// A copy that was dropped.
+#[derive(Clone, Debug)]
+pub struct Dropped {
+    /// The session's name.
+    pub name: Arc<str>,
+    /// What was dropped.
+    pub copy: Arc<Copy>,
+    /// Why.
+    pub reason: DropReason,
+}

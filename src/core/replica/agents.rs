@@ -1,0 +1,472 @@
+//! Agents: their streams, what they hold, and what waits to be sent to them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap as FastMap;
+use thiserror::Error;
+
+use super::{AgentId, Confirmed, Entry, Replica, SignalId};
+use crate::core::cache::{Holding, Report};
+use crate::core::lease::{StreamId, with_drift};
+use crate::core::rules::Rule;
+use crate::core::session::{ResourceVersion, SessionKey};
+use crate::core::signal::{Barrier, Fate, Mark};
+use crate::core::time::Time;
+
+/// A process of an agent: random, so that a restarted one is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceId(pub u128);
+
+/// The pod that an agent belongs to.
+pub type AgentName = Arc<str>;
+
+/// Who opens a stream.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// The agent's process.
+    pub instance: InstanceId,
+    /// The namespace whose sessions it may hold.
+    pub namespace: Arc<str>,
+    /// Its pod.
+    pub name: AgentName,
+}
+
+/// Why a heartbeat gets no lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+pub enum Refusal {
+    /// The watch was never proven to be complete.
+    #[error("the watch was not yet proven to be complete")]
+    Unproven,
+    /// The last proof is as old as a lease is long.
+    #[error("the watch has not been proven to be complete for longer than a lease")]
+    Outdated,
+    /// The replica is about to stop.
+    #[error("the replica is stopping")]
+    Stopping,
+}
+
+/// What is to be sent to an agent, or to whoever asked for a confirmation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outgoing {
+    /// Copies to drop, and barriers to acknowledge.
+    Signals {
+        /// Sessions by name, each with what became of it.
+        evictions: Vec<(SessionKey, SignalId, Mark)>,
+        /// Sessions by name, each with its state.
+        barriers: Vec<(SessionKey, SignalId, Barrier)>,
+    },
+    /// The answer to a heartbeat: how old the replica's knowledge is, and which copies it covers.
+    Lease {
+        /// The heartbeat's own number.
+        heartbeat: u64,
+        /// Age of the knowledge, or why there is no lease.
+        age: Result<Duration, Refusal>,
+        /// Copies with a sequence number up to this one are covered.
+        covers: u64,
+    },
+    /// The replica takes its lease back and grants no other: it is about to stop.
+    Revoke,
+    /// Everything is void: drop all copies and leases.
+    Reset,
+    /// Nobody whom this replica may have leased to serves anything older.
+    Confirmed(Confirmed),
+}
+
+/// A copy that an agent holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub holding: Holding,
+    /// The watch must reach this before it can be compared.
+    pub waits_for: Option<ResourceVersion>,
+    /// What the agent was told of it last, so that it is not told twice.
+    told: Option<Fate>,
+}
+
+/// An agent that is connected, or whose last lease has not ended.
+#[derive(Debug)]
+pub(super) struct Agent {
+    hello: Hello,
+    stream: Option<StreamId>,
+    holdings: FastMap<SessionKey, Held>,
+    /// Everything up to this sequence number was compared.
+    processed: u64,
+    /// The inventory is complete: `processed` means something.
+    complete: bool,
+    remembered_until: Time,
+    evictions: FastMap<SessionKey, (SignalId, Mark)>,
+    barriers: BTreeMap<SignalId, (SessionKey, Barrier)>,
+    heartbeat: Option<Heartbeat>,
+    revoke: bool,
+    reset: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Heartbeat {
+    number: u64,
+    received: Time,
+    age: Result<Duration, Refusal>,
+}
+
+impl Agent {
+    pub fn name(&self) -> &AgentName {
+        &self.hello.name
+    }
+
+    pub fn stream(&self) -> Option<StreamId> {
+        self.stream
+    }
+
+    pub fn holdings(&self) -> usize {
+        self.holdings.len()
+    }
+
+    pub fn queued(&self) -> usize {
+        self.evictions.len() + self.barriers.len()
+    }
+
+    pub fn remembered_until(&self) -> Time {
+        self.remembered_until
+    }
+
+    pub fn holds(&self, key: &SessionKey) -> bool {
+        self.holdings.contains_key(key)
+    }
+
+    pub fn held_mut(&mut self, key: &SessionKey) -> Option<&mut Held> {
+        self.holdings.get_mut(key)
+    }
+
+    pub fn queue_barrier(&mut self, key: SessionKey, id: SignalId, barrier: Barrier) {
+        self.barriers.insert(id, (key, barrier));
+    }
+}
+
+impl Replica {
+    /// An agent opened a stream. An older stream of the same process is over.
+    pub fn stream_opened(&mut self, stream: StreamId, hello: Hello, now: Time) {
+        let id = if let Some(id) = self.by_instance.get(&hello.instance).copied() {
+            if let Some(old) = self.agents.get(&id).and_then(Agent::stream) {
+                self.stream_closed(old, now);
+            }
+            id
+        } else {
+            self.last_agent += 1;
+            AgentId(self.last_agent)
+        };
+        let namespace = hello.namespace.clone();
+        let remembered_until = self.agents.get(&id).map_or(Time::ZERO, Agent::remembered_until);
+        self.by_instance.insert(hello.instance, id);
+        self.by_stream.insert(stream, id);
+        self.by_namespace.entry(namespace.clone()).or_default().insert(id);
+        let mut agent = Agent {
+            hello,
+            stream: Some(stream),
+            holdings: FastMap::new(),
+            processed: 0,
+            complete: false,
+            remembered_until,
+            evictions: FastMap::new(),
+            barriers: BTreeMap::new(),
+            heartbeat: None,
+            revoke: self.stopping,
+            reset: false,
+        };
+        if Rule::BarrierToNewStreams.on() {
+            for (signal, confirmation) in &self.confirmations {
+                if *confirmation.key.namespace() == namespace {
+                    agent.queue_barrier(confirmation.key.clone(), *signal, confirmation.barrier);
+                }
+            }
+        }
+        self.agents.insert(id, agent);
+        self.wake(Some(stream));
+    }
+
+    /// A stream ended. The agent is remembered until its last lease has ended.
+    pub fn stream_closed(&mut self, stream: StreamId, now: Time) {
+        self.replies.remove(&stream);
+        self.confirmer_left(stream);
+        let Some(id) = self.by_stream.remove(&stream) else {
+            return;
+        };
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return;
+        };
+        agent.stream = None;
+        agent.barriers.clear();
+        agent.heartbeat = None;
+        agent.evictions.clear();
+        let keys: Vec<SessionKey> = agent.holdings.keys().cloned().collect();
+        for key in keys {
+            self.release(id, &key, now);
+        }
+        let over = self.agents.get(&id).is_none_or(|a| a.remembered_until <= now);
+        if over || !Rule::RememberAgents.on() {
+            self.lease_over(id);
+            self.confirm_ready();
+        }
+    }
+
+    /// A part of the inventory or of later reports came in. With `through`, everything up to that sequence number
+    /// is told once this is processed; all but the last part of an inventory come without. False if the agent holds
+    /// more than it may: it then gets no cover for what is new.
+    pub fn reported(
+        &mut self,
+        stream: StreamId,
+        reports: Vec<(SessionKey, Report)>,
+        through: Option<u64>,
+        now: Time,
+    ) -> bool {
+        let Some(&id) = self.by_stream.get(&stream) else {
+            return true;
+        };
+        let mut within = true;
+        for (key, report) in reports {
+            match report {
+                Report::Held(holding) => within &= self.hold(id, key, holding, now),
+                Report::Released => self.release(id, &key, now),
+            }
+        }
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return within;
+        };
+        if let Some(through) = through.filter(|_| within) {
+            agent.processed = agent.processed.max(through);
+            agent.complete = true;
+        }
+        within
+    }
+
+    /// A heartbeat came in. `now` must have been read from the clock after it was received: a replica that was
+    /// paused must not answer with what it knew before.
+    pub fn heartbeat(&mut self, stream: StreamId, number: u64, now: Time) {
+        let Some(&id) = self.by_stream.get(&stream) else {
+            return;
+        };
+        let Some(agent) = self.agents.get(&id) else {
+            return;
+        };
+        let scope = self.scope_of(&agent.hello.namespace);
+        let age = scope.and_then(|s| self.scopes[s.0].age(now));
+        let age = match age {
+            _ if self.stopping => Err(Refusal::Stopping),
+            None => Err(Refusal::Unproven),
+            Some(age) if age >= self.config.lease => Err(Refusal::Outdated),
+            Some(age) => Ok(age),
+        };
+        if let Some(agent) = self.agents.get_mut(&id) {
+            agent.heartbeat = Some(Heartbeat {
+                number,
+                received: now,
+                age,
+            });
+        }
+        self.wake(Some(stream));
+    }
+
+    /// The agent has done what the signal `id` asked for.
+    pub fn acknowledged(&mut self, stream: StreamId, key: &SessionKey, signal: SignalId, now: Time) {
+        let Some(&agent) = self.by_stream.get(&stream) else {
+            return;
+        };
+        self.confirm_acknowledged(agent, signal);
+        self.round_acknowledged(agent, key, signal, now);
+    }
+
+    /// The agent has given back its leases: nothing that it serves rests on this replica.
+    pub fn lease_returned(&mut self, stream: StreamId) {
+        let Some(id) = self.by_stream.get(&stream).copied() else {
+            return;
+        };
+        if let Some(agent) = self.agents.get_mut(&id) {
+            agent.remembered_until = Time::ZERO;
+        }
+        self.lease_over(id);
+        self.confirm_ready();
+    }
+
+    /// No lease is granted from now on, and those in force are called back.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+        for agent in self.agents.values_mut() {
+            agent.revoke = true;
+            self.woken.extend(agent.stream);
+        }
+    }
+
+    /// Whether no lease that this replica granted can be in force at `now`.
+    pub fn all_leases_over(&self, now: Time) -> bool {
+        self.agents.values().all(|a| a.remembered_until <= now)
+    }
+
+    /// The next message for a stream, with at most `most` signals; `None` if nothing waits.
+    ///
+    /// A lease comes only when no signal waits: whoever has the lease has had the signals.
+    pub fn drain(&mut self, stream: StreamId, most: usize) -> Option<Outgoing> {
+        if let Some(replies) = self.replies.get_mut(&stream)
+            && let Some(reply) = replies.pop()
+        {
+            return Some(Outgoing::Confirmed(reply));
+        }
+        let lease = self.config.lease;
+        let id = self.by_stream.get(&stream)?;
+        let agent = self.agents.get_mut(id)?;
+        if std::mem::take(&mut agent.reset) {
+            return Some(Outgoing::Reset);
+        }
+        if !Rule::EvictionsBeforeLease.on() && agent.heartbeat.is_some() {
+            return agent.answer_heartbeat(lease);
+        }
+        if agent.queued() > 0 {
+            return Some(agent.take_signals(most));
+        }
+        if std::mem::take(&mut agent.revoke) {
+            return Some(Outgoing::Revoke);
+        }
+        agent.answer_heartbeat(lease)
+    }
+
+    /// Queues an eviction of what `agent` holds of `key`, unless it was told so already.
+    pub(super) fn evict(&mut self, key: &SessionKey, agent: AgentId, mark: Mark, now: Time) {
+        let id = self.next_signal();
+        let Some(known) = self.agents.get_mut(&agent) else {
+            return;
+        };
+        let Some(held) = known.holdings.get_mut(key) else {
+            return;
+        };
+        let told = match (held.told, mark.fate) {
+            (Some(Fate::Gone), _) => true,
+            (Some(Fate::Stale { below: told }), Fate::Stale { below }) => told >= below,
+            _ => false,
+        };
+        if told {
+            return;
+        }
+        held.told = Some(mark.fate);
+        known.evictions.insert(key.clone(), (id, mark));
+        let stream = known.stream;
+        self.wake(stream);
+        self.round_evicted(key, agent, id, now);
+    }
+
+    /// The agent's last lease has ended. If it is not connected either, it is forgotten.
+    pub(super) fn lease_over(&mut self, id: AgentId) {
+        self.confirm_forget(id);
+        let Some(agent) = self.agents.get(&id) else {
+            return;
+        };
+        if agent.stream.is_some() {
+            return;
+        }
+        let hello = agent.hello.clone();
+        self.agents.remove(&id);
+        self.by_instance.remove(&hello.instance);
+        if let Some(ids) = self.by_namespace.get_mut(&hello.namespace) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.by_namespace.remove(&hello.namespace);
+            }
+        }
+    }
+
+    pub(super) fn reset_agents(&mut self) {
+        for agent in self.agents.values_mut() {
+            agent.evictions.clear();
+            agent.reset = true;
+            agent.heartbeat = None;
+            self.woken.extend(agent.stream);
+        }
+    }
+
+    fn hold(&mut self, id: AgentId, key: SessionKey, holding: Holding, now: Time) -> bool {
+        let Some(scope) = self.scope_of(key.namespace()) else {
+            return false;
+        };
+        let most = self.config.holdings_per_agent;
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return true;
+        };
+        let new = Held {
+            holding,
+            waits_for: None,
+            told: None,
+        };
+        if agent.holdings.len() >= most && !agent.holds(&key) {
+            return false;
+        }
+        // The new copy took the old one's place: what was queued for that one is settled.
+        let settled = agent.evictions.remove(&key);
+        if let Some(old) = agent.holdings.insert(key.clone(), new) {
+            if let Some(until) = old.waits_for {
+                self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
+            }
+        } else {
+            self.entries.entry(key.clone()).or_default().holders.push(id);
+        }
+        if let Some((signal, _)) = settled {
+            self.round_acknowledged(id, &key, signal, now);
+        }
+        let position = self.position(scope);
+        self.compare_one(&key, id, position, now);
+        true
+    }
+
+    fn release(&mut self, id: AgentId, key: &SessionKey, now: Time) {
+        let scope = self.scope_of(key.namespace());
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return;
+        };
+        let settled = agent.evictions.remove(key);
+        let Some(old) = agent.holdings.remove(key) else {
+            return;
+        };
+        if let (Some(until), Some(scope)) = (old.waits_for, scope) {
+            self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
+        }
+        if let Some(Entry { truth, holders }) = self.entries.get_mut(key) {
+            holders.retain(|h| *h != id);
+            if holders.is_empty() && truth.is_none() {
+                self.entries.remove(key);
+            }
+        }
+        if let Some((signal, _)) = settled {
+            self.round_acknowledged(id, key, signal, now);
+        }
+    }
+}
+
+impl Agent {
+    fn take_signals(&mut self, most: usize) -> Outgoing {
+        let mut barriers = Vec::new();
+        while barriers.len() < most
+            && let Some((id, (key, barrier))) = self.barriers.pop_first()
+        {
+            barriers.push((key, id, barrier));
+        }
+        let room = most - barriers.len();
+        let keys: Vec<SessionKey> = self.evictions.keys().take(room).cloned().collect();
+        let evictions = keys
+            .into_iter()
+            .filter_map(|key| self.evictions.remove(&key).map(|(id, mark)| (key, id, mark)))
+            .collect();
+        Outgoing::Signals { evictions, barriers }
+    }
+
+    fn answer_heartbeat(&mut self, lease: Duration) -> Option<Outgoing> {
+        let Heartbeat { number, received, age } = self.heartbeat.take()?;
+        if let Ok(age) = age {
+            // The lease itself began when the heartbeat was sent, which was before it was received.
+            self.remembered_until = self
+                .remembered_until
+                .max(received + with_drift(lease.saturating_sub(age)));
+        }
+        Some(Outgoing::Lease {
+            heartbeat: number,
+            age,
+            covers: if self.complete { self.processed } else { 0 },
+        })
+    }
+}

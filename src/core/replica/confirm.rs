@@ -1,0 +1,161 @@
+//! Confirmations: that no agent whom this replica may have leased to serves anything older than a committed state.
+//!
+//! A barrier goes to every agent of the namespace, holder or not, since a GET of its may be in flight. The confirmation
+//! waits for those that may have a lease of this replica, connected or not, until they have acknowledged or that lease
+//! has ended. It is answered with the replicas that were registered when the state was committed, as this replica's
+//! own watch shows them: whoever asked needs the answer of each of these. A replica that registered later learned of
+//! the state before it granted its first lease.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::{AgentId, Replica, ScopeId, SignalId};
+use crate::core::lease::StreamId;
+use crate::core::rules::Rule;
+use crate::core::session::SessionKey;
+use crate::core::signal::{Barrier, Fate};
+
+/// The answer to a confirmation request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confirmed {
+    /// The request's own number.
+    pub request: u64,
+    /// The replicas that were registered when the state was committed.
+    pub registered: Vec<Arc<str>>,
+}
+
+/// Why a confirmation cannot be had. Whoever asked must wait for the leases to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ConfirmRefused {
+    /// Too many are under way.
+    #[error("too many confirmations are under way")]
+    Busy,
+    /// The namespace is not watched.
+    #[error("the namespace is not watched")]
+    NotWatched,
+}
+
+#[derive(Debug)]
+pub(super) struct Confirmation {
+    pub key: SessionKey,
+    pub barrier: Barrier,
+    scope: ScopeId,
+    /// Who asked; `None` if it left.
+    origin: Option<StreamId>,
+    request: u64,
+    waiting: BTreeSet<AgentId>,
+}
+
+impl Replica {
+    /// Somebody asks for a confirmation that nobody serves anything older than `barrier`.
+    pub fn confirm(
+        &mut self,
+        origin: StreamId,
+        request: u64,
+        key: SessionKey,
+        barrier: Barrier,
+    ) -> Result<(), ConfirmRefused> {
+        let scope = self.scope_of(key.namespace()).ok_or(ConfirmRefused::NotWatched)?;
+        if self.confirmations.len() >= self.config.confirmations {
+            return Err(ConfirmRefused::Busy);
+        }
+        let signal = self.next_signal();
+        let mut waiting = BTreeSet::new();
+        for id in self.by_namespace.get(key.namespace()).into_iter().flatten() {
+            let Some(agent) = self.agents.get_mut(id) else {
+                continue;
+            };
+            if !Rule::BarrierToAll.on() && !agent.holds(&key) {
+                continue;
+            }
+            // Agents whose lease has ended are dropped from it by the next `poll`.
+            if agent.stream().is_some() || Rule::RememberAgents.on() {
+                waiting.insert(*id);
+            }
+            if let Some(stream) = agent.stream() {
+                agent.queue_barrier(key.clone(), signal, barrier);
+                self.woken.insert(stream);
+            }
+        }
+        self.confirmations.insert(
+            signal,
+            Confirmation {
+                key,
+                barrier,
+                scope,
+                origin: Some(origin),
+                request,
+                waiting,
+            },
+        );
+        self.confirm_ready();
+        Ok(())
+    }
+
+    pub(super) fn confirm_acknowledged(&mut self, agent: AgentId, signal: SignalId) {
+        if let Some(confirmation) = self.confirmations.get_mut(&signal)
+            && confirmation.waiting.remove(&agent)
+        {
+            self.confirm_ready();
+        }
+    }
+
+    /// The agent has no lease of this replica any more: nobody needs to wait for it.
+    pub(super) fn confirm_forget(&mut self, agent: AgentId) {
+        for confirmation in self.confirmations.values_mut() {
+            confirmation.waiting.remove(&agent);
+        }
+    }
+
+    /// Nobody waits for the answers to this stream's requests any more. Their barriers stay until they are seen.
+    pub(super) fn confirmer_left(&mut self, stream: StreamId) {
+        for confirmation in self.confirmations.values_mut().filter(|c| c.origin == Some(stream)) {
+            confirmation.origin = None;
+        }
+    }
+
+    /// Answers what is acknowledged by all and shown by the watch.
+    pub(super) fn confirm_ready(&mut self) {
+        if self.confirmations.is_empty() {
+            return;
+        }
+        let ready: Vec<SignalId> = self
+            .confirmations
+            .iter()
+            .filter(|(_, c)| (c.waiting.is_empty() || c.origin.is_none()) && self.seen(c))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ready {
+            let Some(confirmation) = self.confirmations.remove(&id) else {
+                continue;
+            };
+            let Some(origin) = confirmation.origin else {
+                continue;
+            };
+            let registered = self.registered(confirmation.scope).keys().cloned().collect();
+            let reply = Confirmed {
+                request: confirmation.request,
+                registered,
+            };
+            self.replies.entry(origin).or_default().push(reply);
+            self.wake(Some(origin));
+        }
+    }
+
+    /// Whether the watch shows the state, or a later one.
+    fn seen(&self, confirmation: &Confirmation) -> bool {
+        if !Rule::ConfirmWhenSeen.on() {
+            return true;
+        }
+        let mark = confirmation.barrier.mark;
+        let reached = self.position(confirmation.scope) >= mark.resource_version;
+        let alive = || {
+            self.truth(&confirmation.key)
+                .is_some_and(|t| t.uid == mark.uid && !t.terminating)
+        };
+        // The resourceVersion of a deletion is not told to who deletes: what is known is one at which the object lived.
+        reached && !(mark.fate == Fate::Gone && alive())
+    }
+}

@@ -1,0 +1,226 @@
+//! The controller's side: the truth as this replica's watch shows it, who holds what, and what to tell whom.
+//!
+//! * [`compare`]: whether one holding must be evicted.
+//! * [`scope`]: how far a watch is, and how fresh that is proven to be.
+//! * [`truth`]: objects come in; holdings are compared.
+//! * [`agents`]: streams, holdings and heartbeats come in; signals and leases go out.
+//! * [`confirm`]: barriers, and who has acknowledged them (I4, I8).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap as FastMap;
+
+use super::digest::Summary;
+use super::lease::StreamId;
+use super::session::{ResourceVersion, SessionKey, Uid};
+use super::time::Time;
+
+pub mod agents;
+pub mod compare;
+pub mod confirm;
+pub mod rounds;
+pub mod scope;
+pub mod truth;
+
+#[cfg(test)]
+mod tests;
+
+pub use agents::{AgentName, Hello, InstanceId, Outgoing, Refusal};
+pub use confirm::{ConfirmRefused, Confirmed};
+pub use rounds::{Fact, Settled};
+pub use scope::{ProofError, ScopeId};
+pub use truth::{Kind, Object, StaleList};
+
+use agents::Agent;
+use confirm::Confirmation;
+use rounds::Round;
+use scope::Scope;
+
+/// Limits and lengths of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Length of a lease.
+    pub lease: Duration,
+    /// Copies that one agent may hold. What it reports beyond is not covered by its leases.
+    pub holdings_per_agent: usize,
+    /// Confirmations under way at once. More are refused: whoever asked waits for the leases to end.
+    pub confirmations: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(15),
+            holdings_per_agent: 1_000_000,
+            confirmations: 4_096,
+        }
+    }
+}
+
+/// Identifies an agent within a replica. Never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AgentId(u32);
+
+/// Identifies a signal of a replica. Later signals have greater ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SignalId(pub u64);
+
+/// What the watch shows of an object.
+#[derive(Clone, Debug)]
+pub(crate) struct Truth {
+    pub uid: Uid,
+    pub generation: u64,
+    pub resource_version: ResourceVersion,
+    pub terminating: bool,
+    pub summary: Summary,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    truth: Option<Truth>,
+    /// Agents that hold a copy of this name.
+    holders: Vec<AgentId>,
+}
+
+/// One replica of the controller.
+#[derive(Debug)]
+pub struct Replica {
+    config: Config,
+    scopes: Vec<Scope>,
+    entries: FastMap<SessionKey, Entry>,
+    sessions: usize,
+    agents: HashMap<AgentId, Agent>,
+    by_instance: HashMap<InstanceId, AgentId>,
+    by_stream: HashMap<StreamId, AgentId>,
+    by_namespace: HashMap<Arc<str>, BTreeSet<AgentId>>,
+    confirmations: BTreeMap<SignalId, Confirmation>,
+    replies: HashMap<StreamId, Vec<Confirmed>>,
+    rounds: FastMap<SessionKey, Round>,
+    stopping: bool,
+    last_agent: u32,
+    last_signal: u64,
+    woken: BTreeSet<StreamId>,
+    facts: Vec<Fact>,
+}
+
+impl Replica {
+    /// A replica that watches these namespaces, or all of them if none is named.
+    pub fn new(config: Config, namespaces: &[Arc<str>]) -> Self {
+        let scopes = if namespaces.is_empty() {
+            vec![Scope::new(None)]
+        } else {
+            namespaces.iter().map(|n| Scope::new(Some(n.clone()))).collect()
+        };
+        Self {
+            config,
+            scopes,
+            entries: FastMap::new(),
+            sessions: 0,
+            agents: HashMap::new(),
+            by_instance: HashMap::new(),
+            by_stream: HashMap::new(),
+            by_namespace: HashMap::new(),
+            confirmations: BTreeMap::new(),
+            replies: HashMap::new(),
+            rounds: FastMap::new(),
+            stopping: false,
+            last_agent: 0,
+            last_signal: 0,
+            woken: BTreeSet::new(),
+            facts: Vec::new(),
+        }
+    }
+
+    /// The limits and lengths it was made with.
+    pub fn config(&self) -> Config {
+        self.config
+    }
+
+    /// The scopes that it watches, with their namespaces (`None`: all).
+    pub fn scopes(&self) -> impl Iterator<Item = (ScopeId, Option<&Arc<str>>)> {
+        self.scopes
+            .iter()
+            .enumerate()
+            .map(|(at, s)| (ScopeId(at), s.namespace()))
+    }
+
+    /// Whether sessions of this namespace are watched.
+    pub fn watches(&self, namespace: &str) -> bool {
+        self.scope_of(namespace).is_some()
+    }
+
+    /// Streams for which [`Self::drain`] may have something, since this was asked last.
+    pub fn take_woken(&mut self) -> impl Iterator<Item = StreamId> {
+        std::mem::take(&mut self.woken).into_iter()
+    }
+
+    /// What happened since this was asked last, for logs, events and status.
+    pub fn take_facts(&mut self) -> Vec<Fact> {
+        std::mem::take(&mut self.facts)
+    }
+
+    /// Sessions that exist.
+    pub fn sessions(&self) -> usize {
+        self.sessions
+    }
+
+    /// Copies that agents hold.
+    pub fn holdings(&self) -> usize {
+        self.agents.values().map(Agent::holdings).sum()
+    }
+
+    /// Agents that are connected, and those that are only remembered.
+    pub fn agents(&self) -> (usize, usize) {
+        let connected = self.by_stream.len();
+        (connected, self.agents.len() - connected)
+    }
+
+    /// Signals that wait for agents.
+    pub fn queued_signals(&self) -> usize {
+        self.agents.values().map(Agent::queued).sum()
+    }
+
+    /// Confirmations under way.
+    pub fn confirmations(&self) -> usize {
+        self.confirmations.len()
+    }
+
+    /// Names of the pods that hold a copy of the session.
+    pub fn holders(&self, key: &SessionKey) -> Vec<AgentName> {
+        let ids = self.entries.get(key).map_or(&[][..], |e| &e.holders);
+        ids.iter()
+            .filter_map(|id| self.agents.get(id))
+            .map(|a| a.name().clone())
+            .collect()
+    }
+
+    /// Time passes: what was remembered until now is forgotten.
+    pub fn poll(&mut self, now: Time) {
+        let over: Vec<AgentId> = self
+            .agents
+            .iter()
+            .filter(|(_, agent)| agent.remembered_until() <= now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            self.lease_over(id);
+        }
+        self.poll_rounds(now);
+        self.confirm_ready();
+    }
+
+    fn scope_of(&self, namespace: &str) -> Option<ScopeId> {
+        self.scopes.iter().position(|s| s.contains(namespace)).map(ScopeId)
+    }
+
+    fn next_signal(&mut self) -> SignalId {
+        self.last_signal += 1;
+        SignalId(self.last_signal)
+    }
+
+    fn wake(&mut self, stream: Option<StreamId>) {
+        self.woken.extend(stream);
+    }
+}

@@ -1,0 +1,196 @@
+//! Rounds of eviction: which pods a change was signalled to, and who has acknowledged. For logs, events and status
+//! only; no promise rests on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{AgentId, AgentName, Replica, SignalId, Truth};
+use crate::core::lease::with_drift;
+use crate::core::session::{ResourceVersion, SessionKey, Uid};
+use crate::core::time::Time;
+
+/// Something that logs, events or status may tell.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    /// A session appeared, or its spec changed.
+    Changed {
+        /// Which one.
+        key: SessionKey,
+        /// Its uid.
+        uid: Uid,
+        /// Its new generation.
+        generation: u64,
+        /// The resourceVersion that brought it.
+        resource_version: ResourceVersion,
+        /// Metadata keys that changed; empty if the object is new to this replica.
+        changed_keys: Vec<Arc<str>>,
+        /// Whether it is new: it was not there, or was another object.
+        new: bool,
+    },
+    /// A session is gone.
+    Removed {
+        /// Which one.
+        key: SessionKey,
+    },
+    /// Everybody who was signalled has acknowledged, or can be waited for no longer.
+    Settled(Settled),
+}
+
+/// How a round ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settled {
+    /// The session.
+    pub key: SessionKey,
+    /// The uid of the copies that were evicted last.
+    pub uid: Uid,
+    /// The generation that the pods were brought to; `None` if the object is gone.
+    pub generation: Option<u64>,
+    /// Metadata keys that changed.
+    pub changed_keys: Vec<Arc<str>>,
+    /// Pods that were signalled, by name, sorted.
+    pub pods: Vec<AgentName>,
+    /// Those of them that did not acknowledge before their leases ended.
+    pub silent: Vec<AgentName>,
+    /// From the first signal to the last acknowledgement.
+    pub took: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Round {
+    uid: Uid,
+    generation: Option<u64>,
+    changed: BTreeSet<Arc<str>>,
+    started: Time,
+    waiting: BTreeMap<AgentId, (SignalId, AgentName)>,
+    pods: BTreeSet<AgentName>,
+    silent: BTreeSet<AgentName>,
+}
+
+impl Replica {
+    pub(super) fn round_evicted(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId, now: Time) {
+        let Some(name) = self.agents.get(&agent).map(|a| a.name().clone()) else {
+            return;
+        };
+        let Some(uid) = self
+            .agents
+            .get_mut(&agent)
+            .and_then(|a| a.held_mut(key))
+            .map(|h| h.holding.uid)
+        else {
+            return;
+        };
+        let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
+        let round = self.rounds.entry(key.clone()).or_insert_with(|| Round {
+            uid,
+            generation,
+            changed: BTreeSet::new(),
+            started: now,
+            waiting: BTreeMap::new(),
+            pods: BTreeSet::new(),
+            silent: BTreeSet::new(),
+        });
+        round.uid = uid;
+        round.generation = generation;
+        round.pods.insert(name.clone());
+        round.waiting.insert(agent, (signal, name));
+    }
+
+    pub(super) fn round_acknowledged(&mut self, agent: AgentId, key: &SessionKey, signal: SignalId, now: Time) {
+        let Some(round) = self.rounds.get_mut(key) else {
+            return;
+        };
+        if round
+            .waiting
+            .get(&agent)
+            .is_some_and(|(waits_for, _)| signal >= *waits_for)
+        {
+            round.waiting.remove(&agent);
+            self.settle(key, now);
+        }
+    }
+
+    /// The watch showed a session; whoever must be evicted was signalled already.
+    pub(super) fn changed(&mut self, key: &SessionKey, old: Option<&Truth>, new: &Truth, now: Time) {
+        let same = old.filter(|o| o.uid == new.uid);
+        if same.is_some_and(|o| o.generation == new.generation) {
+            return;
+        }
+        let changed_keys = same.map_or_else(Vec::new, |o| o.summary.changed_keys(&new.summary));
+        if let Some(round) = self.rounds.get_mut(key) {
+            round.changed.extend(changed_keys.iter().cloned());
+        }
+        self.facts.push(Fact::Changed {
+            key: key.clone(),
+            uid: new.uid,
+            generation: new.generation,
+            resource_version: new.resource_version,
+            changed_keys,
+            new: same.is_none(),
+        });
+        self.settle(key, now);
+    }
+
+    pub(super) fn removed(&mut self, key: &SessionKey) {
+        self.facts.push(Fact::Removed { key: key.clone() });
+    }
+
+    /// Nobody is waited for longer than a lease.
+    pub(super) fn poll_rounds(&mut self, now: Time) {
+        if self.rounds.is_empty() {
+            return;
+        }
+        let longest = with_drift(self.config.lease);
+        let mut overdue = Vec::new();
+        for (key, round) in &mut self.rounds {
+            if round.started + longest > now {
+                continue;
+            }
+            let agents = &self.agents;
+            round.waiting.retain(|id, (_, name)| {
+                let leased = agents.get(id).is_some_and(|a| a.remembered_until() > now);
+                if !leased {
+                    round.silent.insert(name.clone());
+                }
+                leased
+            });
+            overdue.push(key.clone());
+        }
+        for key in overdue {
+            self.settle(&key, now);
+        }
+    }
+
+    fn settle(&mut self, key: &SessionKey, now: Time) {
+        if self.rounds.get(key).is_some_and(|r| !r.waiting.is_empty()) {
+            return;
+        }
+        let truth = self.truth(key).filter(|t| !t.terminating);
+        let generation = truth.map(|t| t.generation);
+        let truth_uid = truth.map(|t| t.uid);
+        let settled = match self.rounds.remove(key) {
+            Some(round) => Settled {
+                key: key.clone(),
+                uid: round.uid,
+                generation: generation.or(round.generation),
+                changed_keys: round.changed.into_iter().collect(),
+                pods: round.pods.into_iter().collect(),
+                silent: round.silent.into_iter().collect(),
+                took: now.saturating_since(round.started),
+            },
+            None => match truth_uid {
+                Some(uid) => Settled {
+                    key: key.clone(),
+                    uid,
+                    generation,
+                    changed_keys: Vec::new(),
+                    pods: Vec::new(),
+                    silent: Vec::new(),
+                    took: Duration::ZERO,
+                },
+                None => return,
+            },
+        };
+        self.facts.push(Fact::Settled(settled));
+    }
+}

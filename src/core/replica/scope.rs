@@ -1,0 +1,145 @@
+//! How far a watch is, and how fresh that is proven to be.
+//!
+//! A replica writes a marker into each collection that it watches, again and again, and waits to see it come through
+//! its own watch: everything that was committed before the marker was SENT has then been compared. An event alone
+//! proves nothing, since an API server may deliver old ones late.
+//!
+//! The marker is at the same time the replica's registration: who sees it knows whom to ask for a confirmation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::{AgentId, Replica};
+use crate::core::rules::Rule;
+use crate::core::session::{ResourceVersion, SessionKey, Uid};
+use crate::core::time::Time;
+
+/// Identifies a watched collection: all namespaces, or one of those that were chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScopeId(pub(super) usize);
+
+/// A marker's answer contradicts what the watch has shown.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "the API server went back in time: a write was answered with resourceVersion {answered}, but {seen} had been seen before it was sent"
+)]
+pub struct ProofError {
+    /// The resourceVersion of the write.
+    pub answered: ResourceVersion,
+    /// The watch's position when it was sent.
+    pub seen: ResourceVersion,
+}
+
+/// A replica's registration: the object that is its marker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The marker's uid.
+    pub uid: Uid,
+    /// Its last write that the watch has shown.
+    pub resource_version: ResourceVersion,
+}
+
+/// A watched collection.
+#[derive(Debug)]
+pub(super) struct Scope {
+    namespace: Option<Arc<str>>,
+    /// Everything up to here has been shown and compared.
+    pub position: ResourceVersion,
+    proven: Option<Time>,
+    /// Markers that have been answered and not yet been seen: when they were sent, by their resourceVersion.
+    unproven: BTreeMap<ResourceVersion, Time>,
+    pub registered: BTreeMap<Arc<str>, Registration>,
+    /// Holdings that are newer than the watch, by the resourceVersion at which they can be compared.
+    pub waiting: BTreeSet<(ResourceVersion, AgentId, SessionKey)>,
+}
+
+impl Scope {
+    pub fn new(namespace: Option<Arc<str>>) -> Self {
+        Self {
+            namespace,
+            position: ResourceVersion(0),
+            proven: None,
+            unproven: BTreeMap::new(),
+            registered: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+        }
+    }
+
+    pub fn namespace(&self) -> Option<&Arc<str>> {
+        self.namespace.as_ref()
+    }
+
+    pub fn contains(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|n| n == namespace)
+    }
+
+    /// Everything up to `position` has been compared.
+    pub fn advance(&mut self, position: ResourceVersion, now: Time) {
+        self.position = self.position.max(position);
+        while let Some(first) = self.unproven.first_entry() {
+            if *first.key() > self.position {
+                break;
+            }
+            let sent = first.remove();
+            let proven = if Rule::ProofFromSend.on() { sent } else { now };
+            self.proven = self.proven.max(Some(proven));
+        }
+    }
+
+    pub fn void(&mut self) {
+        *self = Self::new(self.namespace.take());
+    }
+
+    /// How old the knowledge is; `None` if it never was proven.
+    pub fn age(&self, now: Time) -> Option<Duration> {
+        if !Rule::ProofBeforeLease.on() {
+            return Some(Duration::ZERO);
+        }
+        self.proven.map(|proven| now.saturating_since(proven))
+    }
+}
+
+impl Replica {
+    /// The resourceVersion up to which the watch of `scope` is complete and compared.
+    pub fn position(&self, scope: ScopeId) -> ResourceVersion {
+        self.scopes[scope.0].position
+    }
+
+    /// A marker that was sent at `sent`, when the position was `seen`, was answered with `answered`. An error means
+    /// that etcd was restored from a backup: all state and all leases are void (see [`Self::void`]).
+    pub fn marker_answered(
+        &mut self,
+        scope: ScopeId,
+        sent: Time,
+        seen: ResourceVersion,
+        answered: ResourceVersion,
+        now: Time,
+    ) -> Result<(), ProofError> {
+        if answered < seen {
+            return Err(ProofError { answered, seen });
+        }
+        let scope = &mut self.scopes[scope.0];
+        scope.unproven.insert(answered, sent);
+        scope.advance(scope.position, now);
+        Ok(())
+    }
+
+    /// How old the knowledge of `scope` is; `None` if it was never proven.
+    pub fn age_of(&self, scope: ScopeId, now: Time) -> Option<Duration> {
+        self.scopes[scope.0].age(now)
+    }
+
+    /// How old the knowledge of the least fresh scope is; `None` if one was never proven.
+    pub fn age(&self, now: Time) -> Option<Duration> {
+        let ages: Option<Vec<Duration>> = self.scopes.iter().map(|s| s.age(now)).collect();
+        ages?.into_iter().max()
+    }
+
+    /// Registered replicas in `scope`, as the watch shows them, by name.
+    pub fn registered(&self, scope: ScopeId) -> &BTreeMap<Arc<str>, Registration> {
+        &self.scopes[scope.0].registered
+    }
+}

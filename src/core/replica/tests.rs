@@ -1,0 +1,1 @@
+//! The replica, driven message by message.

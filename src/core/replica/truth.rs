@@ -1,0 +1,237 @@
+//! Objects come in from the watch; holdings are compared with them.
+
+use std::collections::HashSet;
+
+use thiserror::Error;
+
+use super::compare::{Verdict, compare};
+use super::scope::Registration;
+use super::{AgentId, Entry, Replica, ScopeId, Truth};
+use crate::core::digest::Summary;
+use crate::core::rules::Rule;
+use crate::core::session::{ResourceVersion, SessionKey, Uid};
+use crate::core::time::Time;
+
+/// An object as a list or a watch shows it.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Namespace and name.
+    pub key: SessionKey,
+    /// Its uid.
+    pub uid: Uid,
+    /// Its `metadata.generation`.
+    pub generation: u64,
+    /// Its resourceVersion.
+    pub resource_version: ResourceVersion,
+    /// Whether it has a deletionTimestamp.
+    pub terminating: bool,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What an object of the watched collection is.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// A session.
+    Session(Summary),
+    /// The marker of a replica, which bears the replica's name.
+    Marker,
+}
+
+/// A list that is older than what was seen before it: a stale API server answered. It was not taken.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("a list at resourceVersion {listed} is older than what the watch had shown ({seen}): its API server is stale")]
+pub struct StaleList {
+    /// The list's resourceVersion.
+    pub listed: ResourceVersion,
+    /// The position before it.
+    pub seen: ResourceVersion,
+}
+
+impl Replica {
+    /// An object was added or modified. What the watch has passed already is ignored.
+    pub fn apply(&mut self, scope: ScopeId, object: Object, now: Time) {
+        let resource_version = object.resource_version;
+        if resource_version <= self.position(scope) && Rule::DiscardStaleList.on() {
+            return;
+        }
+        self.put(scope, object, now);
+        self.advance(scope, resource_version, now);
+    }
+
+    /// An object was deleted; `resource_version` is that of its deletion.
+    pub fn delete(&mut self, scope: ScopeId, key: &SessionKey, resource_version: ResourceVersion, now: Time) {
+        if resource_version <= self.position(scope) {
+            return;
+        }
+        self.remove(scope, key, resource_version, now);
+        self.advance(scope, resource_version, now);
+    }
+
+    /// The watch is complete up to `position`, though no object changed (a bookmark).
+    pub fn bookmark(&mut self, scope: ScopeId, position: ResourceVersion, now: Time) {
+        self.advance(scope, position, now);
+    }
+
+    /// A whole list at `position` takes the place of everything that was known of `scope`.
+    pub fn relist(
+        &mut self,
+        scope: ScopeId,
+        objects: Vec<Object>,
+        position: ResourceVersion,
+        now: Time,
+    ) -> Result<(), StaleList> {
+        let seen = self.position(scope);
+        if position < seen && Rule::DiscardStaleList.on() {
+            return Err(StaleList { listed: position, seen });
+        }
+        let listed: HashSet<SessionKey> = objects.iter().map(|o| o.key.clone()).collect();
+        let namespaces = &self.scopes[scope.0];
+        let markers = namespaces
+            .registered
+            .keys()
+            .filter(|name| !listed.iter().any(|k| k.name() == &***name));
+        let markers: Vec<_> = markers.cloned().collect();
+        let gone: Vec<SessionKey> = self
+            .entries
+            .iter()
+            .filter(|(key, entry)| {
+                entry.truth.is_some() && namespaces.contains(key.namespace()) && !listed.contains(*key)
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for name in markers {
+            self.scopes[scope.0].registered.remove(&name);
+        }
+        for key in gone {
+            self.remove(scope, &key, position, now);
+        }
+        for object in objects {
+            self.put(scope, object, now);
+        }
+        self.advance(scope, position, now);
+        Ok(())
+    }
+
+    /// Etcd was restored from a backup: nothing that was known counts any more. Every agent is told to drop every
+    /// copy and lease; what they report from then on is compared anew.
+    pub fn void(&mut self) {
+        for scope in &mut self.scopes {
+            scope.void();
+        }
+        for entry in self.entries.values_mut() {
+            entry.truth = None;
+        }
+        self.sessions = 0;
+        self.entries.retain(|_, e| !e.holders.is_empty());
+        self.reset_agents();
+    }
+
+    /// The session's uid, generation and metadata summary, as the watch shows it, unless it is being deleted.
+    pub fn session(&self, key: &SessionKey) -> Option<(Uid, u64, &Summary)> {
+        let truth = self.entries.get(key)?.truth.as_ref()?;
+        (!truth.terminating).then_some((truth.uid, truth.generation, &truth.summary))
+    }
+
+    pub(super) fn truth(&self, key: &SessionKey) -> Option<&Truth> {
+        self.entries.get(key)?.truth.as_ref()
+    }
+
+    fn put(&mut self, scope: ScopeId, object: Object, now: Time) {
+        let Object {
+            key,
+            uid,
+            generation,
+            resource_version,
+            terminating,
+            kind,
+        } = object;
+        let summary = match kind {
+            Kind::Session(summary) => summary,
+            Kind::Marker => {
+                let registration = Registration { uid, resource_version };
+                self.scopes[scope.0].registered.insert(key.name().into(), registration);
+                return;
+            }
+        };
+        let entry = self.entries.entry(key.clone()).or_default();
+        let new = Truth {
+            uid,
+            generation,
+            resource_version,
+            terminating,
+            summary,
+        };
+        let Entry { truth, holders } = entry;
+        let old = truth.replace(new);
+        let holders = holders.clone();
+        if old.is_none() {
+            self.sessions += 1;
+        }
+        self.compare_all(&key, &holders, resource_version, now);
+        if let Some(new) = self.truth(&key) {
+            let new = new.clone();
+            self.changed(&key, old.as_ref(), &new, now);
+        }
+    }
+
+    fn remove(&mut self, scope: ScopeId, key: &SessionKey, position: ResourceVersion, now: Time) {
+        self.scopes[scope.0].registered.remove(key.name());
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        if entry.truth.take().is_some() {
+            self.sessions -= 1;
+        }
+        let holders = entry.holders.clone();
+        if holders.is_empty() {
+            self.entries.remove(key);
+        }
+        self.compare_all(key, &holders, position, now);
+        self.removed(key);
+    }
+
+    fn compare_all(&mut self, key: &SessionKey, holders: &[AgentId], position: ResourceVersion, now: Time) {
+        for agent in holders {
+            self.compare_one(key, *agent, position, now);
+        }
+    }
+
+    /// Compares what `agent` holds of `key` with the truth, and queues an eviction if it must go.
+    pub(super) fn compare_one(&mut self, key: &SessionKey, agent: AgentId, position: ResourceVersion, now: Time) {
+        let Some(scope) = self.scope_of(key.namespace()) else {
+            return;
+        };
+        let truth = self.entries.get(key).and_then(|e| e.truth.as_ref());
+        let Some(held) = self.agents.get_mut(&agent).and_then(|a| a.held_mut(key)) else {
+            return;
+        };
+        let waiting = &mut self.scopes[scope.0].waiting;
+        if let Some(until) = held.waits_for.take() {
+            waiting.remove(&(until, agent, key.clone()));
+        }
+        match compare(&held.holding, truth, position) {
+            Verdict::Keep => {}
+            Verdict::Wait(until) => {
+                held.waits_for = Some(until);
+                waiting.insert((until, agent, key.clone()));
+            }
+            Verdict::Evict(mark) => self.evict(key, agent, mark, now),
+        }
+    }
+
+    fn advance(&mut self, scope: ScopeId, position: ResourceVersion, now: Time) {
+        self.scopes[scope.0].advance(position, now);
+        let position = self.position(scope);
+        while let Some((until, agent, key)) = self.scopes[scope.0].waiting.pop_first() {
+            if until > position {
+                self.scopes[scope.0].waiting.insert((until, agent, key));
+                break;
+            }
+            if Rule::RecheckWaiting.on() {
+                self.compare_one(&key, agent, position, now);
+            }
+        }
+        self.confirm_ready();
+    }
+}

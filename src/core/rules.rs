@@ -1,0 +1,101 @@
+//! The rules of the protocol that can be switched off in tests, one by one, to see which promise breaks without.
+//!
+//! Outside of this crate's own tests every rule is on, and the question is answered at compile time.
+
+/// A rule whose absence breaks a promise. The names say what holds while the rule is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Rule {
+    /// A lease is measured from the moment its heartbeat was sent, not from when the answer came.
+    LeaseFromSend,
+    /// A lease is shortened by the age of the replica's knowledge.
+    LeaseMinusAge,
+    /// A replica whose watch was never proven complete grants no lease.
+    ProofBeforeLease,
+    /// Knowledge is as old as the moment its marker was sent, not as the moment it came back.
+    ProofFromSend,
+    /// Waiting evictions leave before the lease that was answered after them.
+    EvictionsBeforeLease,
+    /// A lease covers only holdings that the replica had processed.
+    CoverBySequence,
+    /// A new copy takes a new sequence number.
+    NewCopyNewSequence,
+    /// A copy that was just restored is covered only up to a lease's length after its GET was sent.
+    CoverFromSend,
+    /// A copy that was just restored is covered only by leases in force when its GET was sent.
+    CoverByLeasesInForce,
+    /// A signal marks every GET in flight; a marked answer counts only if it is provably not older.
+    FenceRestores,
+    /// The same for own writes in flight.
+    FenceWrites,
+    /// A request shares only a GET that was not yet sent when it came.
+    NoLateJoin,
+    /// A terminating object counts as not found.
+    TerminatingIsGone,
+    /// `gone` drops any copy of that uid, whatever its generation.
+    GoneByUid,
+    /// A holding is compared with absence only when the replica's watch has reached the holding's resourceVersion.
+    WaitForPosition,
+    /// Copies are compared by digest, not by generation alone.
+    CompareDigest,
+    /// A state is newer only if its generation is.
+    CompareGeneration,
+    /// Eviction of a copy whose own write is in flight waits for the write's answer.
+    OwnWriteDecides,
+    /// A list below the replica's position is discarded.
+    DiscardStaleList,
+    /// A barrier goes to every agent of the namespace, holder or not.
+    BarrierToAll,
+    /// A replica remembers an agent until its last lease has ended.
+    RememberAgents,
+    /// A barrier is sent to new streams before any lease, until the watch has passed it.
+    BarrierToNewStreams,
+    /// The confirmer waits for every registered replica.
+    AskEveryReplica,
+    /// A restarted replica is another replica: it does not answer for its predecessor.
+    NewProcessNewReplica,
+    /// A copy is never replaced by an older state of the session.
+    NeverGoBack,
+    /// A holding that is newer than the watch is compared again when the watch has caught up.
+    RecheckWaiting,
+    /// A replica answers a confirmation only when its own watch shows the confirmed state.
+    ConfirmWhenSeen,
+}
+
+#[cfg(test)]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Rule;
+
+    thread_local!(static OFF: Cell<u64> = const { Cell::new(0) });
+
+    impl Rule {
+        /// Whether the rule is on in this thread.
+        pub fn on(self) -> bool {
+            OFF.get() & (1 << self as u8) == 0
+        }
+
+        /// Runs `body` with this rule off in this thread.
+        pub fn without<T>(self, body: impl FnOnce() -> T) -> T {
+            struct Restore(u64);
+            impl Drop for Restore {
+                fn drop(&mut self) {
+                    OFF.set(self.0);
+                }
+            }
+            let _restore = Restore(OFF.get());
+            OFF.set(OFF.get() | 1 << self as u8);
+            body()
+        }
+    }
+}
+
+#[cfg(not(test))]
+impl Rule {
+    /// Always true outside of this crate's own tests.
+    #[inline]
+    pub const fn on(self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,120 @@
+//! What replicas tell agents about a session, and which answers of the API server that outdates.
+
+use super::digest::Digest;
+use super::session::{ResourceVersion, Uid};
+
+/// What became of the copies of one uid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// Copies of a generation below this one differ from the truth.
+    Stale {
+        /// The first generation that is not stale.
+        below: u64,
+    },
+    /// The object is deleted or being deleted, or another one took its name. A delete does not raise the generation,
+    /// so this concerns copies of every generation.
+    Gone,
+}
+
+/// A piece of knowledge about a session: at `resource_version`, this was the fate of `uid`.
+///
+/// As an eviction it drops copies of that uid. As a fence on a request in flight it tells whether the answer is
+/// provably not older than the knowledge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// The object that it speaks of.
+    pub uid: Uid,
+    /// What became of it.
+    pub fate: Fate,
+    /// A state of the whole collection at which that was so.
+    pub resource_version: ResourceVersion,
+}
+
+impl Mark {
+    /// Whether a copy of `uid` at `generation` must be dropped. Copies of other uids never are.
+    pub fn drops(&self, uid: Uid, generation: u64) -> bool {
+        self.uid == uid
+            && match self.fate {
+                Fate::Stale { below } => generation < below,
+                Fate::Gone => true,
+            }
+    }
+
+    /// Whether an object that was read is provably not older than this knowledge.
+    pub fn accepts(&self, uid: Uid, generation: u64, resource_version: ResourceVersion) -> bool {
+        if uid == self.uid {
+            !self.drops(uid, generation)
+        } else {
+            resource_version >= self.resource_version
+        }
+    }
+
+    /// The later of two pieces of knowledge about one name.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        // At one resourceVersion there is one state; of two views of it, the one that rules out more wins.
+        let rank = |m: &Self| match m.fate {
+            Fate::Stale { below } => (m.resource_version, 0, below),
+            Fate::Gone => (m.resource_version, 1, 0),
+        };
+        if rank(&other) > rank(&self) { other } else { self }
+    }
+}
+
+/// A committed state of which an agent must make sure that it serves nothing older.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Barrier {
+    /// The state: `Stale { below }` means that the object lives and has generation `below`.
+    pub mark: Mark,
+    /// Digest of the metadata at that state, if the object lives. A copy that equals it stays (I2).
+    pub digest: Option<Digest>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Uid = Uid::from_u128(1);
+    const B: Uid = Uid::from_u128(2);
+
+    fn mark(uid: Uid, fate: Fate, rv: u64) -> Mark {
+        Mark {
+            uid,
+            fate,
+            resource_version: ResourceVersion(rv),
+        }
+    }
+
+    #[test]
+    fn stale_drops_older_generations_of_that_uid_only() {
+        let m = mark(A, Fate::Stale { below: 3 }, 10);
+        assert!(m.drops(A, 2));
+        assert!(!m.drops(A, 3));
+        assert!(!m.drops(B, 1));
+    }
+
+    #[test]
+    fn gone_drops_every_generation_of_that_uid_only() {
+        let m = mark(A, Fate::Gone, 10);
+        assert!(m.drops(A, u64::MAX));
+        assert!(!m.drops(B, 1));
+    }
+
+    #[test]
+    fn an_answer_counts_only_if_it_is_provably_not_older() {
+        let m = mark(A, Fate::Stale { below: 3 }, 10);
+        assert!(m.accepts(A, 3, ResourceVersion(9)), "one uid: by generation");
+        assert!(!m.accepts(A, 2, ResourceVersion(11)));
+        assert!(m.accepts(B, 1, ResourceVersion(10)), "another uid: by resourceVersion");
+        assert!(!m.accepts(B, 9, ResourceVersion(9)));
+        assert!(!mark(A, Fate::Gone, 10).accepts(A, 9, ResourceVersion(99)));
+    }
+
+    #[test]
+    fn the_later_knowledge_wins_in_either_order() {
+        let old = mark(A, Fate::Stale { below: 3 }, 10);
+        let new = mark(A, Fate::Gone, 12);
+        assert_eq!(old.max(new), new);
+        assert_eq!(new.max(old), new);
+    }
+}

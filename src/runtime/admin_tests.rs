@@ -1,0 +1,109 @@
+//! Tests of the admin endpoints over real connections.
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Running {
+    address: SocketAddr,
+    health: Health,
+    shutdown: CancellationToken,
+    server: JoinHandle<Result<(), AdminError>>,
+}
+
+async fn start(connections: usize, limit: Duration) -> Running {
+    let admin = BoundAdmin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = admin.local_addr();
+    let mut registry = Registry::with_prefix("vmcp");
+    let evictions: Counter = Counter::default();
+    evictions.inc_by(7);
+    registry.register("evictions", "Copies evicted", evictions);
+    let (health, shutdown) = (Health::default(), CancellationToken::new());
+    let server =
+        tokio::spawn(admin.serve_bounded(health.clone(), Arc::new(registry), shutdown.clone(), connections, limit));
+    Running { address, health, shutdown, server }
+}
+
+async fn ask(address: SocketAddr, path: &str) -> String {
+    let talk = async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    timeout(PATIENCE, talk).await.unwrap()
+}
+
+#[tokio::test]
+async fn readyz_names_each_check_and_fails_if_one_does() {
+    let running = start(8, PATIENCE).await;
+    let store = running.health.readiness("store");
+    let text = ask(running.address, "/readyz").await;
+    assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+    assert!(text.contains("[-]store failed: starting\n"), "{text}");
+    store.ready();
+    let text = ask(running.address, "/readyz?verbose").await;
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    assert!(text.contains("[+]store ok\nreadyz check passed\n"), "{text}");
+}
+
+#[tokio::test]
+async fn livez_fails_with_a_liveness_check() {
+    let running = start(8, PATIENCE).await;
+    assert!(ask(running.address, "/livez").await.starts_with("HTTP/1.1 200 "));
+    running.health.liveness_fn("loop", || Err("stuck".into()));
+    let text = ask(running.address, "/livez").await;
+    assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("[-]loop failed: stuck"), "{text}");
+}
+
+#[tokio::test]
+async fn metrics_are_open_metrics() {
+    let running = start(8, PATIENCE).await;
+    let text = ask(running.address, "/metrics").await;
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    assert!(text.contains(&format!("content-type: {OPEN_METRICS}\r\n")), "{text}");
+    let body = text.split("\r\n\r\n").nth(1).unwrap();
+    let expected = "# HELP vmcp_evictions Copies evicted.\n# TYPE vmcp_evictions counter\n\
+        vmcp_evictions_total 7\n# EOF\n";
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn other_paths_are_not_found() {
+    let running = start(8, PATIENCE).await;
+    assert!(ask(running.address, "/secrets").await.starts_with("HTTP/1.1 404 "));
+}
+
+#[tokio::test]
+async fn a_taken_address_is_an_error_at_once() {
+    let running = start(8, PATIENCE).await;
+    let error = BoundAdmin::bind(running.address).await.unwrap_err();
+    assert!(error.to_string().contains(&running.address.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn a_connection_that_asks_slowly_ends_and_makes_room() {
+    let running = start(1, Duration::from_millis(100)).await;
+    let mut slow = TcpStream::connect(running.address).await.unwrap();
+    slow.write_all(b"GET /livez HTTP/1.1\r\nX: ").await.unwrap();
+    // There is room for one connection, so this one is answered after the slow one was ended.
+    assert!(ask(running.address, "/livez").await.starts_with("HTTP/1.1 200 "));
+    let mut rest = Vec::new();
+    let ended = timeout(PATIENCE, slow.read_to_end(&mut rest)).await.expect("the slow connection ends");
+    assert!(ended.is_err() || rest.is_empty(), "{rest:?}");
+}
+
+#[tokio::test]
+async fn serving_ends_on_shutdown_even_if_a_connection_is_open() {
+    let running = start(8, PATIENCE).await;
+    let _open = TcpStream::connect(running.address).await.unwrap();
+    running.shutdown.cancel();
+    timeout(PATIENCE, running.server).await.unwrap().unwrap().unwrap();
+}

@@ -1,0 +1,10 @@
+//! What every subcommand needs around its work: logs, admin endpoints, shutdown, a clock, a Kubernetes client.
+
+pub mod admin;
+pub mod api_error;
+pub mod clock;
+pub mod health;
+pub mod kube_client;
+pub mod shutdown;
+pub mod task_set;
+pub mod telemetry;
