@@ -9,10 +9,11 @@ use kube::api::{Patch, PatchParams};
 use kube::core::{PartialObjectMeta, Request};
 use serde_json::json;
 
-use crate::controller::fault::{Fault, within};
 use crate::controller::leader::FIELD_MANAGER;
 use crate::controller::status::{StatusPatch, StatusSink};
+use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;
+use crate::runtime::api_error::{ApiError, deadline};
 
 /// What a leader has sent ends before the next leader starts: this is no more than the margin between the default
 /// renew deadline and lease duration.
@@ -41,36 +42,36 @@ impl std::fmt::Debug for KubeStatus {
 }
 
 impl StatusSink<SessionRef, StatusPatch> for KubeStatus {
-    async fn patch(&self, key: &SessionRef, payload: &StatusPatch) -> Result<Option<u64>, Fault> {
+    async fn patch(&self, key: &SessionRef, payload: &StatusPatch) -> Result<Option<ResourceVersion>, ApiError> {
         let request = request(key, payload)?;
-        let answer: PartialObjectMeta = within(DEADLINE, self.client.request(request)).await?;
+        let answer: PartialObjectMeta = deadline(DEADLINE, self.client.request(request)).await?;
         Ok(answer.metadata.resource_version.and_then(|version| version.parse().ok()))
     }
 }
 
 /// The uid in the patch makes sure that a successor of the same name is not meant: the server answers 422.
-fn request(key: &SessionRef, payload: &StatusPatch) -> Result<http::Request<Vec<u8>>, Fault> {
-    let SessionRef { namespace, name, uid } = key;
-    let body = json!({"metadata": {"uid": uid}, "status": payload.fields()});
+fn request(key: &SessionRef, payload: &StatusPatch) -> Result<http::Request<Vec<u8>>, ApiError> {
+    let (namespace, name) = (key.key.namespace(), key.key.name());
+    let body = json!({"metadata": {"uid": key.uid.to_string()}, "status": payload.fields()});
     let path = format!("/apis/vmcp.dev/v1alpha1/namespaces/{namespace}/vmcpsessions");
     let signed = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let mut request = Request::new(path)
         .patch_subresource("status", name, &signed, &Patch::Merge(body))
-        .map_err(|error| Fault::from(&kube::Error::BuildRequest(error)))?;
+        .map_err(|error| ApiError::from(kube::Error::BuildRequest(error)))?;
     request.headers_mut().insert(ACCEPT, METADATA_ONLY);
     Ok(request)
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::core::session::{SessionKey, Uid};
 
     #[test]
     fn a_patch_names_the_uid_and_the_manager_and_asks_for_no_map() {
-        let key = SessionRef { namespace: "ns".to_owned(), name: "s".to_owned(), uid: "u".to_owned() };
+        let key = SessionRef { key: SessionKey::new("ns", "s"), uid: Uid::from_u128(7) };
         let Value::Object(fields) = json!({"observedGeneration": 2}) else {
             return;
         };
@@ -82,6 +83,9 @@ mod tests {
         assert_eq!(request.headers()["content-type"], "application/merge-patch+json");
         assert_eq!(request.headers()["accept"], METADATA_ONLY);
         let body: Value = serde_json::from_slice(request.body()).unwrap();
-        assert_eq!(body, json!({"metadata": {"uid": "u"}, "status": {"observedGeneration": 2}}));
+        assert_eq!(
+            body,
+            json!({"metadata": {"uid": "00000000-0000-0000-0000-000000000007"}, "status": {"observedGeneration": 2}})
+        );
     }
 }
