@@ -305,8 +305,10 @@ impl Shard {
                 dropped,
             };
         }
-        let foreign = found.digest != wrote;
         let known = self.entries.get(name).map(|e| &e.copy);
+        // What was held already is news to nobody, whoever wrote it.
+        let held = known.is_some_and(|k| k.uid == found.uid && k.digest == found.digest);
+        let foreign = found.digest != wrote && !held;
         let newer_known = known.is_some_and(|k| older(&found, k));
         let fenced = write
             .fence
@@ -483,6 +485,11 @@ impl Shard {
         (entry.copy.uid == of.uid && entry.copy.digest == of.digest)
             .then_some(entry.local.as_ref())
             .flatten()
+    }
+
+    /// Sessions for which a restore or a write is in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
     }
 
     /// Copies that are kept.

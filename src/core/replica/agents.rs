@@ -94,6 +94,8 @@ pub(super) struct Agent {
     processed: u64,
     /// The inventory is complete: `processed` means something.
     complete: bool,
+    /// The last signal before the stream was opened: up to it, nothing was sent over this stream.
+    opened_after: SignalId,
     remembered_until: Time,
     evictions: FastMap<SessionKey, (SignalId, Mark)>,
     barriers: BTreeMap<SignalId, (SessionKey, Barrier)>,
@@ -172,6 +174,7 @@ impl Replica {
             holdings: FastMap::new(),
             processed: 0,
             complete: false,
+            opened_after: SignalId(self.last_signal),
             remembered_until,
             evictions: FastMap::new(),
             barriers: BTreeMap::new(),
@@ -243,7 +246,10 @@ impl Replica {
         };
         if let Some(through) = through.filter(|_| within) {
             agent.processed = agent.processed.max(through);
-            agent.complete = true;
+            if !std::mem::replace(&mut agent.complete, true) {
+                let before = agent.opened_after;
+                self.round_reconnected(id, before, now);
+            }
         }
         within
     }
