@@ -17,3 +17,6 @@ pub mod rules;
 pub mod session;
 pub mod signal;
 pub mod time;
+
+#[cfg(test)]
+mod simulation;

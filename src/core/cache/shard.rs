@@ -85,6 +85,24 @@ struct Entry {
     footprint: usize,
 }
 
+impl Entry {
+    /// Takes over a later state of the same object, if the metadata is the same. False if it is not.
+    fn advance(&mut self, state: Barrier) -> bool {
+        let Fate::Stale { below } = state.mark.fate else {
+            return false;
+        };
+        let equal = self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest;
+        if equal && self.copy.generation < below {
+            self.copy = Arc::new(Copy {
+                generation: below,
+                resource_version: state.mark.resource_version,
+                ..Copy::clone(&self.copy)
+            });
+        }
+        equal
+    }
+}
+
 /// Some of the copies of a pod.
 #[derive(Debug)]
 pub struct Shard {
@@ -366,28 +384,30 @@ impl Shard {
         None
     }
 
-    /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped.
+    /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped, unless
+    /// it equals the state that the eviction speaks of.
     pub fn evict(
         &mut self,
         name: &str,
-        mark: Mark,
+        state: Barrier,
         reporter: &mut impl Reporter,
     ) -> Option<Dropped> {
-        let mark = match mark.fate {
+        let mark = match state.mark.fate {
             Fate::Gone if !Rule::GoneByUid.on() => Mark {
                 fate: Fate::Stale { below: 0 },
-                ..mark
+                ..state.mark
             },
-            _ => mark,
+            _ => state.mark,
         };
         if let Some(flights) = self.flights.get_mut(name) {
             flights.fence(mark);
         }
-        let entry = self.entries.get(name)?;
+        let entry = self.entries.get_mut(name)?;
         if !mark.drops(entry.copy.uid, entry.copy.generation) && Rule::CompareGeneration.on() {
             return None;
         }
         match mark.fate {
+            Fate::Stale { .. } if entry.advance(state) => None,
             Fate::Stale { .. } => self.outdated(name, DropReason::Stale, reporter),
             Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
         }
@@ -397,10 +417,10 @@ impl Shard {
     pub fn barrier(
         &mut self,
         name: &str,
-        barrier: Barrier,
+        state: Barrier,
         reporter: &mut impl Reporter,
     ) -> Option<Dropped> {
-        let mark = barrier.mark;
+        let mark = state.mark;
         if let Some(flights) = self.flights.get_mut(name) {
             flights.fence(mark);
         }
@@ -409,19 +429,9 @@ impl Shard {
         if mark.accepts(copy.uid, copy.generation, copy.resource_version) {
             return None;
         }
-        if copy.uid == mark.uid
-            && Some(copy.digest) == barrier.digest
-            && let Fate::Stale { below } = mark.fate
-        {
-            entry.copy = Arc::new(Copy {
-                generation: below,
-                resource_version: mark.resource_version,
-                ..Copy::clone(copy)
-            });
-            return None;
-        }
         match mark.fate {
-            Fate::Stale { .. } if copy.uid == mark.uid => {
+            Fate::Stale { .. } if entry.advance(state) => None,
+            Fate::Stale { .. } if entry.copy.uid == mark.uid => {
                 self.outdated(name, DropReason::Stale, reporter)
             }
             _ => self.drop_copy(name, DropReason::Gone, reporter),

@@ -12,7 +12,7 @@ use crate::core::cache::{Holding, Report};
 use crate::core::lease::{StreamId, with_drift};
 use crate::core::rules::Rule;
 use crate::core::session::{ResourceVersion, SessionKey};
-use crate::core::signal::{Barrier, Fate, Mark};
+use crate::core::signal::{Barrier, Fate};
 use crate::core::time::Time;
 
 /// A process of an agent: random, so that a restarted one is another.
@@ -53,7 +53,7 @@ pub enum Outgoing {
     /// Copies to drop, and barriers to acknowledge.
     Signals {
         /// Sessions by name, each with what became of it.
-        evictions: Vec<(SessionKey, SignalId, Mark)>,
+        evictions: Vec<(SessionKey, SignalId, Barrier)>,
         /// Sessions by name, each with its state.
         barriers: Vec<(SessionKey, SignalId, Barrier)>,
     },
@@ -97,7 +97,7 @@ pub(super) struct Agent {
     /// The last signal before the stream was opened: up to it, nothing was sent over this stream.
     opened_after: SignalId,
     remembered_until: Time,
-    evictions: FastMap<SessionKey, (SignalId, Mark)>,
+    evictions: FastMap<SessionKey, (SignalId, Barrier)>,
     barriers: BTreeMap<SignalId, (SessionKey, Barrier)>,
     heartbeat: Option<Heartbeat>,
     revoke: bool,
@@ -350,7 +350,7 @@ impl Replica {
     }
 
     /// Queues an eviction of what `agent` holds of `key`, unless it was told so already.
-    pub(super) fn evict(&mut self, key: &SessionKey, agent: AgentId, mark: Mark, now: Time) {
+    pub(super) fn evict(&mut self, key: &SessionKey, agent: AgentId, state: Barrier, now: Time) {
         let id = self.next_signal();
         let Some(known) = self.agents.get_mut(&agent) else {
             return;
@@ -358,7 +358,8 @@ impl Replica {
         let Some(held) = known.holdings.get_mut(key) else {
             return;
         };
-        let told = match (held.told, mark.fate) {
+        let fate = state.mark.fate;
+        let told = match (held.told, fate) {
             (Some(Fate::Gone), _) => true,
             (Some(Fate::Stale { below: told }), Fate::Stale { below }) => told >= below,
             _ => false,
@@ -366,8 +367,8 @@ impl Replica {
         if told {
             return;
         }
-        held.told = Some(mark.fate);
-        known.evictions.insert(key.clone(), (id, mark));
+        held.told = Some(fate);
+        known.evictions.insert(key.clone(), (id, state));
         let stream = known.stream;
         self.wake(stream);
         self.round_evicted(key, agent, id, now);
@@ -482,7 +483,7 @@ impl Agent {
             .filter_map(|key| {
                 self.evictions
                     .remove(&key)
-                    .map(|(id, mark)| (key, id, mark))
+                    .map(|(id, state)| (key, id, state))
             })
             .collect();
         Outgoing::Signals {
