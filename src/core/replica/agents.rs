@@ -94,6 +94,9 @@ pub(super) struct Agent {
     processed: u64,
     /// The inventory is complete: `processed` means something.
     complete: bool,
+    /// A holding beyond the limit was not taken: nothing new is covered over this stream, since a sequence number
+    /// cannot leave one copy out.
+    refused: bool,
     /// The last signal before the stream was opened: up to it, nothing was sent over this stream.
     opened_after: SignalId,
     remembered_until: Time,
@@ -174,6 +177,7 @@ impl Replica {
             holdings: FastMap::new(),
             processed: 0,
             complete: false,
+            refused: false,
             opened_after: SignalId(self.last_signal),
             remembered_until,
             evictions: FastMap::new(),
@@ -244,7 +248,8 @@ impl Replica {
         let Some(agent) = self.agents.get_mut(&id) else {
             return within;
         };
-        if let Some(through) = through.filter(|_| within) {
+        agent.refused |= !within;
+        if let Some(through) = through.filter(|_| !agent.refused) {
             agent.processed = agent.processed.max(through);
             if !std::mem::replace(&mut agent.complete, true) {
                 let before = agent.opened_after;

@@ -289,7 +289,7 @@ impl Sim {
                 agent.shard.reset(&mut agent.reports);
             }
             Down::Out(Outgoing::Confirmed(confirmed)) => self.replica_confirmed(at, conn, confirmed),
-            Down::Refused(_) => {}
+            Down::Refused => {}
             Down::Closed => {
                 self.agents[at].streams.remove(&conn);
                 self.agents[at].reports.close(stream(conn));

@@ -49,7 +49,7 @@ pub enum Up {
 pub enum Down {
     Settings(Arc<str>),
     Out(Outgoing),
-    Refused(u64),
+    Refused,
     Closed,
 }
 

@@ -242,7 +242,7 @@ impl Sim {
             Up::Ack(key, signal) => replica.core.acknowledged(id, &key, signal, now),
             Up::Confirm(request, key, barrier) => {
                 if replica.core.confirm(id, request, key, barrier).is_err() {
-                    self.send_down(conn, Down::Refused(request));
+                    self.send_down(conn, Down::Refused);
                 }
             }
             Up::LeaseReturned => replica.core.lease_returned(id),
