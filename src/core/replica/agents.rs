@@ -149,10 +149,19 @@ impl Agent {
 }
 
 impl Replica {
-    /// An agent opened a stream. An older stream of the same process is over.
-    pub fn stream_opened(&mut self, stream: StreamId, hello: Hello, now: Time) {
+    /// An agent opened a stream. Another stream of the same process is over: it is returned, and its connection must be
+    /// ended, since the agent may still hold on to it (the network may have delivered the older hello last).
+    #[must_use]
+    pub fn stream_opened(
+        &mut self,
+        stream: StreamId,
+        hello: Hello,
+        now: Time,
+    ) -> Option<StreamId> {
+        let mut superseded = None;
         let id = if let Some(id) = self.by_instance.get(&hello.instance).copied() {
-            if let Some(old) = self.agents.get(&id).and_then(Agent::stream) {
+            superseded = self.agents.get(&id).and_then(Agent::stream);
+            if let Some(old) = superseded {
                 self.stream_closed(old, now);
             }
             id
@@ -195,6 +204,7 @@ impl Replica {
         }
         self.agents.insert(id, agent);
         self.wake(Some(stream));
+        superseded
     }
 
     /// A stream ended. The agent is remembered until its last lease has ended.

@@ -225,8 +225,13 @@ impl Sim {
                     name,
                 };
                 let settings = Down::Settings(replica.registration.clone());
-                replica.core.stream_opened(id, hello, now);
+                let superseded = replica.core.stream_opened(id, hello, now);
                 self.send_down(conn, settings);
+                if let Some(old) = superseded {
+                    let old = old.0 as usize - 1;
+                    self.conns[old].replica_open = false;
+                    self.cut(old, 0, usize::MAX);
+                }
             }
             Up::Reports(reports, through) => {
                 replica.core.reported(id, reports, through, now);
