@@ -100,6 +100,8 @@ pub(super) struct Agent {
     /// The last signal before the stream was opened: up to it, nothing was sent over this stream.
     opened_after: SignalId,
     remembered_until: Time,
+    /// When the last lease ends that was granted over an older stream. Such a lease is not given back over this one.
+    older_until: Time,
     evictions: FastMap<SessionKey, (SignalId, Barrier)>,
     barriers: BTreeMap<SignalId, (SessionKey, Barrier)>,
     heartbeat: Option<Heartbeat>,
@@ -189,6 +191,7 @@ impl Replica {
             refused: false,
             opened_after: SignalId(self.last_signal),
             remembered_until,
+            older_until: remembered_until,
             evictions: FastMap::new(),
             barriers: BTreeMap::new(),
             heartbeat: None,
@@ -311,16 +314,15 @@ impl Replica {
         self.round_acknowledged(agent, key, signal, now);
     }
 
-    /// The agent has given back its leases: nothing that it serves rests on this replica.
+    /// The agent has given back what it was leased over this stream: nothing that it serves rests on that.
     pub fn lease_returned(&mut self, stream: StreamId) {
         let Some(id) = self.by_stream.get(&stream).copied() else {
             return;
         };
         if let Some(agent) = self.agents.get_mut(&id) {
-            agent.remembered_until = Time::ZERO;
+            agent.remembered_until = agent.older_until;
         }
-        self.lease_over(id);
-        self.confirm_ready();
+        // What is over by now is forgotten by the next `poll`.
     }
 
     /// No lease is granted from now on, and those in force are called back.
