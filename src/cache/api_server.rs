@@ -62,12 +62,7 @@ pub(super) struct ApiServer {
 
 impl ApiServer {
     pub fn new(client: kube::Client, namespace: &str, field_manager: String, deadline: Duration) -> Self {
-        Self {
-            api: Api::namespaced(client, namespace),
-            field_manager,
-            deadline,
-            calls: AtomicU64::new(0),
-        }
+        Self { api: Api::namespaced(client, namespace), field_manager, deadline, calls: AtomicU64::new(0) }
     }
 
     /// Requests that were sent so far.
@@ -86,30 +81,21 @@ impl ApiServer {
 
     /// Creates a session.
     pub async fn create(&self, name: &str, spec: VmcpSessionSpec) -> Result<Observed, CallError> {
-        let params = PostParams {
-            field_manager: Some(self.field_manager.clone()),
-            ..PostParams::default()
-        };
+        let params = PostParams { field_manager: Some(self.field_manager.clone()), ..PostParams::default() };
         let object = VmcpSession::new(name, spec);
         observed(self.call(name, self.api.create(&params, &object)).await?)
     }
 
     /// Applies a JSON merge patch.
     pub async fn patch(&self, name: &str, patch: &Value) -> Result<Observed, CallError> {
-        let params = PatchParams {
-            field_manager: Some(self.field_manager.clone()),
-            ..PatchParams::default()
-        };
+        let params = PatchParams { field_manager: Some(self.field_manager.clone()), ..PatchParams::default() };
         observed(self.call(name, self.api.patch(name, &params, &Patch::Merge(patch))).await?)
     }
 
     /// Deletes the session with this uid. If finalizers hold it, its state with the deletionTimestamp is returned.
     pub async fn delete(&self, name: &str, uid: Uid) -> Result<Option<Observed>, CallError> {
         let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: Some(uid.to_string()),
-                resource_version: None,
-            }),
+            preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),
             ..DeleteParams::default()
         };
         match self.call(name, self.api.delete(name, &params)).await?.left() {
@@ -154,13 +140,7 @@ fn observed(object: VmcpSession) -> Result<Observed, CallError> {
     let generation = generation.ok_or_else(|| malformed(&"it has no generation"))?;
     let metadata = object.spec.metadata;
     Ok(Observed {
-        copy: Copy {
-            uid,
-            generation,
-            resource_version,
-            digest: Digest::of(&metadata),
-            metadata: Arc::new(metadata),
-        },
+        copy: Copy { uid, generation, resource_version, digest: Digest::of(&metadata), metadata: Arc::new(metadata) },
         terminating: meta.deletion_timestamp.is_some(),
     })
 }

@@ -18,10 +18,7 @@ pub(super) struct Backoff {
 
 impl Backoff {
     pub fn new(most: Duration) -> Self {
-        Self {
-            next: FIRST.min(most),
-            most,
-        }
+        Self { next: FIRST.min(most), most }
     }
 
     /// The pause after something that lasted for `lasted` and then failed.

@@ -99,7 +99,8 @@ impl CacheConfig {
         check(label(&self.namespace), "namespace", "the name of a namespace")?;
         let server = self.server.as_deref().is_none_or(label);
         check(server, "server", "a DNS label")?;
-        let address = |a: &String| a.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        let address =
+            |a: &String| a.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
         check(self.controllers.iter().all(address), "controllers", "addresses as host:port")?;
         check(self.controllers.len() <= 64, "controllers", "at most 64 addresses")?;
         let printable = self.field_manager.chars().all(|c| !c.is_control() && !c.is_whitespace());

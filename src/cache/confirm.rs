@@ -51,9 +51,7 @@ impl Pending {
     /// One list that was answered by everybody on it is enough: it holds every replica that may have granted a lease
     /// without knowing of the state.
     fn is_done(&self) -> bool {
-        self.registered
-            .iter()
-            .any(|list| list.iter().all(|replica| self.answered.contains(replica)))
+        self.registered.iter().any(|list| list.iter().all(|replica| self.answered.contains(replica)))
     }
 }
 
@@ -80,11 +78,7 @@ impl Drop for Request<'_> {
 
 impl Confirmer {
     pub fn new(fallback: Duration) -> Self {
-        Self {
-            state: Mutex::default(),
-            latest: watch::Sender::new(0),
-            fallback,
-        }
+        Self { state: Mutex::default(), latest: watch::Sender::new(0), fallback }
     }
 
     /// A replica told how long its leases are.
@@ -125,12 +119,7 @@ impl Confirmer {
             }
             // Under the lock, so that whoever sees a number finds every request up to it.
             let number = *self.latest.borrow() + 1;
-            let pending = Pending {
-                state,
-                answered: HashSet::new(),
-                registered: Vec::new(),
-                done: Some(done),
-            };
+            let pending = Pending { state, answered: HashSet::new(), registered: Vec::new(), done: Some(done) };
             known.pending.insert(number, pending);
             self.latest.send_replace(number);
             number
@@ -149,10 +138,7 @@ impl Confirmer {
         let state = self.state.lock();
         let after = (std::ops::Bound::Excluded(sent), std::ops::Bound::Unbounded);
         let (number, pending) = state.pending.range(after).next()?;
-        Some(v1::ConfirmRequest {
-            number: *number,
-            state: Some(pending.state.clone()),
-        })
+        Some(v1::ConfirmRequest { number: *number, state: Some(pending.state.clone()) })
     }
 
     /// The replica `replica` has answered request `number`, naming those that were registered.
@@ -189,11 +175,7 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(10);
 
     fn barrier() -> Barrier {
-        let mark = Mark {
-            uid: Uid::from_u128(1),
-            fate: Fate::Gone,
-            resource_version: ResourceVersion(7),
-        };
+        let mark = Mark { uid: Uid::from_u128(1), fate: Fate::Gone, resource_version: ResourceVersion(7) };
         Barrier { mark, digest: None }
     }
 

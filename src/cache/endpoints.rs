@@ -24,12 +24,8 @@ const RESOLVE: Duration = Duration::from_secs(5);
 
 /// Keeps a stream to each replica until the cache ends. No lease is left then.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut streams = Streams {
-        shared: shared.clone(),
-        wants: BTreeMap::new(),
-        tasks: JoinSet::new(),
-        addresses: HashMap::new(),
-    };
+    let mut streams =
+        Streams { shared: shared.clone(), wants: BTreeMap::new(), tasks: JoinSet::new(), addresses: HashMap::new() };
     let mut names = Names::default();
     loop {
         let round = async {

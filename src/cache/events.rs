@@ -55,13 +55,8 @@ impl Subscription {
 const DEPARTED: usize = 65_536;
 
 /// All reasons, in the order of the counters.
-const REASONS: [DropReason; 5] = [
-    DropReason::Stale,
-    DropReason::Gone,
-    DropReason::Foreign,
-    DropReason::Capacity,
-    DropReason::Reset,
-];
+const REASONS: [DropReason; 5] =
+    [DropReason::Stale, DropReason::Gone, DropReason::Foreign, DropReason::Capacity, DropReason::Reset];
 
 /// Counters of what is not a hit. Hits are counted where they happen.
 #[derive(Debug, Default)]
@@ -89,11 +84,7 @@ pub(super) struct Events {
 
 impl Events {
     pub fn new(backlog: usize) -> Self {
-        Self {
-            evictions: broadcast::Sender::new(backlog),
-            by_reason: Default::default(),
-            departed: Mutex::default(),
-        }
+        Self { evictions: broadcast::Sender::new(backlog), by_reason: Default::default(), departed: Mutex::default() }
     }
 
     pub fn subscribe(&self) -> Subscription {

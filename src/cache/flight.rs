@@ -60,9 +60,7 @@ impl Gets {
 
     fn enter(&self) -> bool {
         let enter = |n: usize| (n < self.most).then_some(n + 1);
-        self.waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter)
-            .is_ok()
+        self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
     }
 }
 
@@ -144,10 +142,7 @@ impl Shared {
                     let (outcome, receiver) = watch::channel(None);
                     let pending = state.waited_for.entry(name.clone()).or_default();
                     let before = pending.last().map(|p| p.outcome.clone());
-                    pending.push(Pending {
-                        id,
-                        outcome: receiver.clone(),
-                    });
+                    pending.push(Pending { id, outcome: receiver.clone() });
                     let shared = self.clone();
                     let flight = Flight { shared, name, id, outcome };
                     Found::Lead(flight, receiver, before)
@@ -233,11 +228,7 @@ impl Flight {
         shared.store.change(name, |state, tell, now| {
             let serve = |copy, origin| Some(Ok(Session::new(name.clone(), copy, origin)));
             match state.shard.restore_answered(name, *id, answer, now, tell) {
-                Restored::Serve {
-                    copy,
-                    validated: true,
-                    dropped,
-                } => (serve(copy, Origin::Validated), dropped),
+                Restored::Serve { copy, validated: true, dropped } => (serve(copy, Origin::Validated), dropped),
                 Restored::Serve { copy, dropped, .. } => (serve(copy, Origin::Restored), dropped),
                 Restored::NotFound { dropped } => (Some(Err(GetError::NotFound)), dropped),
                 Restored::AskAgain => (None, None),

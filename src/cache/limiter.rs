@@ -16,12 +16,7 @@ pub(super) struct Bucket {
 impl Bucket {
     pub fn new(per_second: u32, burst: u32, now: Time) -> Self {
         let burst = f64::from(burst);
-        Self {
-            tokens: burst,
-            burst,
-            per_second: f64::from(per_second),
-            refilled: now,
-        }
+        Self { tokens: burst, burst, per_second: f64::from(per_second), refilled: now }
     }
 
     /// Takes a token. Returns how long to wait before it may be used; `None`, and no token is taken, if that would be

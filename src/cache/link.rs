@@ -16,9 +16,9 @@ use super::shared::Shared;
 use super::stream::Ended;
 use super::transport::one_line;
 use crate::core::lease::{Grant, StreamId};
+use crate::proto::PROTOCOL_VERSION;
 use crate::proto::convert::{self, Malformed};
 use crate::proto::v1::{self, replica_message};
-use crate::proto::PROTOCOL_VERSION;
 
 /// What a replica said first.
 #[derive(Debug)]
@@ -45,10 +45,9 @@ impl Settings {
         if settings.lease_millis > HOUR {
             return field("lease_millis", "at most one hour");
         }
-        for (name, millis) in [
-            ("heartbeat_millis", settings.heartbeat_millis),
-            ("renewal_millis", settings.renewal_millis),
-        ] {
+        for (name, millis) in
+            [("heartbeat_millis", settings.heartbeat_millis), ("renewal_millis", settings.renewal_millis)]
+        {
             if !(10..=HOUR).contains(&millis) {
                 return field(name, "10 ms to one hour");
             }
@@ -93,25 +92,12 @@ impl Link {
         sender: mpsc::Sender<v1::AgentMessage>,
     ) -> Self {
         shared.confirmer.told_lease(settings.lease);
-        let shortest = shared
-            .streams
-            .opened(address, settings.replica.clone(), settings.lease);
+        let shortest = shared.streams.opened(address, settings.replica.clone(), settings.lease);
         shared.store.set_lease_length(shortest);
         // Subscribed before the outbox is opened, so that nothing in it goes unnoticed.
         let (reported, requests) = (shared.store.reported(), shared.confirmer.requests());
         let outbox = Outbox::new(stream, shared.store.open(stream));
-        Self {
-            shared,
-            address,
-            stream,
-            settings,
-            inbound,
-            sender,
-            outbox,
-            reported,
-            requests,
-            _channel: channel,
-        }
+        Self { shared, address, stream, settings, inbound, sender, outbox, reported, requests, _channel: channel }
     }
 
     pub fn replica(&self) -> &str {
@@ -215,11 +201,7 @@ impl Link {
             streams.leased(self.address, Err(format!("no lease: {refused}").into()));
             return;
         }
-        let grant = Grant {
-            sent,
-            age: Duration::from_micros(lease.age_micros),
-            covers: lease.covers,
-        };
+        let grant = Grant { sent, age: Duration::from_micros(lease.age_micros), covers: lease.covers };
         self.shared.store.grant(self.stream, self.settings.lease, grant);
         let until = sent + self.settings.lease.saturating_sub(grant.age);
         self.shared.streams.leased(self.address, Ok(until));

@@ -107,9 +107,7 @@ impl Drop for Alive {
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let namespace = &self.shared.config.namespace;
-        f.debug_struct("Cache")
-            .field("namespace", namespace)
-            .finish_non_exhaustive()
+        f.debug_struct("Cache").field("namespace", namespace).finish_non_exhaustive()
     }
 }
 
@@ -120,14 +118,8 @@ impl Cache {
         config.validate()?;
         let shared = Shared::new(client, config);
         let streams = tokio::spawn(endpoints::run(shared.clone()));
-        let alive = Alive {
-            ended: shared.ended.clone(),
-            streams: Mutex::new(Some(streams)),
-        };
-        Ok(Self {
-            shared,
-            alive: Arc::new(alive),
-        })
+        let alive = Alive { ended: shared.ended.clone(), streams: Mutex::new(Some(streams)) };
+        Ok(Self { shared, alive: Arc::new(alive) })
     }
 
     /// The session, if it may be served without asking anyone. Never waits, and allocates nothing.

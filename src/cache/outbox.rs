@@ -55,11 +55,7 @@ impl Outbox {
     pub fn new(stream: StreamId, through: u64) -> Self {
         Self {
             stream,
-            inventory: Some(Inventory {
-                through,
-                part: 0,
-                waiting: VecDeque::new(),
-            }),
+            inventory: Some(Inventory { through, part: 0, waiting: VecDeque::new() }),
             done: VecDeque::new(),
             lease_returned: false,
             heartbeat_due: false,

@@ -30,10 +30,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub fn new(client: kube::Client, config: CacheConfig) -> Arc<Self> {
-        let limits = Limits {
-            entries: config.entries,
-            bytes: config.bytes,
-        };
+        let limits = Limits { entries: config.entries, bytes: config.bytes };
         let manager = config.field_manager.clone();
         Arc::new(Self {
             store: Store::new(limits, config.backlog),

@@ -78,16 +78,10 @@ impl Store {
         // A power of two, so that a shard is found without a division.
         let shards = (fit.max(1) + 1).next_power_of_two() / 2;
         let shards = shards.min(SHARDS);
-        let limits = Limits {
-            entries: (limits.entries / shards).max(1),
-            bytes: (limits.bytes / shards).max(1),
-        };
+        let limits = Limits { entries: (limits.entries / shards).max(1), bytes: (limits.bytes / shards).max(1) };
         let slot = || Slot {
             hits: AtomicU64::new(0),
-            state: RwLock::new(State {
-                shard: Shard::new(limits),
-                waited_for: HashMap::new(),
-            }),
+            state: RwLock::new(State { shard: Shard::new(limits), waited_for: HashMap::new() }),
         };
         Self {
             slots: std::iter::repeat_with(slot).take(shards).collect(),
@@ -133,10 +127,7 @@ impl Store {
         slot: &Slot,
         change: impl FnOnce(&mut State, &mut Tell<'_>, Time) -> (R, Vec<Dropped>),
     ) -> R {
-        let mut tell = Tell {
-            reports: &self.reports,
-            told: false,
-        };
+        let mut tell = Tell { reports: &self.reports, told: false };
         let (result, dropped, at) = {
             let mut state = slot.state.write();
             let (result, mut dropped) = change(&mut state, &mut tell, now());

@@ -105,9 +105,7 @@ async fn open(shared: &Arc<Shared>, address: SocketAddr, instance: [u8; 16]) -> 
         instance: instance.to_vec().into(),
         software: SOFTWARE.to_owned(),
     };
-    let hello = v1::AgentMessage {
-        message: Some(agent_message::Message::Hello(hello)),
-    };
+    let hello = v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
     sender.try_send(hello).map_err(|_| Ended::Closed)?;
     let opening = async {
         let token = shared.config.token_file.as_deref();

@@ -85,10 +85,7 @@ pub(super) async fn attach(
 
 /// The token as a header. It is read for each connection, as it is replaced long before it expires.
 async fn bearer(path: &Path) -> Result<MetadataValue<Ascii>, TransportError> {
-    let failed = |reason: String| TransportError::Token {
-        path: path.to_owned(),
-        reason,
-    };
+    let failed = |reason: String| TransportError::Token { path: path.to_owned(), reason };
     let mut text = String::new();
     let file = tokio::fs::File::open(path).await;
     let file = file.map_err(|e| failed(e.kind().to_string()))?;

@@ -41,9 +41,7 @@ pub struct WriteOptions {
 
 impl WriteOptions {
     /// Answered when no pod can serve the older state any more.
-    pub const EVERYWHERE: Self = Self {
-        visibility: Visibility::Everywhere,
-    };
+    pub const EVERYWHERE: Self = Self { visibility: Visibility::Everywhere };
 }
 
 /// What a new session has besides its metadata.
@@ -104,14 +102,8 @@ struct Flight<'a> {
 
 impl<'a> Flight<'a> {
     fn sent(shared: &'a Shared, name: &'a str) -> Self {
-        let id = shared
-            .store
-            .change(name, |state, _, now| (state.shard.write_sent(name, now), None));
-        Self {
-            shared,
-            name,
-            id: Some(id),
-        }
+        let id = shared.store.change(name, |state, _, now| (state.shard.write_sent(name, now), None));
+        Self { shared, name, id: Some(id) }
     }
 
     /// The write was answered with the object. `wrote` is the map that it was meant to have then.
@@ -132,9 +124,7 @@ impl<'a> Flight<'a> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id.take() {
-            self.shared.store.change(self.name, |state, tell, _| {
-                ((), state.shard.write_failed(self.name, id, tell))
-            });
+            self.shared.store.change(self.name, |state, tell, _| ((), state.shard.write_failed(self.name, id, tell)));
         }
     }
 }
@@ -219,10 +209,7 @@ impl Shared {
         });
         let (deleted, answered) = deleted.await?;
         if visibility == Visibility::Everywhere {
-            let barrier = Barrier {
-                mark: gone(uid, deleted.resource_version),
-                digest: None,
-            };
+            let barrier = Barrier { mark: gone(uid, deleted.resource_version), digest: None };
             self.confirmer.confirm(&name, &barrier, answered).await;
         }
         Ok(())
@@ -297,10 +284,7 @@ impl Shared {
         W: 'static,
     {
         let enter = |n: usize| (n < self.writes.most).then_some(n + 1);
-        let entered = self
-            .writes
-            .waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter);
+        let entered = self.writes.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter);
         if entered.is_err() {
             return Err(WriteError::Overloaded);
         }
@@ -315,9 +299,7 @@ impl Shared {
             count(if written.is_ok() { &shared.counters.written } else { &shared.counters.write_errors });
             Ok((written?, Instant::now()))
         });
-        let unknown = |_| WriteError::OutcomeUnknown {
-            reason: "the cache has ended".into(),
-        };
+        let unknown = |_| WriteError::OutcomeUnknown { reason: "the cache has ended".into() };
         task.await.map_err(unknown)?
     }
 
@@ -350,9 +332,7 @@ impl Shared {
             let barrier = Barrier {
                 mark: Mark {
                     uid: session.uid(),
-                    fate: Fate::Stale {
-                        below: session.generation(),
-                    },
+                    fate: Fate::Stale { below: session.generation() },
                     resource_version: session.resource_version(),
                 },
                 digest: Some(session.digest()),
@@ -364,11 +344,7 @@ impl Shared {
 }
 
 fn gone(uid: Uid, resource_version: ResourceVersion) -> Mark {
-    Mark {
-        uid,
-        fate: Fate::Gone,
-        resource_version,
-    }
+    Mark { uid, fate: Fate::Gone, resource_version }
 }
 
 /// The keys in which `new` differs from `base`, as a JSON merge patch; `None` if there are none.
@@ -455,7 +431,8 @@ mod tests {
                     prop_assert!(patch.keys().all(|key| base.get(key) != new.get(key)));
                     let mut elsewhere = base.clone();
                     elsewhere.insert(other.clone(), "theirs".into());
-                    prop_assert_eq!(patched(&elsewhere, &patch).get(&other).map(String::as_str), Some("theirs"));
+                    let merged = patched(&elsewhere, &patch);
+                    prop_assert_eq!(merged.get(&other).map(String::as_str), Some("theirs"));
                 }
             }
         }

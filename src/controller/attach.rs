@@ -79,8 +79,7 @@ impl Attach {
         let ended = match self.greet(&pod, &mut inbound, &outbox).await {
             Ok((stream, hello)) => {
                 let agent = hello.name.clone();
-                self.shared
-                    .with(|replica, now| replica.stream_opened(stream.id, hello, now));
+                self.shared.with(|replica, now| replica.stream_opened(stream.id, hello, now));
                 info!(%agent, namespace = %pod.namespace, stream = stream.id.0, "agent connected");
                 tokio::select! {
                     Err(ended) = self.receive(&pod, stream.id, &mut inbound, &outbox) => ended,
@@ -110,33 +109,22 @@ impl Attach {
         if !self.shared.with(|replica, _| replica.watches(&pod.namespace)) {
             return Err(Ended::NotWatched(pod.namespace.clone()));
         }
-        let first = timeout(HELLO_DEADLINE, inbound.message())
-            .await
-            .map_err(|_| Ended::NoHello)?;
+        let first = timeout(HELLO_DEADLINE, inbound.message()).await.map_err(|_| Ended::NoHello)?;
         let message = first.map_err(Ended::Transport)?.and_then(|m| m.message);
         let Some(agent_message::Message::Hello(hello)) = message else {
             return Err(Malformed::Unexpected { expected: "a Hello" }.into());
         };
         let instance = convert::hello(&hello)?;
-        let settings = v1::Settings {
-            protocol_version: PROTOCOL_VERSION,
-            ..self.settings.clone()
-        };
+        let settings = v1::Settings { protocol_version: PROTOCOL_VERSION, ..self.settings.clone() };
         let message = replica_message::Message::Settings(settings);
         push(outbox, message).await?;
-        let hello = Hello {
-            instance,
-            namespace: pod.namespace.as_str().into(),
-            name: pod.name.as_str().into(),
-        };
+        let hello = Hello { instance, namespace: pod.namespace.as_str().into(), name: pod.name.as_str().into() };
         Ok((self.shared.open_stream(), hello))
     }
 
     async fn send(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Ended> {
         loop {
-            while let Some(outgoing) = self
-                .shared
-                .with(|replica, _| replica.drain(stream.id, MAX_SESSIONS_PER_MESSAGE))
+            while let Some(outgoing) = self.shared.with(|replica, _| replica.drain(stream.id, MAX_SESSIONS_PER_MESSAGE))
             {
                 let message = convert::outgoing(outgoing).message;
                 push(outbox, message.ok_or(Ended::Closed)?).await?;
@@ -154,11 +142,7 @@ impl Attach {
     ) -> Result<(), Ended> {
         let namespace: Arc<str> = pod.namespace.as_str().into();
         loop {
-            let message = inbound
-                .message()
-                .await
-                .map_err(Ended::Transport)?
-                .ok_or(Ended::Closed)?;
+            let message = inbound.message().await.map_err(Ended::Transport)?.ok_or(Ended::Closed)?;
             let expected = "reports, acknowledgements, renewals, a heartbeat or a confirmation request";
             let message = message.message.ok_or(Malformed::Unexpected { expected })?;
             match message {
@@ -181,21 +165,16 @@ impl Attach {
                     convert::bounded(renewals.used.len())?;
                     for renewal in &renewals.used {
                         let (name, uid, idle) = convert::renewal(renewal)?;
-                        self.ledger
-                            .renewed(&SessionKey::new(namespace.clone(), name), uid, idle);
+                        self.ledger.renewed(&SessionKey::new(namespace.clone(), name), uid, idle);
                     }
                 }
                 agent_message::Message::Heartbeat(heartbeat) => {
-                    self.shared
-                        .with(|replica, now| replica.heartbeat(stream, heartbeat.number, now));
+                    self.shared.with(|replica, now| replica.heartbeat(stream, heartbeat.number, now));
                 }
                 agent_message::Message::Confirm(request) => {
                     if let Err(refused) = confirm(&self.shared, stream, &namespace, &request)? {
                         debug!(agent = %pod.name, reason = %refused, "confirmation refused");
-                        let refused = v1::ConfirmRefused {
-                            number: request.number,
-                            reason: refused.to_string(),
-                        };
+                        let refused = v1::ConfirmRefused { number: request.number, reason: refused.to_string() };
                         push(outbox, replica_message::Message::ConfirmRefused(refused)).await?;
                     }
                 }
@@ -208,9 +187,7 @@ impl Attach {
 
     fn reports(&self, stream: StreamId, namespace: &Arc<str>, reports: &v1::Reports) -> Result<(), Ended> {
         let (reports, through) = convert::reports(reports, namespace)?;
-        let within = self
-            .shared
-            .with(|replica, now| replica.reported(stream, reports, through, now));
+        let within = self.shared.with(|replica, now| replica.reported(stream, reports, through, now));
         if within { Ok(()) } else { Err(Ended::TooMany) }
     }
 }

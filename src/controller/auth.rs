@@ -74,35 +74,21 @@ impl Authenticator {
         let api: Api<SelfSubjectReview> = Api::all(client.clone());
         let params = PostParams::default();
         let own = deadline(CALL_DEADLINE, api.create(&params, &SelfSubjectReview::default())).await?;
-        let own_user = own
-            .status
-            .and_then(|s| s.user_info)
-            .and_then(|u| u.username)
-            .unwrap_or_default();
-        Ok(Self {
-            client,
-            audience,
-            own_user,
-        })
+        let own_user = own.status.and_then(|s| s.user_info).and_then(|u| u.username).unwrap_or_default();
+        Ok(Self { client, audience, own_user })
     }
 
     /// The pod whose token came with a request.
     pub async fn pod(&self, metadata: &MetadataMap) -> Result<Pod, Denied> {
         let user = self.review(metadata).await?;
         let username = user.username.unwrap_or_default();
-        let namespace = username
-            .strip_prefix("system:serviceaccount:")
-            .and_then(|rest| rest.split_once(':'));
+        let namespace = username.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
         let mut extra = user.extra.unwrap_or_default();
         let mut first = |key: &str| extra.remove(key).and_then(|v| v.into_iter().next());
         let name = first("authentication.kubernetes.io/pod-name");
         let uid = first("authentication.kubernetes.io/pod-uid");
         match (namespace, name, uid) {
-            (Some((namespace, _)), Some(name), Some(uid)) => Ok(Pod {
-                namespace: namespace.to_owned(),
-                name,
-                uid,
-            }),
+            (Some((namespace, _)), Some(name), Some(uid)) => Ok(Pod { namespace: namespace.to_owned(), name, uid }),
             _ => Err(Denied::NotAPod),
         }
     }
@@ -124,10 +110,7 @@ impl Authenticator {
             .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN_BYTES)
             .ok_or(Denied::NoToken)?;
         let review = TokenReview {
-            spec: TokenReviewSpec {
-                token: token.to_owned(),
-                audiences: Some(vec![self.audience.clone()]),
-            },
+            spec: TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![self.audience.clone()]) },
             ..TokenReview::default()
         };
         let api: Api<TokenReview> = Api::all(self.client.clone());
@@ -137,9 +120,7 @@ impl Authenticator {
         let for_us = status.audiences.unwrap_or_default().contains(&self.audience);
         match status.user {
             Some(user) if status.authenticated == Some(true) && for_us => Ok(user),
-            _ => Err(Denied::NotAccepted {
-                audience: self.audience.clone(),
-            }),
+            _ => Err(Denied::NotAccepted { audience: self.audience.clone() }),
         }
     }
 }

@@ -98,11 +98,7 @@ impl ControllerArgs {
             let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
             if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) {
                 let expected = "the name of a namespace: 1 to 63 of a-z, 0-9 and '-'";
-                return Err(ConfigError::Range {
-                    flag: "namespaces",
-                    got: name.clone(),
-                    expected,
-                });
+                return Err(ConfigError::Range { flag: "namespaces", got: name.clone(), expected });
             }
         }
         Ok(())
@@ -111,11 +107,7 @@ impl ControllerArgs {
 
 fn seconds(flag: &'static str, got: f64, min: f64, max: f64, expected: &'static str) -> Result<Duration, ConfigError> {
     if !(min..=max).contains(&got) {
-        return Err(ConfigError::Range {
-            flag,
-            got: got.to_string(),
-            expected,
-        });
+        return Err(ConfigError::Range { flag, got: got.to_string(), expected });
     }
     Ok(Duration::from_secs_f64(got))
 }
@@ -133,10 +125,7 @@ mod tests {
     }
 
     fn parsed(args: &[&str]) -> Result<(), ConfigError> {
-        Command::try_parse_from([&["test"], args].concat())
-            .unwrap()
-            .args
-            .validate()
+        Command::try_parse_from([&["test"], args].concat()).unwrap().args.validate()
     }
 
     #[test]

@@ -72,9 +72,7 @@ impl Witness for Ledger {
     fn witness(&self, facts: Vec<Fact>) {
         for fact in facts {
             match fact {
-                Fact::Changed {
-                    key, uid, generation, ..
-                } => debug!(session = %key, %uid, generation, "changed"),
+                Fact::Changed { key, uid, generation, .. } => debug!(session = %key, %uid, generation, "changed"),
                 Fact::Removed { key } => debug!(session = %key, "removed"),
                 Fact::Settled(settled) => log_eviction(&settled),
             }
@@ -84,15 +82,7 @@ impl Witness for Ledger {
 
 /// One line for each eviction.
 fn log_eviction(settled: &Settled) {
-    let Settled {
-        key,
-        uid,
-        generation,
-        changed_keys,
-        pods,
-        silent,
-        took,
-    } = settled;
+    let Settled { key, uid, generation, changed_keys, pods, silent, took } = settled;
     if pods.is_empty() {
         return;
     }

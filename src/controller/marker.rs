@@ -14,7 +14,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::shared::{Shared, now};
+use super::clock::now;
+use super::shared::Shared;
 use crate::api::{ANNOTATION_ADDRESS, ANNOTATION_BEAT, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use crate::core::replica::ScopeId;
 use crate::core::session::ResourceVersion;
@@ -91,28 +92,17 @@ impl Marker {
     async fn write(&self, api: &Api<VmcpSession>, known: bool, beat: u64) -> kube::Result<ResourceVersion> {
         let written = if known {
             let patch = json!({"metadata": {"annotations": {ANNOTATION_BEAT: beat.to_string()}}});
-            let params = PatchParams {
-                field_manager: Some(FIELD_MANAGER.to_owned()),
-                ..PatchParams::default()
-            };
+            let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
             api.patch(&self.name, &params, &Patch::Merge(patch)).await?
         } else {
             let mut marker = VmcpSession::new(&self.name, VmcpSessionSpec::default());
             marker.labels_mut().insert(LABEL_REPLICA.to_owned(), "true".to_owned());
-            marker
-                .annotations_mut()
-                .insert(ANNOTATION_ADDRESS.to_owned(), self.address.clone());
-            let params = PostParams {
-                field_manager: Some(FIELD_MANAGER.to_owned()),
-                ..PostParams::default()
-            };
+            marker.annotations_mut().insert(ANNOTATION_ADDRESS.to_owned(), self.address.clone());
+            let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
             api.create(&params, &marker).await?
         };
         // Not a number: a Kubernetes older than the oldest that is supported. It proves nothing.
-        Ok(written
-            .resource_version()
-            .and_then(|rv| rv.parse().ok())
-            .unwrap_or_default())
+        Ok(written.resource_version().and_then(|rv| rv.parse().ok()).unwrap_or_default())
     }
 
     fn answered(&self, sent: crate::core::time::Time, seen: ResourceVersion, answered: ResourceVersion) {
@@ -141,12 +131,6 @@ impl Marker {
 /// Removes a marker if it is still as it was seen.
 pub async fn remove(client: &Client, namespace: &str, name: &str, seen: Option<Preconditions>) -> Result<(), ApiError> {
     let api: Api<VmcpSession> = Api::namespaced(client.clone(), namespace);
-    let params = DeleteParams {
-        preconditions: seen,
-        ..DeleteParams::default()
-    };
-    deadline(Duration::from_secs(5), async {
-        api.delete(name, &params).await.map(|_| ())
-    })
-    .await
+    let params = DeleteParams { preconditions: seen, ..DeleteParams::default() };
+    deadline(Duration::from_secs(5), async { api.delete(name, &params).await.map(|_| ()) }).await
 }

@@ -5,6 +5,7 @@
 //! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`auth`] tells who they are.
 //! * [`ledger`]: what is left to be done for each session, by whoever leads.
 //! * [`shared`]: the replica's state, where all of these meet.
+//! * [`leader`]: who may write to Kubernetes; [`status`] and [`events`]: what is written.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,17 +29,23 @@ use crate::runtime::task_set::{TaskError, TaskSet};
 
 pub mod attach;
 pub mod auth;
+pub mod clock;
 pub mod config;
+pub mod events;
+pub mod leader;
 pub mod ledger;
 pub mod marker;
 pub mod object;
 pub mod peer;
+mod pump;
+mod remedy;
 pub mod serve;
 pub mod shared;
+pub mod status;
 pub mod watch;
 
 pub use config::ControllerArgs;
-use shared::{Shared, now};
+use shared::Shared;
 
 /// How long everything may take to end.
 const DRAIN: Duration = Duration::from_secs(8);
@@ -83,13 +90,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
 
     let namespaces: Vec<Arc<str>> = args.namespaces.iter().map(|n| n.as_str().into()).collect();
-    let replica = Replica::new(
-        Config {
-            lease,
-            ..Config::default()
-        },
-        &namespaces,
-    );
+    let replica = Replica::new(Config { lease, ..Config::default() }, &namespaces);
     let scopes: Vec<(ScopeId, Option<Arc<str>>)> = replica.scopes().map(|(id, n)| (id, n.cloned())).collect();
     let ledger = Arc::new(ledger::Ledger::default());
     let shared = Arc::new(Shared::new(replica, ledger.clone()));
@@ -106,9 +107,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let closing = CancellationToken::new();
     let mut tasks = TaskSet::new(closing.clone());
     let markers_in = |namespace: &Option<Arc<str>>| {
-        namespace
-            .as_ref()
-            .map_or_else(|| args.operator_namespace.clone(), ToString::to_string)
+        namespace.as_ref().map_or_else(|| args.operator_namespace.clone(), ToString::to_string)
     };
     for (scope, namespace) in &scopes {
         let distrust = Arc::new(Notify::new());
@@ -121,6 +120,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
             ledger: ledger.clone(),
             reader,
             distrust: distrust.clone(),
+            patience: lease / 2,
         };
         let marker = marker::Marker {
             client: client.clone(),
@@ -143,12 +143,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         renewal_millis: millis(renewal),
         ..v1::Settings::default()
     };
-    let attach = attach::Attach {
-        shared: shared.clone(),
-        ledger: ledger.clone(),
-        settings,
-        closing: closing.clone(),
-    };
+    let attach = attach::Attach { shared: shared.clone(), ledger: ledger.clone(), settings, closing: closing.clone() };
     let peer = peer::Peer {
         shared: shared.clone(),
         ledger: ledger.clone(),
@@ -156,17 +151,10 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         renewal,
         closing: closing.clone(),
     };
-    let service = serve::Service {
-        attach,
-        peer,
-        authenticator,
-    };
+    let service = serve::Service { attach, peer, authenticator };
     tasks.spawn("serve", bound.serve(service, closing.clone()));
     tasks.spawn("poll", poll(shared.clone(), closing.clone()));
-    tasks.spawn(
-        "admin",
-        admin.serve(health, Arc::new(Registry::default()), closing.clone()),
-    );
+    tasks.spawn("admin", admin.serve(health, Arc::new(Registry::default()), closing.clone()));
 
     let stopping = stop(shared, client, scopes, markers_in, name, shutdown, closing);
     let (ended, ()) = tokio::join!(tasks.run(DRAIN), stopping);
@@ -212,7 +200,7 @@ async fn poll(shared: Arc<Shared>, shutdown: CancellationToken) -> Result<(), st
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            _ = ticks.tick() => shared.with(|replica, _| replica.poll(now())),
+            _ = ticks.tick() => shared.with(Replica::poll),
         }
     }
 }
@@ -241,10 +229,7 @@ async fn authenticate(
 /// must not be taken for it.
 fn replica_name(pod: Option<&str>) -> String {
     let host = || std::env::var("HOSTNAME").ok().filter(|h| !h.is_empty());
-    let pod = pod
-        .map(str::to_owned)
-        .or_else(host)
-        .unwrap_or_else(|| "vmcp-session-controller".to_owned());
+    let pod = pod.map(str::to_owned).or_else(host).unwrap_or_else(|| "vmcp-session-controller".to_owned());
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let pod: String = pod.chars().filter(|c| allowed(*c)).take(200).collect();
     format!("replica-{pod}-{:08x}", rand::rng().random::<u32>())

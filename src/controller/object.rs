@@ -144,27 +144,16 @@ pub struct Reader {
 impl Reader {
     /// A reader that takes markers only in `markers_in`.
     pub fn new(markers_in: &str) -> Self {
-        Self {
-            markers_in: Some(markers_in.to_owned()),
-            ..Self::default()
-        }
+        Self { markers_in: Some(markers_in.to_owned()), ..Self::default() }
     }
 
     /// Reads an object.
     pub fn read(&mut self, watched: Watched) -> Result<Read, NotASession> {
-        let Watched {
-            metadata: meta,
-            spec,
-            status,
-        } = watched;
+        let Watched { metadata: meta, spec, status } = watched;
         let uid: Uid = match meta.uid.parse() {
             Ok(uid) => uid,
             Err(source) => {
-                return Err(NotASession::Uid {
-                    namespace: meta.namespace,
-                    name: meta.name,
-                    source,
-                });
+                return Err(NotASession::Uid { namespace: meta.namespace, name: meta.name, source });
             }
         };
         let resource_version: ResourceVersion = meta.resource_version.parse()?;
@@ -173,10 +162,7 @@ impl Reader {
         let is_marker = meta.labels.replica.is_some() && self.markers_in.as_deref() == Some(&meta.namespace);
         let (kind, terms, marker) = if is_marker {
             let address = meta.annotations.address.unwrap_or_default();
-            let marker = Marker {
-                replica: key.name().to_owned(),
-                address,
-            };
+            let marker = Marker { replica: key.name().to_owned(), address };
             (Kind::Marker, None, Some(marker))
         } else {
             let seconds = |s: Option<u32>| s.map(|s| Duration::from_secs(s.into()));
@@ -191,20 +177,9 @@ impl Reader {
                 max_lifetime: seconds(spec.max_lifetime_seconds),
                 status: status.map(Box::new),
             };
-            (
-                Kind::Session(self.summarizer.summarize(&spec.metadata)),
-                Some(terms),
-                None,
-            )
+            (Kind::Session(self.summarizer.summarize(&spec.metadata)), Some(terms), None)
         };
-        let object = Object {
-            key,
-            uid,
-            generation: meta.generation,
-            resource_version,
-            terminating,
-            kind,
-        };
+        let object = Object { key, uid, generation: meta.generation, resource_version, terminating, kind };
         Ok(Read { object, terms, marker })
     }
 }
@@ -245,13 +220,7 @@ mod tests {
     fn a_marker_counts_only_in_the_operators_namespace() {
         let labels = json!({"vmcp.dev/replica": "true"});
         let read = Reader::new("a").read(watched(&labels)).unwrap();
-        assert_eq!(
-            read.marker,
-            Some(Marker {
-                replica: "s".into(),
-                address: "127.0.0.1:1".into()
-            })
-        );
+        assert_eq!(read.marker, Some(Marker { replica: "s".into(), address: "127.0.0.1:1".into() }));
         let read = Reader::new("b").read(watched(&labels)).unwrap();
         assert_eq!(read.marker, None);
         assert!(matches!(read.object.kind, Kind::Session(_)));

@@ -50,10 +50,7 @@ impl Peer {
     }
 
     async fn send(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Status> {
-        let hello = v1::PeerHello {
-            protocol_version: PROTOCOL_VERSION,
-            replica: self.name.clone(),
-        };
+        let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: self.name.clone() };
         push(outbox, peer_reply::Message::Hello(hello)).await?;
         let mut renewals = interval(self.renewal);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -61,10 +58,7 @@ impl Peer {
             while let Some(outgoing) = self.shared.with(|replica, _| replica.drain(stream.id, 1)) {
                 if let Outgoing::Confirmed(confirmed) = outgoing {
                     let registered = confirmed.registered.iter().map(ToString::to_string).collect();
-                    let confirmed = v1::Confirmed {
-                        number: confirmed.request,
-                        registered,
-                    };
+                    let confirmed = v1::Confirmed { number: confirmed.request, registered };
                     push(outbox, peer_reply::Message::Confirmed(confirmed)).await?;
                 }
             }
@@ -99,24 +93,18 @@ impl Peer {
         outbox: &Outbox,
     ) -> Result<(), Status> {
         let first = timeout(HELLO_DEADLINE, inbound.message()).await;
-        let first = first
-            .map_err(|_| Status::deadline_exceeded("no hello"))??
-            .and_then(|m| m.message);
+        let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??.and_then(|m| m.message);
         let Some(peer_request::Message::Hello(hello)) = first else {
             return Err(Status::invalid_argument("expected a PeerHello"));
         };
         if hello.protocol_version != PROTOCOL_VERSION {
             let got = hello.protocol_version;
-            return Err(Status::failed_precondition(
-                convert::Malformed::Version { got }.to_string(),
-            ));
+            return Err(Status::failed_precondition(convert::Malformed::Version { got }.to_string()));
         }
         info!(peer = %hello.replica, "the leading replica connected");
         while let Some(message) = inbound.message().await? {
-            let Some(peer_request::Message::Confirm(v1::PeerConfirm {
-                namespace,
-                request: Some(request),
-            })) = message.message
+            let Some(peer_request::Message::Confirm(v1::PeerConfirm { namespace, request: Some(request) })) =
+                message.message
             else {
                 return Err(Status::invalid_argument("expected a PeerConfirm"));
             };
@@ -124,10 +112,7 @@ impl Peer {
             let asked = asked.map_err(|malformed| Status::invalid_argument(malformed.to_string()))?;
             if let Err(refused) = asked {
                 debug!(reason = %refused, "confirmation refused");
-                let refused = v1::ConfirmRefused {
-                    number: request.number,
-                    reason: refused.to_string(),
-                };
+                let refused = v1::ConfirmRefused { number: request.number, reason: refused.to_string() };
                 push(outbox, peer_reply::Message::ConfirmRefused(refused)).await?;
             }
         }

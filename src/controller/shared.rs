@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::clock::now;
 use crate::core::lease::StreamId;
 use crate::core::replica::{Fact, Replica};
 use crate::core::time::Time;
-use crate::runtime::clock;
 
 /// Takes note of what happens in the replica, at once and without waiting.
 pub trait Witness: Send + Sync {
@@ -32,20 +32,10 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// The clock that leases are measured on, now.
-pub fn now() -> Time {
-    Time::from_nanos(clock::boottime_nanos())
-}
-
 impl Shared {
     /// Shares `replica`; `witness` hears of what happens in it.
     pub fn new(replica: Replica, witness: Arc<dyn Witness>) -> Self {
-        Self {
-            replica: Mutex::new(replica),
-            streams: Mutex::default(),
-            last_stream: AtomicU32::new(0),
-            witness,
-        }
+        Self { replica: Mutex::new(replica), streams: Mutex::default(), last_stream: AtomicU32::new(0), witness }
     }
 
     /// Changes or reads the replica, then wakes the streams that have something to send.
@@ -74,11 +64,7 @@ impl Shared {
         let id = StreamId(self.last_stream.fetch_add(1, Ordering::Relaxed) + 1);
         let woken = Arc::new(Notify::new());
         self.streams.lock().insert(id, woken.clone());
-        StreamGuard {
-            id,
-            woken,
-            shared: self.clone(),
-        }
+        StreamGuard { id, woken, shared: self.clone() }
     }
 }
 

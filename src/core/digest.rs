@@ -43,11 +43,7 @@ impl Digest {
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:02x}{:02x}{:02x}{:02x}…",
-            self.0[0], self.0[1], self.0[2], self.0[3]
-        )
+        write!(f, "{:02x}{:02x}{:02x}{:02x}…", self.0[0], self.0[1], self.0[2], self.0[3])
     }
 }
 
@@ -114,10 +110,7 @@ impl Summarizer {
     pub fn summarize(&mut self, metadata: &Metadata) -> Summary {
         Summary {
             digest: Digest::of(metadata),
-            keys: metadata
-                .iter()
-                .map(|(key, value)| (self.names.intern(key), self.secret.hash_one(value)))
-                .collect(),
+            keys: metadata.iter().map(|(key, value)| (self.names.intern(key), self.secret.hash_one(value))).collect(),
         }
     }
 }
@@ -154,9 +147,7 @@ mod tests {
             return None;
         }
         let n = number(&mut bytes)?;
-        let map = (0..n)
-            .map(|_| Some((text(&mut bytes)?, text(&mut bytes)?)))
-            .collect::<Option<Metadata>>()?;
+        let map = (0..n).map(|_| Some((text(&mut bytes)?, text(&mut bytes)?))).collect::<Option<Metadata>>()?;
         bytes.is_empty().then_some(map)
     }
 
@@ -193,18 +184,8 @@ mod tests {
     fn the_digest_of_known_maps_stays_what_it_is() {
         let hex = |m: &Metadata| -> String { Digest::of(m).as_bytes().iter().map(|b| format!("{b:02x}")).collect() };
         let known = Metadata::from([("backend".into(), "weather".into()), ("é".into(), String::new())]);
-        assert_eq!(
-            encoded(&Metadata::new()),
-            [1, 0, 0, 0, 0, 0, 0, 0, 0],
-            "version, then no entries"
-        );
-        assert_eq!(
-            hex(&Metadata::new()),
-            "a536aa3cede6ea3c1f3e0357c3c60e0f216a8c89b853df13b29daa8f85065dfb"
-        );
-        assert_eq!(
-            hex(&known),
-            "5da61c7c11793a4569cb4d8a9c9c8125939562375aff9255246d724ffe049873"
-        );
+        assert_eq!(encoded(&Metadata::new()), [1, 0, 0, 0, 0, 0, 0, 0, 0], "version, then no entries");
+        assert_eq!(hex(&Metadata::new()), "a536aa3cede6ea3c1f3e0357c3c60e0f216a8c89b853df13b29daa8f85065dfb");
+        assert_eq!(hex(&known), "5da61c7c11793a4569cb4d8a9c9c8125939562375aff9255246d724ffe049873");
     }
 }

@@ -56,20 +56,13 @@ pub struct Provisional {
 
 impl Provisional {
     /// No cover at all.
-    pub const NONE: Self = Self {
-        until: Time::ZERO,
-        streams: [StreamId(0); 4],
-    };
+    pub const NONE: Self = Self { until: Time::ZERO, streams: [StreamId(0); 4] };
 }
 
 impl LeaseTable {
     /// Takes a lease of `length` that was granted over `stream`. Returns until when it lasts.
     pub fn grant(&mut self, stream: StreamId, length: Duration, grant: Grant, now: Time) -> Time {
-        let age = if Rule::LeaseMinusAge.on() {
-            grant.age
-        } else {
-            Duration::ZERO
-        };
+        let age = if Rule::LeaseMinusAge.on() { grant.age } else { Duration::ZERO };
         let start = if Rule::LeaseFromSend.on() { grant.sent } else { now };
         let until = start + length.saturating_sub(age);
         self.leases.retain(|l| l.until > now || l.stream == stream);
@@ -106,10 +99,7 @@ impl LeaseTable {
         for slot in &mut streams {
             *slot = in_force.next().map_or(StreamId(0), |l| l.stream);
         }
-        Provisional {
-            until: now + length,
-            streams,
-        }
+        Provisional { until: now + length, streams }
     }
 
     /// Whether a copy with this sequence number and provisional cover may be served at `now`.
@@ -139,11 +129,7 @@ mod tests {
     }
 
     fn grant(sent: u64, age: u64, covers: u64) -> Grant {
-        Grant {
-            sent: at(sent),
-            age: Duration::from_secs(age),
-            covers,
-        }
+        Grant { sent: at(sent), age: Duration::from_secs(age), covers }
     }
 
     #[test]
@@ -151,14 +137,8 @@ mod tests {
         let mut table = LeaseTable::default();
         assert_eq!(table.grant(S, L, grant(100, 4, 7), at(105)), at(111));
         assert!(table.covers(7, &Provisional::NONE, at(110)));
-        assert!(
-            !table.covers(7, &Provisional::NONE, at(111)),
-            "the end is not part of it"
-        );
-        assert!(
-            !table.covers(8, &Provisional::NONE, at(110)),
-            "a copy reported later is not covered"
-        );
+        assert!(!table.covers(7, &Provisional::NONE, at(111)), "the end is not part of it");
+        assert!(!table.covers(8, &Provisional::NONE, at(110)), "a copy reported later is not covered");
     }
 
     #[test]
@@ -177,16 +157,10 @@ mod tests {
         assert!(!table.covers(9, &cover, at(116)), "the lease has ended");
         table.grant(S, L, grant(112, 0, 0), at(116));
         assert!(table.covers(9, &cover, at(124)), "a lease that goes on carries it");
-        assert!(
-            !table.covers(9, &cover, at(125)),
-            "at most a lease's length after the GET was sent"
-        );
+        assert!(!table.covers(9, &cover, at(125)), "at most a lease's length after the GET was sent");
         let other = StreamId(2);
         table.revoke(S);
         table.grant(other, L, grant(120, 0, 0), at(120));
-        assert!(
-            !table.covers(9, &cover, at(121)),
-            "a stream that was not in force gives no cover"
-        );
+        assert!(!table.covers(9, &cover, at(121)), "a stream that was not in force gives no cover");
     }
 }

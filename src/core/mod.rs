@@ -8,12 +8,21 @@
 //! * [`lease`]: how long an agent may serve a copy without asking.
 //! * [`replica`]: the controller's side: the truth as its watch shows it, and who holds what.
 //! * [`cache`]: the pod's side: what may be served, what must be validated, what must be dropped.
+//! * [`election`]: which replica leads.
+//! * [`coalesce`], [`rate`]: how much is written to Kubernetes, and when.
+//! * [`events`], [`notes`]: which events are written, and what they say.
 
 pub mod cache;
+pub mod coalesce;
 pub mod digest;
+pub mod election;
+pub mod events;
 pub mod lease;
+pub mod notes;
+pub mod rate;
 pub mod replica;
 pub mod rules;
 pub mod session;
+pub mod session_ref;
 pub mod signal;
 pub mod time;

@@ -121,10 +121,7 @@ struct KeyParts {
 impl SessionKey {
     /// The key of the session `name` in `namespace`.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Box<str>>) -> Self {
-        Self(Arc::new(KeyParts {
-            namespace: namespace.into(),
-            name: name.into(),
-        }))
+        Self(Arc::new(KeyParts { namespace: namespace.into(), name: name.into() }))
     }
 
     /// The namespace.
@@ -138,10 +135,7 @@ impl SessionKey {
     }
 
     fn as_ref(&self) -> SessionKeyRef<'_> {
-        SessionKeyRef {
-            namespace: &self.0.namespace,
-            name: &self.0.name,
-        }
+        SessionKeyRef { namespace: &self.0.namespace, name: &self.0.name }
     }
 }
 

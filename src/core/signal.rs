@@ -42,11 +42,7 @@ impl Mark {
 
     /// Whether an object that was read is provably not older than this knowledge.
     pub fn accepts(&self, uid: Uid, generation: u64, resource_version: ResourceVersion) -> bool {
-        if uid == self.uid {
-            !self.drops(uid, generation)
-        } else {
-            resource_version >= self.resource_version
-        }
+        if uid == self.uid { !self.drops(uid, generation) } else { resource_version >= self.resource_version }
     }
 
     /// The later of two pieces of knowledge about one name.
@@ -78,11 +74,7 @@ mod tests {
     const B: Uid = Uid::from_u128(2);
 
     fn mark(uid: Uid, fate: Fate, rv: u64) -> Mark {
-        Mark {
-            uid,
-            fate,
-            resource_version: ResourceVersion(rv),
-        }
+        Mark { uid, fate, resource_version: ResourceVersion(rv) }
     }
 
     #[test]

@@ -25,10 +25,7 @@ impl Time {
     /// The instant `duration` later, or the last one that can be expressed (in 584 years).
     #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
-        )
+        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
 
     /// How long after `earlier` this instant is; zero if it is not after it.

@@ -53,10 +53,7 @@ const fn field(field: &'static str, expected: &'static str) -> Malformed {
 pub fn session_name(name: &str) -> Result<&str, Malformed> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     if name.is_empty() || name.len() > 253 || !name.bytes().all(allowed) {
-        return Err(field(
-            "session",
-            "the name of an object: 1 to 253 of a-z, 0-9, '-' and '.'",
-        ));
+        return Err(field("session", "the name of an object: 1 to 253 of a-z, 0-9, '-' and '.'"));
     }
     Ok(name)
 }
@@ -76,16 +73,12 @@ fn digest(bytes: &Bytes) -> Result<Digest, Malformed> {
 /// The process that says hello.
 pub fn hello(hello: &v1::Hello) -> Result<InstanceId, Malformed> {
     if hello.protocol_version != PROTOCOL_VERSION {
-        return Err(Malformed::Version {
-            got: hello.protocol_version,
-        });
+        return Err(Malformed::Version { got: hello.protocol_version });
     }
     if hello.software.len() > 64 {
         return Err(field("software", "at most 64 bytes"));
     }
-    let instance: [u8; 16] = hello.instance[..]
-        .try_into()
-        .map_err(|_| field("instance", "16 bytes"))?;
+    let instance: [u8; 16] = hello.instance[..].try_into().map_err(|_| field("instance", "16 bytes"))?;
     Ok(InstanceId(u128::from_be_bytes(instance)))
 }
 
@@ -121,11 +114,7 @@ pub fn reports(
 
 /// The message that carries these reports; `through` as for [`reports`].
 pub fn reports_message(reports: impl IntoIterator<Item = (Arc<str>, Report)>, through: Option<u64>) -> v1::Reports {
-    let mut message = v1::Reports {
-        complete: through.is_some(),
-        through: through.unwrap_or(0),
-        ..Default::default()
-    };
+    let mut message = v1::Reports { complete: through.is_some(), through: through.unwrap_or(0), ..Default::default() };
     for (name, report) in reports {
         match report {
             Report::Held(h) => message.held.push(v1::Holding {
@@ -144,24 +133,10 @@ pub fn reports_message(reports: impl IntoIterator<Item = (Arc<str>, Report)>, th
 /// The name of a session and a state of it.
 pub fn barrier(state: Option<&v1::State>) -> Result<(&str, Barrier), Malformed> {
     let state = state.ok_or(field("state", "a state"))?;
-    let fate = if state.gone {
-        Fate::Gone
-    } else {
-        Fate::Stale {
-            below: state.generation,
-        }
-    };
+    let fate = if state.gone { Fate::Gone } else { Fate::Stale { below: state.generation } };
     let barrier = Barrier {
-        mark: Mark {
-            uid: uid(&state.uid)?,
-            fate,
-            resource_version: ResourceVersion(state.resource_version),
-        },
-        digest: if state.digest.is_empty() {
-            None
-        } else {
-            Some(digest(&state.digest)?)
-        },
+        mark: Mark { uid: uid(&state.uid)?, fate, resource_version: ResourceVersion(state.resource_version) },
+        digest: if state.digest.is_empty() { None } else { Some(digest(&state.digest)?) },
     };
     Ok((session_name(&state.session)?, barrier))
 }
@@ -177,25 +152,15 @@ pub fn state_message(session: &str, barrier: &Barrier) -> v1::State {
         uid: bytes(barrier.mark.uid),
         gone,
         generation,
-        digest: barrier
-            .digest
-            .map_or_else(Bytes::new, |d| Bytes::copy_from_slice(d.as_bytes())),
+        digest: barrier.digest.map_or_else(Bytes::new, |d| Bytes::copy_from_slice(d.as_bytes())),
         resource_version: barrier.mark.resource_version.0,
     }
 }
 
 /// The name of a session and what to evict of it.
 pub fn eviction(eviction: &v1::Eviction) -> Result<(&str, Mark), Malformed> {
-    let fate = if eviction.gone {
-        Fate::Gone
-    } else {
-        Fate::Stale { below: eviction.below }
-    };
-    let mark = Mark {
-        uid: uid(&eviction.uid)?,
-        fate,
-        resource_version: ResourceVersion(eviction.resource_version),
-    };
+    let fate = if eviction.gone { Fate::Gone } else { Fate::Stale { below: eviction.below } };
+    let mark = Mark { uid: uid(&eviction.uid)?, fate, resource_version: ResourceVersion(eviction.resource_version) };
     Ok((session_name(&eviction.session)?, mark))
 }
 
@@ -216,11 +181,7 @@ fn eviction_message(key: &SessionKey, signal: SignalId, mark: Mark) -> v1::Evict
 
 /// The renewal of a session: name, uid, and how long ago it was used.
 pub fn renewal(renewal: &v1::Renewal) -> Result<(&str, Uid, Duration), Malformed> {
-    Ok((
-        session_name(&renewal.session)?,
-        uid(&renewal.uid)?,
-        Duration::from_millis(renewal.idle_millis),
-    ))
+    Ok((session_name(&renewal.session)?, uid(&renewal.uid)?, Duration::from_millis(renewal.idle_millis)))
 }
 
 /// The message that carries a renewal.
@@ -237,25 +198,17 @@ pub fn outgoing(outgoing: Outgoing) -> v1::ReplicaMessage {
     use v1::replica_message::Message;
     let message = match outgoing {
         Outgoing::Signals { evictions, barriers } => Message::Signals(v1::Signals {
-            evictions: evictions
-                .iter()
-                .map(|(key, id, mark)| eviction_message(key, *id, *mark))
-                .collect(),
+            evictions: evictions.iter().map(|(key, id, mark)| eviction_message(key, *id, *mark)).collect(),
             barriers: barriers
                 .iter()
-                .map(|(key, id, barrier)| v1::Barrier {
-                    signal: id.0,
-                    state: Some(state_message(key.name(), barrier)),
-                })
+                .map(|(key, id, barrier)| v1::Barrier { signal: id.0, state: Some(state_message(key.name(), barrier)) })
                 .collect(),
         }),
         Outgoing::Lease { heartbeat, age, covers } => Message::Lease(v1::Lease {
             heartbeat,
             refused: age.err().map_or_else(String::new, |refusal| refusal.to_string()),
             // Rounded up: an agent must never think that knowledge is fresher than it is.
-            age_micros: age.map_or(0, |age| {
-                u64::try_from(age.as_micros()).unwrap_or(u64::MAX).saturating_add(1)
-            }),
+            age_micros: age.map_or(0, |age| u64::try_from(age.as_micros()).unwrap_or(u64::MAX).saturating_add(1)),
             covers,
         }),
         Outgoing::Revoke => Message::Revoke(v1::Revoke {}),
@@ -281,32 +234,18 @@ mod tests {
             digest: Digest::of(&Metadata::new()),
             resource_version: ResourceVersion(9),
         };
-        let sent = [
-            (Arc::from("a"), Report::Held(holding)),
-            (Arc::from("b"), Report::Released),
-        ];
+        let sent = [(Arc::from("a"), Report::Held(holding)), (Arc::from("b"), Report::Released)];
         let (got, through) = reports(&reports_message(sent.clone(), Some(5)), &"ns".into()).unwrap();
         assert_eq!(through, Some(5));
         let sent: Vec<_> = sent.into_iter().map(|(n, r)| (SessionKey::new("ns", &*n), r)).collect();
         assert_eq!(got, sent);
-        assert_eq!(
-            reports(&reports_message([], None), &"ns".into()).unwrap().1,
-            None,
-            "the inventory goes on"
-        );
+        assert_eq!(reports(&reports_message([], None), &"ns".into()).unwrap().1, None, "the inventory goes on");
     }
 
     #[test]
     fn states_round_trip() {
-        for (fate, digest) in [
-            (Fate::Gone, None),
-            (Fate::Stale { below: 4 }, Some(Digest::of(&Metadata::new()))),
-        ] {
-            let mark = Mark {
-                uid: Uid::from_u128(7),
-                fate,
-                resource_version: ResourceVersion(9),
-            };
+        for (fate, digest) in [(Fate::Gone, None), (Fate::Stale { below: 4 }, Some(Digest::of(&Metadata::new())))] {
+            let mark = Mark { uid: Uid::from_u128(7), fate, resource_version: ResourceVersion(9) };
             let sent = Barrier { mark, digest };
             assert_eq!(barrier(Some(&state_message("s", &sent))), Ok(("s", sent)));
         }
@@ -314,25 +253,14 @@ mod tests {
 
     #[test]
     fn what_is_malformed_is_refused_with_the_reason() {
-        let mut message = v1::Hello {
-            protocol_version: 2,
-            ..Default::default()
-        };
+        let mut message = v1::Hello { protocol_version: 2, ..Default::default() };
         assert_eq!(hello(&message), Err(Malformed::Version { got: 2 }));
         message.protocol_version = 1;
         assert_eq!(hello(&message), Err(field("instance", "16 bytes")));
         let released = vec![String::from("a"); MAX_SESSIONS_PER_MESSAGE + 1];
-        let message = v1::Reports {
-            released,
-            ..Default::default()
-        };
+        let message = v1::Reports { released, ..Default::default() };
         let refused = reports(&message, &"ns".into());
-        assert_eq!(
-            refused,
-            Err(Malformed::TooMany {
-                got: MAX_SESSIONS_PER_MESSAGE + 1
-            })
-        );
+        assert_eq!(refused, Err(Malformed::TooMany { got: MAX_SESSIONS_PER_MESSAGE + 1 }));
         for name in ["", "UPPER", "a/b", &"x".repeat(254)] {
             assert!(session_name(name).is_err(), "{name}");
         }

@@ -166,11 +166,7 @@ impl Shard {
         if let Some(waiting) = flights.restores.iter().find(open) {
             return Join::Follow(waiting.id);
         }
-        flights.restores.push(Restore {
-            id,
-            sent: None,
-            fence: None,
-        });
+        flights.restores.push(Restore { id, sent: None, fence: None });
         Join::Lead(id)
     }
 
@@ -211,9 +207,7 @@ impl Shard {
             Answer::Found(observed) if !(observed.terminating && Rule::TerminatingIsGone.on()) => {
                 self.restored(name, observed.copy, cover, now, reporter)
             }
-            _ => Restored::NotFound {
-                dropped: self.drop_copy(name, DropReason::Gone, reporter),
-            },
+            _ => Restored::NotFound { dropped: self.drop_copy(name, DropReason::Gone, reporter) },
         }
     }
 
@@ -235,30 +229,19 @@ impl Shard {
             && entry.copy.digest == found.digest
         {
             if entry.copy.generation != found.generation {
-                entry.copy = Arc::new(Copy {
-                    metadata: entry.copy.metadata.clone(),
-                    ..found
-                });
+                entry.copy = Arc::new(Copy { metadata: entry.copy.metadata.clone(), ..found });
             }
             entry.provisional = cover;
             entry.suspended = false;
             entry.used.store(now.as_nanos(), Ordering::Relaxed);
-            return Restored::Serve {
-                copy: entry.copy.clone(),
-                validated: true,
-                dropped: None,
-            };
+            return Restored::Serve { copy: entry.copy.clone(), validated: true, dropped: None };
         }
         let reason = match self.entries.get(name) {
             Some(entry) if entry.copy.uid != found.uid => DropReason::Gone,
             _ => DropReason::Stale,
         };
         let (copy, replaced) = self.adopt(name, found, cover, None, now, reporter);
-        Restored::Serve {
-            copy,
-            validated: false,
-            dropped: replaced.map(|copy| dropped(name, copy, reason, now)),
-        }
+        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(name, copy, reason, now)) }
     }
 
     /// An own create or patch of `name` is sent now.
@@ -266,11 +249,7 @@ impl Shard {
         self.last_flight += 1;
         let id = FlightId(self.last_flight);
         let sent = self.leases.provisional(self.lease_length, now);
-        self.flights
-            .entry_ref(name)
-            .or_default()
-            .writes
-            .push(Write { id, sent, fence: None });
+        self.flights.entry_ref(name).or_default().writes.push(Write { id, sent, fence: None });
         id
     }
 
@@ -286,21 +265,12 @@ impl Shard {
         reporter: &mut impl Reporter,
     ) -> Written {
         let Some(write) = self.write_over(name, id) else {
-            return Written {
-                session: Some(Arc::new(observed.copy)),
-                dropped: None,
-            };
+            return Written { session: Some(Arc::new(observed.copy)), dropped: None };
         };
         let found = observed.copy;
         let mark = Mark {
             uid: found.uid,
-            fate: if observed.terminating {
-                Fate::Gone
-            } else {
-                Fate::Stale {
-                    below: found.generation,
-                }
-            },
+            fate: if observed.terminating { Fate::Gone } else { Fate::Stale { below: found.generation } },
             resource_version: found.resource_version,
         };
         if let Some(flights) = self.flights.get_mut(name) {
@@ -308,19 +278,13 @@ impl Shard {
         }
         if observed.terminating {
             let holds = self.entries.get(name).is_some_and(|e| e.copy.uid == found.uid);
-            let dropped = if holds {
-                self.drop_copy(name, DropReason::Gone, reporter)
-            } else {
-                None
-            };
+            let dropped = if holds { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
             return Written { session: None, dropped };
         }
         let foreign = found.digest != wrote;
         let known = self.entries.get(name).map(|e| &e.copy);
         let newer_known = known.is_some_and(|k| older(&found, k));
-        let fenced = write
-            .fence
-            .is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
+        let fenced = write.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
         if newer_known || fenced {
             // What is known to be newer than the answer is also newer than a copy that the answer would replace.
             let dropped = if newer_known && !self.is_suspended(name) {
@@ -331,32 +295,19 @@ impl Shard {
             } else {
                 self.drop_copy(name, DropReason::Stale, reporter)
             };
-            return Written {
-                session: Some(Arc::new(found)),
-                dropped,
-            };
+            return Written { session: Some(Arc::new(found)), dropped };
         }
         let mut cover = write.sent;
         if !Rule::CoverFromSend.on() {
             cover = self.leases.provisional(self.lease_length, now);
         }
         let same_uid = known.is_some_and(|k| k.uid == found.uid);
-        let local = self
-            .entries
-            .get(name)
-            .and_then(|e| e.local.clone())
-            .filter(|_| same_uid && !foreign);
+        let local = self.entries.get(name).and_then(|e| e.local.clone()).filter(|_| same_uid && !foreign);
         let (copy, replaced) = self.adopt(name, found, cover, local, now, reporter);
-        let reason = if same_uid {
-            DropReason::Foreign
-        } else {
-            DropReason::Gone
-        };
+        let reason = if same_uid { DropReason::Foreign } else { DropReason::Gone };
         Written {
             session: Some(copy),
-            dropped: replaced
-                .filter(|_| foreign || !same_uid)
-                .map(|c| dropped(name, c, reason, now)),
+            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(name, c, reason, now)),
         }
     }
 
@@ -372,10 +323,7 @@ impl Shard {
     /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped.
     pub fn evict(&mut self, name: &str, mark: Mark, reporter: &mut impl Reporter) -> Option<Dropped> {
         let mark = match mark.fate {
-            Fate::Gone if !Rule::GoneByUid.on() => Mark {
-                fate: Fate::Stale { below: 0 },
-                ..mark
-            },
+            Fate::Gone if !Rule::GoneByUid.on() => Mark { fate: Fate::Stale { below: 0 }, ..mark },
             _ => mark,
         };
         if let Some(flights) = self.flights.get_mut(name) {
@@ -406,11 +354,8 @@ impl Shard {
             && Some(copy.digest) == barrier.digest
             && let Fate::Stale { below } = mark.fate
         {
-            entry.copy = Arc::new(Copy {
-                generation: below,
-                resource_version: mark.resource_version,
-                ..Copy::clone(copy)
-            });
+            entry.copy =
+                Arc::new(Copy { generation: below, resource_version: mark.resource_version, ..Copy::clone(copy) });
             return None;
         }
         match mark.fate {
@@ -448,18 +393,12 @@ impl Shard {
     pub fn reset(&mut self, reporter: &mut impl Reporter) -> Vec<Dropped> {
         self.leases.clear();
         let names: Vec<Arc<str>> = self.entries.keys().cloned().collect();
-        names
-            .iter()
-            .filter_map(|name| self.drop_copy(name, DropReason::Reset, reporter))
-            .collect()
+        names.iter().filter_map(|name| self.drop_copy(name, DropReason::Reset, reporter)).collect()
     }
 
     /// Holdings with a sequence number up to `through`, for a new stream's inventory.
     pub fn inventory(&self, through: u64) -> impl Iterator<Item = (&Arc<str>, Holding)> {
-        self.entries
-            .iter()
-            .filter(move |(_, e)| e.sequence <= through)
-            .map(|(name, e)| (name, holding(&e.copy)))
+        self.entries.iter().filter(move |(_, e)| e.sequence <= through).map(|(name, e)| (name, holding(&e.copy)))
     }
 
     /// Keeps a value that is true only inside this pod beside the copy `of`. False if that copy is not held any more.
@@ -478,9 +417,7 @@ impl Shard {
     /// The values kept beside the copy `of`.
     pub fn local(&self, name: &str, of: &Copy) -> Option<&Arc<LocalValues>> {
         let entry = self.entries.get(name)?;
-        (entry.copy.uid == of.uid && entry.copy.digest == of.digest)
-            .then_some(entry.local.as_ref())
-            .flatten()
+        (entry.copy.uid == of.uid && entry.copy.digest == of.digest).then_some(entry.local.as_ref()).flatten()
     }
 
     /// Copies that are kept.
@@ -562,10 +499,7 @@ impl Shard {
             let entries = std::cell::RefCell::new(&mut self.entries);
             let popped = self.recency.pop(
                 |name| {
-                    entries
-                        .borrow()
-                        .get(name)
-                        .map_or(Time::ZERO, |e| Time::from_nanos(e.used.load(Ordering::Relaxed)))
+                    entries.borrow().get(name).map_or(Time::ZERO, |e| Time::from_nanos(e.used.load(Ordering::Relaxed)))
                 },
                 |name, queued| {
                     if let Some(entry) = entries.borrow_mut().get_mut(name) {
@@ -591,12 +525,7 @@ impl Shard {
     fn drop_copy(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
         let (name, entry) = self.take(name)?;
         reporter.released(&name);
-        Some(Dropped {
-            name,
-            copy: entry.copy,
-            reason,
-            used: Time::from_nanos(entry.used.into_inner()),
-        })
+        Some(Dropped { name, copy: entry.copy, reason, used: Time::from_nanos(entry.used.into_inner()) })
     }
 
     fn take(&mut self, name: &str) -> Option<(Arc<str>, Entry)> {
@@ -661,27 +590,13 @@ fn answer_counts(answer: &Answer, fence: Option<Mark>, known: Option<&Arc<Copy>>
 
 /// Whether `copy` is an older state of the name than `than`.
 fn older(copy: &Copy, than: &Copy) -> bool {
-    if copy.uid == than.uid {
-        copy.generation < than.generation
-    } else {
-        copy.resource_version < than.resource_version
-    }
+    if copy.uid == than.uid { copy.generation < than.generation } else { copy.resource_version < than.resource_version }
 }
 
 fn holding(copy: &Copy) -> Holding {
-    Holding {
-        uid: copy.uid,
-        generation: copy.generation,
-        digest: copy.digest,
-        resource_version: copy.resource_version,
-    }
+    Holding { uid: copy.uid, generation: copy.generation, digest: copy.digest, resource_version: copy.resource_version }
 }
 
 fn dropped(name: &str, copy: Arc<Copy>, reason: DropReason, used: Time) -> Dropped {
-    Dropped {
-        name: name.into(),
-        copy,
-        reason,
-        used,
-    }
+    Dropped { name: name.into(), copy, reason, used }
 }

@@ -257,11 +257,7 @@ impl Replica {
             Some(age) => Ok(age),
         };
         if let Some(agent) = self.agents.get_mut(&id) {
-            agent.heartbeat = Some(Heartbeat {
-                number,
-                received: now,
-                age,
-            });
+            agent.heartbeat = Some(Heartbeat { number, received: now, age });
         }
         self.wake(Some(stream));
     }
@@ -389,11 +385,7 @@ impl Replica {
         let Some(agent) = self.agents.get_mut(&id) else {
             return true;
         };
-        let new = Held {
-            holding,
-            waits_for: None,
-            told: None,
-        };
+        let new = Held { holding, waits_for: None, told: None };
         if agent.holdings.len() >= most && !agent.holds(&key) {
             return false;
         }
@@ -448,10 +440,8 @@ impl Agent {
         }
         let room = most - barriers.len();
         let keys: Vec<SessionKey> = self.evictions.keys().take(room).cloned().collect();
-        let evictions = keys
-            .into_iter()
-            .filter_map(|key| self.evictions.remove(&key).map(|(id, mark)| (key, id, mark)))
-            .collect();
+        let evictions =
+            keys.into_iter().filter_map(|key| self.evictions.remove(&key).map(|(id, mark)| (key, id, mark))).collect();
         Outgoing::Signals { evictions, barriers }
     }
 
@@ -459,14 +449,8 @@ impl Agent {
         let Heartbeat { number, received, age } = self.heartbeat.take()?;
         if let Ok(age) = age {
             // The lease itself began when the heartbeat was sent, which was before it was received.
-            self.remembered_until = self
-                .remembered_until
-                .max(received + with_drift(lease.saturating_sub(age)));
+            self.remembered_until = self.remembered_until.max(received + with_drift(lease.saturating_sub(age)));
         }
-        Some(Outgoing::Lease {
-            heartbeat: number,
-            age,
-            covers: if self.complete { self.processed } else { 0 },
-        })
+        Some(Outgoing::Lease { heartbeat: number, age, covers: if self.complete { self.processed } else { 0 } })
     }
 }

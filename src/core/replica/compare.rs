@@ -20,35 +20,21 @@ pub enum Verdict {
 /// Compares a holding with the object of its name, at this position of the watch.
 pub(crate) fn compare(held: &Holding, truth: Option<&Truth>, position: ResourceVersion) -> Verdict {
     let evict = |fate, at: Option<&Truth>| {
-        Verdict::Evict(Mark {
-            uid: held.uid,
-            fate,
-            resource_version: at.map_or(position, |t| t.resource_version),
-        })
+        Verdict::Evict(Mark { uid: held.uid, fate, resource_version: at.map_or(position, |t| t.resource_version) })
     };
     // A watch that has reached what the pod read knows at least as much as the pod.
     let caught_up = position >= held.resource_version || !Rule::WaitForPosition.on();
     let live = truth.filter(|t| t.uid == held.uid && !(t.terminating && Rule::TerminatingIsGone.on()));
     let Some(object) = live else {
-        return if caught_up {
-            evict(Fate::Gone, truth)
-        } else {
-            Verdict::Wait(held.resource_version)
-        };
+        return if caught_up { evict(Fate::Gone, truth) } else { Verdict::Wait(held.resource_version) };
     };
     let equal = object.summary.digest == held.digest;
-    let stale = Fate::Stale {
-        below: object.generation,
-    };
+    let stale = Fate::Stale { below: object.generation };
     if !Rule::CompareGeneration.on() {
         return if equal { Verdict::Keep } else { evict(stale, truth) };
     }
     if object.generation > held.generation {
-        return if equal && Rule::CompareDigest.on() {
-            Verdict::Keep
-        } else {
-            evict(stale, truth)
-        };
+        return if equal && Rule::CompareDigest.on() { Verdict::Keep } else { evict(stale, truth) };
     }
     if object.generation == held.generation && equal {
         return Verdict::Keep;

@@ -79,17 +79,7 @@ impl Replica {
                 self.woken.insert(stream);
             }
         }
-        self.confirmations.insert(
-            signal,
-            Confirmation {
-                key,
-                barrier,
-                scope,
-                origin: Some(origin),
-                request,
-                waiting,
-            },
-        );
+        self.confirmations.insert(signal, Confirmation { key, barrier, scope, origin: Some(origin), request, waiting });
         self.confirm_ready();
         Ok(())
     }
@@ -135,10 +125,7 @@ impl Replica {
                 continue;
             };
             let registered = self.registered(confirmation.scope).keys().cloned().collect();
-            let reply = Confirmed {
-                request: confirmation.request,
-                registered,
-            };
+            let reply = Confirmed { request: confirmation.request, registered };
             self.replies.entry(origin).or_default().push(reply);
             self.wake(Some(origin));
         }
@@ -151,10 +138,7 @@ impl Replica {
         }
         let mark = confirmation.barrier.mark;
         let reached = self.position(confirmation.scope) >= mark.resource_version;
-        let alive = || {
-            self.truth(&confirmation.key)
-                .is_some_and(|t| t.uid == mark.uid && !t.terminating)
-        };
+        let alive = || self.truth(&confirmation.key).is_some_and(|t| t.uid == mark.uid && !t.terminating);
         // The resourceVersion of a deletion is not told to who deletes: what is known is one at which the object lived.
         reached && !(mark.fate == Fate::Gone && alive())
     }

@@ -51,11 +51,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            lease: Duration::from_secs(15),
-            holdings_per_agent: 1_000_000,
-            confirmations: 4_096,
-        }
+        Self { lease: Duration::from_secs(15), holdings_per_agent: 1_000_000, confirmations: 4_096 }
     }
 }
 
@@ -140,10 +136,7 @@ impl Replica {
 
     /// The scopes that it watches, with their namespaces (`None`: all).
     pub fn scopes(&self) -> impl Iterator<Item = (ScopeId, Option<&Arc<str>>)> {
-        self.scopes
-            .iter()
-            .enumerate()
-            .map(|(at, s)| (ScopeId(at), s.namespace()))
+        self.scopes.iter().enumerate().map(|(at, s)| (ScopeId(at), s.namespace()))
     }
 
     /// Whether sessions of this namespace are watched.
@@ -190,20 +183,13 @@ impl Replica {
     /// Names of the pods that hold a copy of the session.
     pub fn holders(&self, key: &SessionKey) -> Vec<AgentName> {
         let ids = self.entries.get(key).map_or(&[][..], |e| &e.holders);
-        ids.iter()
-            .filter_map(|id| self.agents.get(id))
-            .map(|a| a.name().clone())
-            .collect()
+        ids.iter().filter_map(|id| self.agents.get(id)).map(|a| a.name().clone()).collect()
     }
 
     /// Time passes: what was remembered until now is forgotten.
     pub fn poll(&mut self, now: Time) {
-        let over: Vec<AgentId> = self
-            .agents
-            .iter()
-            .filter(|(_, agent)| agent.remembered_until() <= now)
-            .map(|(id, _)| *id)
-            .collect();
+        let over: Vec<AgentId> =
+            self.agents.iter().filter(|(_, agent)| agent.remembered_until() <= now).map(|(id, _)| *id).collect();
         for id in over {
             self.lease_over(id);
         }

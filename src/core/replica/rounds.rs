@@ -72,12 +72,7 @@ impl Replica {
         let Some(name) = self.agents.get(&agent).map(|a| a.name().clone()) else {
             return;
         };
-        let Some(uid) = self
-            .agents
-            .get_mut(&agent)
-            .and_then(|a| a.held_mut(key))
-            .map(|h| h.holding.uid)
-        else {
+        let Some(uid) = self.agents.get_mut(&agent).and_then(|a| a.held_mut(key)).map(|h| h.holding.uid) else {
             return;
         };
         let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
@@ -100,11 +95,7 @@ impl Replica {
         let Some(round) = self.rounds.get_mut(key) else {
             return;
         };
-        if round
-            .waiting
-            .get(&agent)
-            .is_some_and(|(waits_for, _)| signal >= *waits_for)
-        {
+        if round.waiting.get(&agent).is_some_and(|(waits_for, _)| signal >= *waits_for) {
             round.waiting.remove(&agent);
             self.settle(key, now);
         }

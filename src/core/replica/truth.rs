@@ -87,10 +87,7 @@ impl Replica {
         }
         let listed: HashSet<SessionKey> = objects.iter().map(|o| o.key.clone()).collect();
         let namespaces = &self.scopes[scope.0];
-        let markers = namespaces
-            .registered
-            .keys()
-            .filter(|name| !listed.iter().any(|k| k.name() == &***name));
+        let markers = namespaces.registered.keys().filter(|name| !listed.iter().any(|k| k.name() == &***name));
         let markers: Vec<_> = markers.cloned().collect();
         let gone: Vec<SessionKey> = self
             .entries
@@ -138,14 +135,7 @@ impl Replica {
     }
 
     fn put(&mut self, scope: ScopeId, object: Object, now: Time) {
-        let Object {
-            key,
-            uid,
-            generation,
-            resource_version,
-            terminating,
-            kind,
-        } = object;
+        let Object { key, uid, generation, resource_version, terminating, kind } = object;
         let summary = match kind {
             Kind::Session(summary) => summary,
             Kind::Marker => {
@@ -155,13 +145,7 @@ impl Replica {
             }
         };
         let entry = self.entries.entry(key.clone()).or_default();
-        let new = Truth {
-            uid,
-            generation,
-            resource_version,
-            terminating,
-            summary,
-        };
+        let new = Truth { uid, generation, resource_version, terminating, summary };
         let Entry { truth, holders } = entry;
         let old = truth.replace(new);
         let holders = holders.clone();

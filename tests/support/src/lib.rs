@@ -5,6 +5,7 @@
 //! |---|---|
 //! | etcd and kube-apiserver, started, stopped, killed, paused | [`ControlPlane`], [`ApiServer`], [`Component`] |
 //! | connections that are slow, silent or cut | [`TcpProxy`] |
+//! | a whole cluster: controllers and pods as processes | [`Cluster`], [`Controller`], [`VmcpPod`] |
 //! | a program under supervision | [`Process`] |
 //! | service accounts, roles, pods and tokens bound to them | the methods of [`ControlPlane`] |
 //! | the requests that an API server has answered | [`AuditLog`] |
@@ -16,8 +17,10 @@
 mod apiserver;
 mod assets;
 mod audit;
+mod cluster;
 mod component;
 mod control_plane;
+mod controller;
 mod error;
 mod identity;
 mod kubectl;
@@ -27,16 +30,20 @@ mod process;
 mod proxy;
 mod scratch;
 mod supervisor;
+mod vmcp_pod;
 mod wait;
 
 pub use apiserver::ApiServer;
 pub use audit::{AuditEntry, AuditLog, AuditMark, Verb};
+pub use cluster::{Cluster, ClusterOptions, Programs};
 pub use component::Component;
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
+pub use controller::Controller;
 pub use error::{Error, Result};
 pub use identity::{TokenAccess, policy_rule};
 pub use kubectl::KubectlOutput;
 pub use loopback::{LoopbackAddr, free_port};
 pub use process::{Process, ProcessBuilder};
 pub use proxy::{ProxyMode, TcpProxy};
+pub use vmcp_pod::{Reply, VmcpPod};
 pub use wait::eventually;

@@ -1,0 +1,100 @@
+//! A token bucket on time given from outside.
+
+use std::time::Duration;
+
+use super::time::Time;
+
+/// Lets `burst` through at once, and one more each `interval` after that.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenBucket {
+    interval: Duration,
+    /// How far ahead of time the bucket may be drawn.
+    ahead: Duration,
+    /// When the bucket will be full again.
+    full_at: Time,
+}
+
+impl TokenBucket {
+    /// A full bucket. A burst of zero counts as one, or nothing would ever pass.
+    pub fn new(burst: u32, interval: Duration) -> Self {
+        let ahead = interval.saturating_mul(burst.max(1) - 1);
+        Self { interval, ahead, full_at: Time::default() }
+    }
+
+    /// When the next token is there: `now`, or later.
+    pub fn ready_at(&self, now: Time) -> Time {
+        let wait = self.full_at.saturating_since(now).saturating_sub(self.ahead);
+        now + wait
+    }
+
+    /// Takes a token if there is one.
+    pub fn take(&mut self, now: Time) -> bool {
+        let ready = self.ready_at(now) == now;
+        if ready {
+            self.full_at = self.full_at.max(now) + self.interval;
+        }
+        ready
+    }
+
+    /// Whether the bucket is full, and so no different from a new one.
+    pub fn is_full(&self, now: Time) -> bool {
+        self.full_at <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::from_nanos(millis * 1_000_000)
+    }
+
+    #[test]
+    fn a_burst_then_one_per_interval() {
+        let mut bucket = TokenBucket::new(3, Duration::from_secs(1));
+        assert!((0..3).all(|_| bucket.take(at(5000))));
+        assert!(!bucket.take(at(5000)));
+        assert_eq!(bucket.ready_at(at(5000)), at(6000));
+        assert!(!bucket.take(at(5999)));
+        assert!(bucket.take(at(6000)));
+        assert!(!bucket.take(at(6000)));
+        assert!(!bucket.is_full(at(8999)));
+        assert!(bucket.is_full(at(9000)));
+        assert!((0..3).all(|_| bucket.take(at(20_000))));
+        assert!(!bucket.take(at(20_000)));
+    }
+
+    #[test]
+    fn a_burst_of_zero_still_lets_one_through() {
+        let mut bucket = TokenBucket::new(0, Duration::from_secs(1));
+        assert!(bucket.take(at(0)));
+        assert!(!bucket.take(at(0)));
+    }
+
+    proptest! {
+        /// In any window, no more than the burst and what the window's length brings; and what it calls ready is.
+        #[test]
+        fn never_more_than_promised(burst in 1_u32..10, steps in prop::collection::vec(0_u64..300, 1..200)) {
+            let interval = Duration::from_millis(100);
+            let mut bucket = TokenBucket::new(burst, interval);
+            let mut now = 0;
+            let mut taken: Vec<u64> = Vec::new();
+            for step in steps {
+                now += step;
+                let ready = bucket.ready_at(at(now)) == at(now);
+                prop_assert_eq!(bucket.take(at(now)), ready);
+                if ready {
+                    taken.push(now);
+                }
+            }
+            for (index, from) in taken.iter().enumerate() {
+                for (count, to) in taken[index..].iter().enumerate() {
+                    prop_assert!((count as u64) < u64::from(burst) + (to - from) / 100);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! A whole cluster: a control plane, replicas of the controller, and pods, each a process of its own with an account
+//! that may do just what it must.
+
+use crate::{ControlPlane, ControlPlaneOptions, Controller, Error, Result, VmcpPod, policy_rule};
+use std::{path::PathBuf, time::Duration};
+
+/// Namespace of the controller.
+pub(crate) const OPERATOR: &str = "vmcp-system";
+/// Account of the controller.
+pub(crate) const CONTROLLER_ACCOUNT: &str = "vmcp-session-controller";
+/// Account of the pods.
+pub(crate) const POD_ACCOUNT: &str = "vmcp-server";
+
+/// The programs that run in a cluster, and what must be installed for them.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// `vmcp-session`.
+    pub session: PathBuf,
+    /// The example `pod`.
+    pub pod: PathBuf,
+    /// The generated CustomResourceDefinition.
+    pub crd: PathBuf,
+}
+
+impl Programs {
+    /// The programs that cargo built beside the running test, example or benchmark. `root` is the folder of the
+    /// project.
+    pub fn beside_this_one(root: &str) -> Result<Self> {
+        let this = std::env::current_exe().map_err(Error::io("looking for the running program"))?;
+        let mut folder = this.parent();
+        // Tests run from target/PROFILE/deps, examples from target/PROFILE/examples.
+        if folder.is_some_and(|f| f.ends_with("deps") || f.ends_with("examples")) {
+            folder = folder.and_then(std::path::Path::parent);
+        }
+        let folder = folder.ok_or_else(|| Error::Malformed("the running program has no folder".into()))?;
+        let programs = Self {
+            session: folder.join("vmcp-session"),
+            pod: folder.join("examples/pod"),
+            crd: PathBuf::from(root).join("crds/vmcpsessions.vmcp.dev.yaml"),
+        };
+        for program in [&programs.session, &programs.pod] {
+            if !program.exists() {
+                let what = format!("{} is not built: run `cargo build --bins --examples`", program.display());
+                return Err(Error::Malformed(what));
+            }
+        }
+        Ok(programs)
+    }
+}
+
+/// What a cluster has.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Replicas of the controller.
+    pub controllers: usize,
+    /// Pods.
+    pub pods: usize,
+    /// Length of a lease.
+    pub lease: Duration,
+    /// Namespace of the pods and their sessions.
+    pub namespace: String,
+    /// Whether each process reaches the API server through a proxy of its own, which can be made hostile.
+    pub api_proxies: bool,
+    /// Whether each pod reaches each replica through a proxy of its own.
+    pub stream_proxies: bool,
+    /// More arguments for each replica.
+    pub controller_args: Vec<String>,
+    /// The control plane's options.
+    pub plane: ControlPlaneOptions,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            controllers: 2,
+            pods: 3,
+            lease: Duration::from_secs(15),
+            namespace: "vmcp".into(),
+            api_proxies: false,
+            stream_proxies: false,
+            controller_args: Vec::new(),
+            plane: ControlPlaneOptions::default(),
+        }
+    }
+}
+
+impl ClusterOptions {
+    /// With leases of this length.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// With so many replicas and pods.
+    #[must_use]
+    pub fn size(mut self, controllers: usize, pods: usize) -> Self {
+        (self.controllers, self.pods) = (controllers, pods);
+        self
+    }
+
+    /// With proxies before the API server and the replicas, for each process its own.
+    #[must_use]
+    pub fn proxied(mut self) -> Self {
+        (self.api_proxies, self.stream_proxies) = (true, true);
+        self
+    }
+
+    /// With more arguments for each replica.
+    #[must_use]
+    pub fn controller_args(mut self, args: &[&str]) -> Self {
+        self.controller_args.extend(args.iter().map(ToString::to_string));
+        self
+    }
+}
+
+/// A cluster. Everything in it ends when it is dropped.
+pub struct Cluster {
+    /// Replicas of the controller.
+    pub controllers: Vec<Controller>,
+    /// Pods.
+    pub pods: Vec<VmcpPod>,
+    /// The control plane.
+    pub plane: ControlPlane,
+    /// What it was started with.
+    pub options: ClusterOptions,
+    pub(crate) programs: Programs,
+    started: usize,
+}
+
+impl Cluster {
+    /// Starts a cluster, and waits until every replica is ready and every pod has a lease of each of them.
+    pub async fn start(programs: Programs, options: ClusterOptions) -> Result<Self> {
+        let plane = ControlPlane::start(options.plane.clone()).await?;
+        plane.apply_crds(&programs.crd).await?;
+        plane.create_namespace(OPERATOR).await?;
+        plane.create_namespace(&options.namespace).await?;
+        plane.create_service_account(OPERATOR, CONTROLLER_ACCOUNT).await?;
+        plane.create_service_account(&options.namespace, POD_ACCOUNT).await?;
+        let mut cluster = Self { controllers: vec![], pods: vec![], plane, options, programs, started: 0 };
+        cluster.grant().await?;
+        for _ in 0..cluster.options.controllers {
+            cluster.add_controller().await?;
+        }
+        for controller in &cluster.controllers {
+            controller.wait_ready().await?;
+        }
+        for _ in 0..cluster.options.pods {
+            cluster.add_pod().await?;
+        }
+        for pod in &cluster.pods {
+            pod.wait_leases(cluster.controllers.len()).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// Just what each account needs.
+    async fn grant(&self) -> Result<()> {
+        let sessions = &["vmcpsessions"];
+        let pod = vec![policy_rule("vmcp.dev", sessions, &["get", "create", "patch", "delete"])];
+        self.plane.bind_role(&self.options.namespace, POD_ACCOUNT, pod).await?;
+        let everywhere = vec![
+            policy_rule("vmcp.dev", sessions, &["get", "list", "watch", "patch", "delete"]),
+            policy_rule("vmcp.dev", &["vmcpsessions/status"], &["patch"]),
+            policy_rule("events.k8s.io", &["events"], &["create"]),
+            policy_rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
+        ];
+        self.plane.bind_cluster_role(OPERATOR, CONTROLLER_ACCOUNT, everywhere).await?;
+        let own = vec![
+            policy_rule("vmcp.dev", sessions, &["create"]),
+            policy_rule("coordination.k8s.io", &["leases"], &["get", "create", "update"]),
+        ];
+        self.plane.bind_role(OPERATOR, CONTROLLER_ACCOUNT, own).await
+    }
+
+    /// Starts another replica. It may not be ready yet.
+    pub async fn add_controller(&mut self) -> Result<&Controller> {
+        self.started += 1;
+        let name = format!("controller-{}", self.started);
+        let controller = Controller::start(self, &name).await?;
+        self.controllers.push(controller);
+        Ok(&self.controllers[self.controllers.len() - 1])
+    }
+
+    /// Starts another pod, which connects to all replicas that there are now. It may have no lease yet.
+    pub async fn add_pod(&mut self) -> Result<&VmcpPod> {
+        let all: Vec<usize> = (0..self.controllers.len()).collect();
+        self.add_pod_reaching(&all).await
+    }
+
+    /// Starts another pod, which connects to these replicas only.
+    pub async fn add_pod_reaching(&mut self, controllers: &[usize]) -> Result<&VmcpPod> {
+        self.started += 1;
+        let name = format!("pod-{}", self.pods.len() + 1);
+        let pod = VmcpPod::start(self, &name, controllers).await?;
+        self.pods.push(pod);
+        Ok(&self.pods[self.pods.len() - 1])
+    }
+
+    /// Runs kubectl in the namespace of the sessions.
+    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.plane.kubectl(&[&["-n", &self.options.namespace], args].concat()).await
+    }
+
+    /// Applies a session with this metadata with kubectl.
+    pub async fn apply(&self, name: &str, metadata: &serde_json::Value) -> Result<String> {
+        let object = serde_json::json!({
+            "apiVersion": "vmcp.dev/v1alpha1",
+            "kind": "VmcpSession",
+            "metadata": {"name": name, "namespace": self.options.namespace},
+            "spec": {"metadata": metadata},
+        });
+        self.plane.apply_yaml(&object.to_string()).await
+    }
+
+    /// Patches `spec.metadata` of a session with kubectl.
+    pub async fn patch(&self, name: &str, metadata: &serde_json::Value) -> Result<String> {
+        let patch = serde_json::json!({"spec": {"metadata": metadata}}).to_string();
+        self.kubectl(&["patch", "vmcps", name, "--type=merge", "-p", &patch]).await
+    }
+}

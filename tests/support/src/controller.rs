@@ -1,0 +1,100 @@
+//! A replica of the controller, as a process.
+
+use crate::{
+    Cluster, Error, LoopbackAddr, Process, Result, TcpProxy, TokenAccess,
+    cluster::{CONTROLLER_ACCOUNT, OPERATOR},
+    eventually,
+    vmcp_pod::http,
+};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+const READY: Duration = Duration::from_secs(30);
+
+/// A replica.
+pub struct Controller {
+    /// Its process.
+    pub process: Process,
+    /// The proxy through which it reaches the API server, if the cluster has proxies.
+    pub api: Option<TcpProxy>,
+    /// Where agents connect.
+    pub address: SocketAddr,
+    /// Where its admin endpoints are.
+    pub admin: SocketAddr,
+    /// Name of its pod.
+    pub name: String,
+    program: PathBuf,
+    args: Vec<String>,
+    access: TokenAccess,
+    _ip: LoopbackAddr,
+}
+
+impl Controller {
+    pub(crate) async fn start(cluster: &Cluster, name: &str) -> Result<Self> {
+        let ip = LoopbackAddr::claim()?;
+        let (address, admin) = (ip.free_socket()?, ip.free_socket()?);
+        let plane = &cluster.plane;
+        let api = if cluster.options.api_proxies { Some(api_proxy(cluster).await?) } else { None };
+        let url = api.as_ref().map_or_else(|| plane.url().to_owned(), TcpProxy::https_url);
+        let pod = plane.create_pod(OPERATOR, name, CONTROLLER_ACCOUNT, ip.ip()).await?;
+        let hour = Duration::from_secs(3600);
+        let token = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &[], hour).await?;
+        let access = plane.kubeconfig_for_token(name, &url, &token)?;
+        let peer = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &["vmcp.dev"], hour).await?;
+        let peer = plane.kubeconfig_for_token(&format!("{name}-peer"), &url, &peer)?;
+        let mut args: Vec<String> = vec![
+            "controller".into(),
+            format!("--listen={address}"),
+            format!("--admin-listen={admin}"),
+            format!("--operator-namespace={OPERATOR}"),
+            format!("--replica-name={name}"),
+            format!("--lease-seconds={}", cluster.options.lease.as_secs_f64()),
+            format!("--peer-token-file={}", peer.token_file.display()),
+            "--log-format=json".into(),
+        ];
+        args.extend(cluster.options.controller_args.iter().cloned());
+        let program = cluster.programs.session.clone();
+        let process = spawn(name, &program, &args, &access)?;
+        let name = name.to_owned();
+        Ok(Self { process, api, address, admin, name, program, args, access, _ip: ip })
+    }
+
+    /// Starts it again, after it has ended.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process = spawn(&self.name, &self.program, &self.args, &self.access)?;
+        Ok(())
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn wait_ready(&self) -> Result<()> {
+        let what = format!("{} is ready", self.name);
+        let ready = async || {
+            let reply = http(self.admin, "GET", "/readyz", None).await.ok()?;
+            (reply.status == 200).then_some(())
+        };
+        let ended = async || self.process.exit_status().is_some().then_some(());
+        tokio::select! {
+            ready = eventually(READY, &what, ready) => ready,
+            Ok(()) = eventually(READY, "ended", ended) => Err(Error::Malformed(format!(
+                "{} ended while it started:\n{}", self.name, self.process.log_tail()
+            ))),
+        }
+    }
+
+    /// The text of its metrics.
+    pub async fn metrics(&self) -> Result<String> {
+        let reply = http(self.admin, "GET", "/metrics", None).await?;
+        Ok(reply.text)
+    }
+}
+
+pub(crate) async fn api_proxy(cluster: &Cluster) -> Result<TcpProxy> {
+    TcpProxy::start(cluster.plane.apiserver().address()).await
+}
+
+fn spawn(name: &str, program: &std::path::Path, args: &[String], access: &TokenAccess) -> Result<Process> {
+    Process::builder(name, program)
+        .args(args)
+        .env("KUBECONFIG", &access.kubeconfig)
+        .env("VMCP_LOG_LEVEL", "info,vmcp_session=debug")
+        .spawn()
+}

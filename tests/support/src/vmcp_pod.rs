@@ -1,0 +1,205 @@
+//! A pod of a vMCP server, as a process that uses the cache library, and is driven over HTTP.
+
+use crate::{
+    Cluster, Error, LoopbackAddr, Process, Result, TcpProxy, TokenAccess, cluster::POD_ACCOUNT, controller::api_proxy,
+    eventually,
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::Value;
+use std::{net::SocketAddr, path::PathBuf, sync::LazyLock, time::Duration};
+
+const READY: Duration = Duration::from_secs(30);
+/// How long an answer may take: longer than a write waits that must be visible everywhere while a replica is dead.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// An answer over HTTP.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// The body.
+    pub text: String,
+}
+
+impl Reply {
+    /// The body as JSON; null if it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_default()
+    }
+
+    /// `spec.metadata`, if it is a session.
+    pub fn metadata(&self) -> Option<Value> {
+        (self.status == 200).then(|| self.json()["metadata"].take())
+    }
+
+    /// Whether it came from the cache, was validated or restored.
+    pub fn from(&self) -> String {
+        self.json()["from"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// A pod.
+pub struct VmcpPod {
+    /// Its process.
+    pub process: Process,
+    /// The proxy through which it reaches the API server, if the cluster has proxies.
+    pub api: Option<TcpProxy>,
+    /// The proxies through which it reaches the replicas, if the cluster has them.
+    pub streams: Vec<TcpProxy>,
+    /// Its name.
+    pub name: String,
+    /// Where it is driven.
+    pub address: SocketAddr,
+    /// The files with its tokens.
+    pub access: TokenAccess,
+    program: PathBuf,
+    args: Vec<String>,
+    _ip: LoopbackAddr,
+}
+
+impl VmcpPod {
+    pub(crate) async fn start(cluster: &Cluster, name: &str, reaching: &[usize]) -> Result<Self> {
+        let ip = LoopbackAddr::claim()?;
+        let address = ip.free_socket()?;
+        let (plane, namespace) = (&cluster.plane, &cluster.options.namespace);
+        let api = if cluster.options.api_proxies { Some(api_proxy(cluster).await?) } else { None };
+        let url = api.as_ref().map_or_else(|| plane.url().to_owned(), TcpProxy::https_url);
+        let mut streams = Vec::new();
+        let mut controllers = Vec::new();
+        for controller in reaching.iter().map(|at| &cluster.controllers[*at]) {
+            if cluster.options.stream_proxies {
+                let proxy = TcpProxy::start(controller.address).await?;
+                controllers.push(proxy.address().to_string());
+                streams.push(proxy);
+            } else {
+                controllers.push(controller.address.to_string());
+            }
+        }
+        let pod = plane.create_pod(namespace, name, POD_ACCOUNT, ip.ip()).await?;
+        let hour = Duration::from_secs(3600);
+        let token = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &[], hour).await?;
+        let access = plane.kubeconfig_for_token(name, &url, &token)?;
+        let stream = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &["vmcp.dev"], hour).await?;
+        let stream = plane.kubeconfig_for_token(&format!("{name}-stream"), &url, &stream)?;
+        let args = vec![
+            format!("--listen={address}"),
+            format!("--controllers={}", controllers.join(",")),
+            format!("--namespace={namespace}"),
+            "--server=demo".to_owned(),
+            format!("--pod-name={name}"),
+            format!("--token-file={}", stream.token_file.display()),
+        ];
+        let program = cluster.programs.pod.clone();
+        let process = spawn(name, &program, &args, &access)?;
+        let name = name.to_owned();
+        let pod = Self { process, api, streams, name, address, access, program, args, _ip: ip };
+        pod.wait_listening().await?;
+        Ok(pod)
+    }
+
+    /// Starts it again, after it has ended.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process = spawn(&self.name, &self.program, &self.args, &self.access)?;
+        self.wait_listening().await
+    }
+
+    async fn wait_listening(&self) -> Result<()> {
+        let what = format!("{} listens", self.name);
+        eventually(READY, &what, async || http(self.address, "GET", "/state", None).await.ok()).await?;
+        Ok(())
+    }
+
+    /// Waits until it has a lease in force from so many replicas.
+    pub async fn wait_leases(&self, replicas: usize) -> Result<()> {
+        let what = format!("{} has {replicas} leases", self.name);
+        eventually(READY, &what, async || (self.leases().await.ok()? == replicas).then_some(())).await
+    }
+
+    /// How many leases it has that are in force.
+    pub async fn leases(&self) -> Result<usize> {
+        let state = self.call("GET", "/state", None).await?.json();
+        let streams = state["streams"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(streams.iter().filter(|s| s["leaseRemainingMillis"].as_u64().unwrap_or(0) > 0).count())
+    }
+
+    /// Asks it for a session.
+    pub async fn get(&self, name: &str) -> Result<Reply> {
+        self.call("GET", &format!("/sessions/{name}"), None).await
+    }
+
+    /// Lets it create a session. `visibility` is `committed` or `everywhere`.
+    pub async fn create(&self, name: &str, metadata: &Value, visibility: &str) -> Result<Reply> {
+        self.call("POST", &format!("/sessions/{name}?visibility={visibility}"), Some(metadata)).await
+    }
+
+    /// Lets it merge these keys into a session.
+    pub async fn patch(&self, name: &str, metadata: &Value, visibility: &str) -> Result<Reply> {
+        self.call("PATCH", &format!("/sessions/{name}?visibility={visibility}"), Some(metadata)).await
+    }
+
+    /// Lets it delete a session.
+    pub async fn delete(&self, name: &str, visibility: &str) -> Result<Reply> {
+        self.call("DELETE", &format!("/sessions/{name}?visibility={visibility}"), None).await
+    }
+
+    /// Names of the sessions that it can serve at this instant without asking anyone.
+    pub async fn servable(&self) -> Result<Vec<String>> {
+        let held = self.call("GET", "/held", None).await?.json();
+        let held = held.as_array().map(Vec::as_slice).unwrap_or_default();
+        let name = |h: &Value| h["name"].as_str().map(str::to_owned);
+        Ok(held.iter().filter(|h| h["servable"] == true).filter_map(name).collect())
+    }
+
+    /// The evictions that it has seen since the one numbered `after`.
+    pub async fn evictions(&self, after: u64) -> Result<Vec<Value>> {
+        let reply = self.call("GET", &format!("/evictions?after={after}"), None).await?;
+        Ok(reply.text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// The number of its last eviction.
+    pub async fn last_eviction(&self) -> Result<u64> {
+        let all = self.evictions(0).await?;
+        Ok(all.last().and_then(|e| e["sequence"].as_u64()).unwrap_or(0))
+    }
+
+    /// Any call.
+    pub async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Reply> {
+        http(self.address, method, path, body).await
+    }
+}
+
+fn spawn(name: &str, program: &std::path::Path, args: &[String], access: &TokenAccess) -> Result<Process> {
+    Process::builder(name, program)
+        .args(args)
+        .env("KUBECONFIG", &access.kubeconfig)
+        .env("VMCP_LOG_LEVEL", "info,vmcp_session=debug")
+        .spawn()
+}
+
+/// One request over HTTP. Connections are kept and used again.
+pub(crate) async fn http(to: SocketAddr, method: &str, path: &str, body: Option<&Value>) -> Result<Reply> {
+    static CLIENT: LazyLock<Client<HttpConnector, Full<Bytes>>> =
+        LazyLock::new(|| Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http());
+    let what = || format!("{method} http://{to}{path}");
+    let failed = |e: String| Error::Malformed(format!("{}: {e}", what()));
+    let body = body.map_or_else(Bytes::new, |b| b.to_string().into());
+    let request = http::Request::builder()
+        .method(method)
+        .uri(format!("http://{to}{path}"))
+        .header("content-type", "application/json")
+        .body(Full::new(body))
+        .map_err(|e| failed(e.to_string()))?;
+    let answer = async {
+        let response = CLIENT.request(request).await.map_err(|e| failed(e.to_string()))?;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.map_err(|e| failed(e.to_string()))?.to_bytes();
+        Ok(Reply { status, text: String::from_utf8_lossy(&body).into_owned() })
+    };
+    let limit = Error::Deadline { what: what(), waited: ANSWER };
+    tokio::time::timeout(ANSWER, answer).await.map_err(|_| limit)?
+}
