@@ -15,6 +15,7 @@ use super::reports::{Holding, Reporter};
 use crate::core::digest::Digest;
 use crate::core::lease::{Grant, LeaseTable, Provisional, StreamId};
 use crate::core::rules::Rule;
+use crate::core::session::Uid;
 use crate::core::signal::{Barrier, Fate, Mark};
 use crate::core::time::Time;
 
@@ -114,6 +115,8 @@ pub struct Shard {
     recency: Recency,
     bytes: usize,
     last_flight: u64,
+    /// Copies that had to make room, until somebody asks.
+    crowded_out: Vec<Dropped>,
 }
 
 impl Shard {
@@ -128,6 +131,7 @@ impl Shard {
             recency: Recency::default(),
             bytes: 0,
             last_flight: 0,
+            crowded_out: Vec::new(),
         }
     }
 
@@ -135,12 +139,28 @@ impl Shard {
     /// clock after the request arrived.
     #[inline]
     pub fn get(&self, name: &str, now: Time) -> Option<&Arc<Copy>> {
-        let entry = self.entries.get(name)?;
-        if entry.suspended || !self.leases.covers(entry.sequence, &entry.provisional, now) {
+        self.get_named(name, now).map(|(_, copy)| copy)
+    }
+
+    /// The same with the name, so that a caller can keep both without allocating.
+    #[inline]
+    pub fn get_named(&self, name: &str, now: Time) -> Option<(&Arc<str>, &Arc<Copy>)> {
+        let (name, entry) = self.entries.get_key_value(name)?;
+        if !self.servable(entry, now) {
             return None;
         }
         entry.used.store(now.as_nanos(), Ordering::Relaxed);
-        Some(&entry.copy)
+        Some((name, &entry.copy))
+    }
+
+    /// Whether [`Self::get`] would find something at `now`. It does not count as a use.
+    pub fn is_servable(&self, name: &str, now: Time) -> bool {
+        self.entries.get(name).is_some_and(|entry| self.servable(entry, now))
+    }
+
+    #[inline]
+    fn servable(&self, entry: &Entry, now: Time) -> bool {
+        !entry.suspended && self.leases.covers(entry.sequence, &entry.provisional, now)
     }
 
     /// The copy of `name` whether or not it may be served, for diagnosis.
@@ -239,7 +259,7 @@ impl Shard {
             _ => DropReason::Stale,
         };
         let (copy, replaced) = self.adopt(name, found, cover, None, now, reporter);
-        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(name, copy, reason)) }
+        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(name, copy, reason, now)) }
     }
 
     /// An own create or patch of `name` is sent now.
@@ -307,7 +327,7 @@ impl Shard {
         let reason = if same_uid { DropReason::Foreign } else { DropReason::Gone };
         Written {
             session: Some(copy),
-            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(name, c, reason)),
+            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(name, c, reason, now)),
         }
     }
 
@@ -374,6 +394,11 @@ impl Shard {
         self.leases.revoke(stream);
     }
 
+    /// Every lease ends at once: nobody tells this cache anything any more.
+    pub fn revoke_all(&mut self) {
+        self.leases.clear();
+    }
+
     /// When the last lease ends; `None` if none is in force.
     pub fn leased_until(&self, now: Time) -> Option<Time> {
         self.leases.in_force_until(now)
@@ -428,6 +453,19 @@ impl Shard {
     /// Bytes that the copies take, by estimate.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Copies that were used at or after `since`, with their last use.
+    pub fn used_since(&self, since: Time) -> impl Iterator<Item = (&Arc<str>, Uid, Time)> {
+        self.entries.iter().filter_map(move |(name, entry)| {
+            let used = Time::from_nanos(entry.used.load(Ordering::Relaxed));
+            (used >= since).then_some((name, entry.copy.uid, used))
+        })
+    }
+
+    /// Copies that were dropped to make room since this was asked last. Ask after each change: they wait here.
+    pub fn take_crowded_out(&mut self) -> Vec<Dropped> {
+        std::mem::take(&mut self.crowded_out)
     }
 
     /// Names of all copies, for diagnosis.
@@ -490,7 +528,8 @@ impl Shard {
                 },
             );
             let Some(name) = popped else { return };
-            self.drop_copy(&name, DropReason::Capacity, reporter);
+            let dropped = self.drop_copy(&name, DropReason::Capacity, reporter);
+            self.crowded_out.extend(dropped);
         }
     }
 
@@ -506,7 +545,7 @@ impl Shard {
     fn drop_copy(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
         let (name, entry) = self.take(name)?;
         reporter.released(&name);
-        Some(Dropped { name, copy: entry.copy, reason })
+        Some(Dropped { name, copy: entry.copy, reason, used: Time::from_nanos(entry.used.into_inner()) })
     }
 
     fn take(&mut self, name: &str) -> Option<(Arc<str>, Entry)> {
@@ -578,6 +617,6 @@ fn holding(copy: &Copy) -> Holding {
     Holding { uid: copy.uid, generation: copy.generation, digest: copy.digest, resource_version: copy.resource_version }
 }
 
-fn dropped(name: &str, copy: Arc<Copy>, reason: DropReason) -> Dropped {
-    Dropped { name: name.into(), copy, reason }
+fn dropped(name: &str, copy: Arc<Copy>, reason: DropReason, used: Time) -> Dropped {
+    Dropped { name: name.into(), copy, reason, used }
 }
