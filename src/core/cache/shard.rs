@@ -86,6 +86,24 @@ struct Entry {
     footprint: usize,
 }
 
+impl Entry {
+    /// Takes over a later state of the same object, if the metadata is the same. False if it is not.
+    fn advance(&mut self, state: Barrier) -> bool {
+        let Fate::Stale { below } = state.mark.fate else {
+            return false;
+        };
+        let equal = self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest;
+        if equal && self.copy.generation < below {
+            self.copy = Arc::new(Copy {
+                generation: below,
+                resource_version: state.mark.resource_version,
+                ..Copy::clone(&self.copy)
+            });
+        }
+        equal
+    }
+}
+
 /// Some of the copies of a pod.
 #[derive(Debug)]
 pub struct Shard {
@@ -281,8 +299,10 @@ impl Shard {
             let dropped = if holds { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
             return Written { session: None, dropped };
         }
-        let foreign = found.digest != wrote;
         let known = self.entries.get(name).map(|e| &e.copy);
+        // What was held already is news to nobody, whoever wrote it.
+        let held = known.is_some_and(|k| k.uid == found.uid && k.digest == found.digest);
+        let foreign = found.digest != wrote && !held;
         let newer_known = known.is_some_and(|k| older(&found, k));
         let fenced = write.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
         if newer_known || fenced {
@@ -320,28 +340,30 @@ impl Shard {
         None
     }
 
-    /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped.
-    pub fn evict(&mut self, name: &str, mark: Mark, reporter: &mut impl Reporter) -> Option<Dropped> {
-        let mark = match mark.fate {
-            Fate::Gone if !Rule::GoneByUid.on() => Mark { fate: Fate::Stale { below: 0 }, ..mark },
-            _ => mark,
+    /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped, unless
+    /// it equals the state that the eviction speaks of.
+    pub fn evict(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
+        let mark = match state.mark.fate {
+            Fate::Gone if !Rule::GoneByUid.on() => Mark { fate: Fate::Stale { below: 0 }, ..state.mark },
+            _ => state.mark,
         };
         if let Some(flights) = self.flights.get_mut(name) {
             flights.fence(mark);
         }
-        let entry = self.entries.get(name)?;
+        let entry = self.entries.get_mut(name)?;
         if !mark.drops(entry.copy.uid, entry.copy.generation) && Rule::CompareGeneration.on() {
             return None;
         }
         match mark.fate {
+            Fate::Stale { .. } if entry.advance(state) => None,
             Fate::Stale { .. } => self.outdated(name, DropReason::Stale, reporter),
             Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
 
     /// A barrier came in: when this returns, nothing older than its state is served. A copy that equals it stays.
-    pub fn barrier(&mut self, name: &str, barrier: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
-        let mark = barrier.mark;
+    pub fn barrier(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
+        let mark = state.mark;
         if let Some(flights) = self.flights.get_mut(name) {
             flights.fence(mark);
         }
@@ -350,16 +372,9 @@ impl Shard {
         if mark.accepts(copy.uid, copy.generation, copy.resource_version) {
             return None;
         }
-        if copy.uid == mark.uid
-            && Some(copy.digest) == barrier.digest
-            && let Fate::Stale { below } = mark.fate
-        {
-            entry.copy =
-                Arc::new(Copy { generation: below, resource_version: mark.resource_version, ..Copy::clone(copy) });
-            return None;
-        }
         match mark.fate {
-            Fate::Stale { .. } if copy.uid == mark.uid => self.outdated(name, DropReason::Stale, reporter),
+            Fate::Stale { .. } if entry.advance(state) => None,
+            Fate::Stale { .. } if entry.copy.uid == mark.uid => self.outdated(name, DropReason::Stale, reporter),
             _ => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
@@ -418,6 +433,11 @@ impl Shard {
     pub fn local(&self, name: &str, of: &Copy) -> Option<&Arc<LocalValues>> {
         let entry = self.entries.get(name)?;
         (entry.copy.uid == of.uid && entry.copy.digest == of.digest).then_some(entry.local.as_ref()).flatten()
+    }
+
+    /// Sessions for which a restore or a write is in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
     }
 
     /// Copies that are kept.
