@@ -2,7 +2,15 @@
 //! replica and every pod a process of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod cachelib;
 mod events;
 mod leader;
 mod resource;
 mod status;
+
+/// The programs that cargo built for these tests.
+fn programs() -> testkit::Programs {
+    let mut programs = testkit::Programs::beside_this_one(env!("CARGO_MANIFEST_DIR")).unwrap();
+    programs.session = env!("CARGO_BIN_EXE_vmcp-session").into();
+    programs
+}
