@@ -154,12 +154,7 @@ impl Replica {
     /// An agent opened a stream. Another stream of the same process is over: it is returned, and its connection must be
     /// ended, since the agent may still hold on to it (the network may have delivered the older hello last).
     #[must_use]
-    pub fn stream_opened(
-        &mut self,
-        stream: StreamId,
-        hello: Hello,
-        now: Time,
-    ) -> Option<StreamId> {
+    pub fn stream_opened(&mut self, stream: StreamId, hello: Hello, now: Time) -> Option<StreamId> {
         let mut superseded = None;
         let id = if let Some(id) = self.by_instance.get(&hello.instance).copied() {
             superseded = self.agents.get(&id).and_then(Agent::stream);
@@ -262,8 +257,10 @@ impl Replica {
             return within;
         };
         agent.refused |= !within;
-        if let Some(through) = through.filter(|_| !agent.refused) {
-            agent.processed = agent.processed.max(through);
+        if let Some(through) = through {
+            if !agent.refused {
+                agent.processed = agent.processed.max(through);
+            }
             if !std::mem::replace(&mut agent.complete, true) {
                 let before = agent.opened_after;
                 self.round_reconnected(id, before, now);

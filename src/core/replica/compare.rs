@@ -27,9 +27,7 @@ pub(crate) fn compare(held: &Holding, truth: Option<&Truth>, position: ResourceV
                 resource_version: at.map_or(position, |t| t.resource_version),
             },
             // By now the agent may hold a newer copy that equals this state, though its generation is lower.
-            digest: at
-                .filter(|_| fate != Fate::Gone)
-                .map(|t| t.summary.digest),
+            digest: at.filter(|_| fate != Fate::Gone).map(|t| t.summary.digest),
         })
     };
     // A watch that has reached what the pod read knows at least as much as the pod.

@@ -105,9 +105,7 @@ impl Replica {
             .entries
             .iter()
             .filter(|(key, entry)| {
-                entry.truth.is_some()
-                    && watched.contains(key.namespace())
-                    && !listed.contains(*key)
+                entry.truth.is_some() && watched.contains(key.namespace()) && !listed.contains(*key)
             })
             .map(|(key, _)| key.clone())
             .collect();

@@ -8,9 +8,7 @@ use super::confirmer::Confirm;
 use super::network::{Conn, Down, Pace, Pipe, Up};
 use super::world::{known, map_of, number, uid, with_value};
 use super::{Clock, Event, LEASE, Process, Sim, lease};
-use crate::core::cache::{
-    Answer, FlightId, Join, Limits, Report, Reports, Restored, Shard,
-};
+use crate::core::cache::{Answer, FlightId, Join, Limits, Report, Reports, Restored, Shard};
 use crate::core::lease::{Grant, StreamId};
 use crate::core::replica::{InstanceId, Outgoing, SignalId};
 use crate::core::session::{ResourceVersion, SessionKey};
@@ -129,7 +127,9 @@ impl Sim {
 
     fn record(&self, key: &SessionKey) -> Option<usize> {
         let known = 0..self.setup.sessions;
-        known.into_iter().find(|r| self.world.records[*r].key == *key)
+        known
+            .into_iter()
+            .find(|r| self.world.records[*r].key == *key)
     }
 
     fn key(&self, name: &str) -> SessionKey {
@@ -165,7 +165,8 @@ impl Sim {
         held.sort_by(|a, b| a.0.cmp(&b.0));
         let held: Vec<_> = held.into_iter().map(|(n, h)| (self.key(&n), h)).collect();
         let chunk = self.setup.chunk;
-        let mut inventory: VecDeque<Part> = held.chunks(chunk).map(|c| (c.to_vec(), None)).collect();
+        let mut inventory: VecDeque<Part> =
+            held.chunks(chunk).map(|c| (c.to_vec(), None)).collect();
         match inventory.back_mut() {
             Some(last) => last.1 = Some(through),
             None => inventory.push_back((Vec::new(), Some(through))),
@@ -288,7 +289,9 @@ impl Sim {
                 let agent = &mut self.agents[at];
                 agent.shard.reset(&mut agent.reports);
             }
-            Down::Out(Outgoing::Confirmed(confirmed)) => self.replica_confirmed(at, conn, confirmed),
+            Down::Out(Outgoing::Confirmed(confirmed)) => {
+                self.replica_confirmed(at, conn, confirmed)
+            }
             Down::Refused => {}
             Down::Closed => {
                 self.agents[at].streams.remove(&conn);
@@ -354,7 +357,9 @@ impl Sim {
             Join::Serve(copy) => self.answer(at, record, Some(&copy), when, true),
             Join::Follow(flight) => {
                 let gets = &mut self.agents[at].gets;
-                let get = gets.iter_mut().find(|g| g.name == record && g.flight == flight);
+                let get = gets
+                    .iter_mut()
+                    .find(|g| g.name == record && g.flight == flight);
                 if let Some(get) = get {
                     get.requests.push(when);
                 }
@@ -386,14 +391,23 @@ impl Sim {
         let flight = get.flight;
         agent.shard.restore_sent(&name, flight, now);
         let caller = Process::Agent(at, agent.life);
-        self.call(caller, Request::Get { name: record, flight });
+        self.call(
+            caller,
+            Request::Get {
+                name: record,
+                flight,
+            },
+        );
     }
 
     pub fn get_answered(&mut self, at: usize, record: usize, flight: FlightId, outcome: Outcome) {
         let (now, name) = (self.agent_now(at), self.name(record));
         let agent = &mut self.agents[at];
         let gets = &mut agent.gets;
-        let Some(pos) = gets.iter().position(|g| g.name == record && g.flight == flight) else {
+        let Some(pos) = gets
+            .iter()
+            .position(|g| g.name == record && g.flight == flight)
+        else {
             return;
         };
         let Outcome::Read(answer) = outcome else {
@@ -403,7 +417,9 @@ impl Sim {
             return;
         };
         let reports = &mut agent.reports;
-        let restored = agent.shard.restore_answered(&name, flight, answer.clone(), now, reports);
+        let restored = agent
+            .shard
+            .restore_answered(&name, flight, answer.clone(), now, reports);
         self.tell(|| format!("agent {at} restores {name}: {}", short(&restored, &answer)));
         let (copy, dropped) = match restored {
             Restored::Serve {

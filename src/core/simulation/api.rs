@@ -137,7 +137,12 @@ impl Sim {
         if lost {
             self.calls[id].outcome = Outcome::Failed;
         }
-        self.tell(|| format!("api: {caller:?} {request:?}{}", if lost { " LOST" } else { "" }));
+        self.tell(|| {
+            format!(
+                "api: {caller:?} {request:?}{}",
+                if lost { " LOST" } else { "" }
+            )
+        });
         self.committed(before);
         self.schedule(self.now.saturating_add(delay), Event::Answered(id));
     }

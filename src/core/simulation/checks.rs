@@ -110,7 +110,9 @@ impl Sim {
         let now = self.now;
         let truth = &self.world.records[record];
         let Some(last) = last_equal(truth, copy) else {
-            return self.breaks("I1", || format!("agent {at} serves {copy:?}, which never was"));
+            return self.breaks("I1", || {
+                format!("agent {at} serves {copy:?}, which never was")
+            });
         };
         let next = truth.states.get(last + 1).copied();
         if let Some((state, when)) = confirmed
@@ -147,7 +149,11 @@ impl Sim {
         when: u64,
         cached: bool,
     ) {
-        self.count(if copy.is_some() { "served" } else { "not found" });
+        self.count(if copy.is_some() {
+            "served"
+        } else {
+            "not found"
+        });
         self.track(at, record).again = 0;
         let (floor, confirmed) = (self.track(at, record).floor, self.checks.confirmed[record]);
         let states = &self.world.records[record].states;
@@ -156,7 +162,11 @@ impl Sim {
             return self.breaks("I1", || format!("agent {at} answers {copy:?}: never so"));
         };
         let until = states.get(last + 1).map_or(u64::MAX, |s| s.at);
-        let bound = if cached { when.saturating_sub(LEASE + LEASE / 100 + 1) } else { when };
+        let bound = if cached {
+            when.saturating_sub(LEASE + LEASE / 100 + 1)
+        } else {
+            when
+        };
         let late = confirmed.is_some_and(|(state, since)| last < state && since <= when);
         if late {
             let how = || format!("agent {at} answers {copy:?} to a request after a confirmation");
@@ -165,7 +175,9 @@ impl Sim {
             let how = || format!("agent {at} answers {copy:?} at {when}, true until {until}");
             self.breaks("I1", how);
         } else if copy.is_some() && last < floor {
-            self.breaks("I5", || format!("agent {at} answers {copy:?}: it knew better"));
+            self.breaks("I5", || {
+                format!("agent {at} answers {copy:?}: it knew better")
+            });
         }
     }
 
@@ -207,13 +219,17 @@ impl Sim {
         if states[read].body.map(|b| b.uid) == states[cause].body.map(|b| b.uid)
             && states[changes].iter().all(|s| s.by == me)
         {
-            return self.breaks("I3", || format!("agent {at} loses {copy:?} by its own write"));
+            return self.breaks("I3", || {
+                format!("agent {at} loses {copy:?} by its own write")
+            });
         }
         let lost = Some((number(copy.uid), copy.generation));
         let track = self.track(at, record);
         track.lost = lost;
         if !track.causes.insert(cause) {
-            self.breaks("I3", || format!("agent {at} is evicted twice by one change"));
+            self.breaks("I3", || {
+                format!("agent {at} is evicted twice by one change")
+            });
         }
     }
 
@@ -221,7 +237,9 @@ impl Sim {
     pub fn restored(&mut self, at: usize, record: usize, copy: &Arc<Copy>) {
         self.count("restored");
         if self.track(at, record).lost == Some((number(copy.uid), copy.generation)) {
-            self.breaks("I3", || format!("agent {at} restores {copy:?}, which it had to drop"));
+            self.breaks("I3", || {
+                format!("agent {at} restores {copy:?}, which it had to drop")
+            });
         }
     }
 
@@ -249,7 +267,8 @@ impl Sim {
         let track = self.track(at, record);
         track.floor = track.floor.max(state);
         let same = before.is_some_and(|b| b.uid == copy.uid && b.generation <= copy.generation);
-        if same && wrote == copy.digest && dropped.is_some_and(|d| d.reason == DropReason::Foreign) {
+        if same && wrote == copy.digest && dropped.is_some_and(|d| d.reason == DropReason::Foreign)
+        {
             self.breaks("I3", || format!("agent {at} is evicted by its own write"));
         }
     }

@@ -71,10 +71,7 @@ pub const MIXED: Theme = Theme {
 
 const THEMES: [Theme; 5] = [
     MIXED,
-    Theme {
-        watch: 30,
-        ..MIXED
-    },
+    Theme { watch: 30, ..MIXED },
     Theme {
         network: 40,
         crash: 0,

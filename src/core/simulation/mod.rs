@@ -267,7 +267,9 @@ impl Sim {
             | Event::Marker(at, life)
             | Event::Poll(at, life)
             | Event::List(at, life) => Process::Replica(at, life),
-            Event::Dial(at, life, _) | Event::Asked(at, life, ..) | Event::Unconfirmed(at, life, _) => Process::Agent(at, life),
+            Event::Dial(at, life, _)
+            | Event::Asked(at, life, ..)
+            | Event::Unconfirmed(at, life, _) => Process::Agent(at, life),
             Event::Answered(call) => self.calls[call].caller,
             Event::Effect(_) | Event::StartReplica(_) | Event::StartAgent(_) => Process::Server,
         }

@@ -234,7 +234,7 @@ impl Sim {
             c.down.cut(keep_down, now, down, Down::Closed);
         }
         self.next_up(conn);
-                self.next_down(conn);
+        self.next_down(conn);
     }
 
     /// The first message in flight comes twice.

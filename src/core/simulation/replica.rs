@@ -46,7 +46,11 @@ impl ReplicaEdge {
         };
         let core = Replica::new(config, &[]);
         let scope = core.scopes().next().map(|(scope, _)| scope);
-        let process = if Rule::NewProcessNewReplica.on() { life } else { 0 };
+        let process = if Rule::NewProcessNewReplica.on() {
+            life
+        } else {
+            0
+        };
         Self {
             life,
             alive: true,
@@ -128,13 +132,18 @@ impl Sim {
     /// Schedules what the watch shows next.
     pub fn follow(&mut self, at: usize) {
         let replica = &self.replicas[at];
-        let Some(next) = replica.shown.filter(|_| !replica.scheduled && replica.alive) else {
+        let Some(next) = replica
+            .shown
+            .filter(|_| !replica.scheduled && replica.alive)
+        else {
             return;
         };
         let Some((_, state)) = self.world.log.get(next) else {
             return;
         };
-        let delay = replica.watch.delay(self.bits(&[13, at as u64, next as u64]));
+        let delay = replica
+            .watch
+            .delay(self.bits(&[13, at as u64, next as u64]));
         if replica.watch == Pace::Hung {
             return;
         }
@@ -193,7 +202,10 @@ impl Sim {
         };
         let replica = &mut self.replicas[at];
         let (seen, rv) = (ResourceVersion(seen), ResourceVersion(rv));
-        if let Err(error) = replica.core.marker_answered(replica.scope, sent, seen, rv, now) {
+        if let Err(error) = replica
+            .core
+            .marker_answered(replica.scope, sent, seen, rv, now)
+        {
             self.breaks("marker", || error.to_string());
         }
         self.after(at);
@@ -317,7 +329,9 @@ impl Sim {
     fn remove_registrations(&mut self, at: usize, now: Time) {
         let replica = &mut self.replicas[at];
         let registered = replica.core.registered(replica.scope);
-        replica.unchanged.retain(|name, _| registered.contains_key(name));
+        replica
+            .unchanged
+            .retain(|name, _| registered.contains_key(name));
         let mut over = Vec::new();
         let wait = if Rule::StayRegistered.on() {
             with_drift(lease())
