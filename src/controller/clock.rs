@@ -1,11 +1,11 @@
-//! The clock that decisions are given: monotonic, and counting suspended time.
+//! Waiting on the clock that counts suspended time.
 
 use std::time::Duration;
 
 use crate::core::time::Time;
 use crate::runtime::clock::boottime_nanos;
 
-/// Now. Every decision about leases must read it at the moment of the decision.
+/// Now, on the clock that leases are measured on. Decisions about leases read it at the moment of the decision.
 pub fn now() -> Time {
     Time::from_nanos(boottime_nanos())
 }

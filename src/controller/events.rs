@@ -1,5 +1,6 @@
 //! Writes events.k8s.io/v1 Events on sessions: without blocking whoever notes them, merged and rate-limited.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,15 +15,16 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::controller::clock;
-use crate::controller::fault::{Fault, Remedy, within};
+use crate::controller::clock::now;
 use crate::controller::leader::{FIELD_MANAGER, LeadershipGuard};
 use crate::controller::pump::{self, Source};
+use crate::controller::remedy::Remedy;
 use crate::core::coalesce::{Offered, Taken};
 use crate::core::events::{EventKey, EventLimits, EventQueue, PendingEvent};
 use crate::core::notes::{Note, cut};
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 /// Who reports, as the API wants it: a qualified name.
 pub const REPORTING_CONTROLLER: &str = "vmcp.dev/session-controller";
@@ -75,8 +77,9 @@ impl EventWriter {
     }
 
     /// Writes what is noted, until `shutdown`.
-    pub async fn run(&self, shutdown: CancellationToken) {
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
         pump::run(&*self.shared, CALLS, &self.shared.wake, &shutdown).await;
+        Ok(())
     }
 
     /// How many events wait or are being written.
@@ -107,7 +110,7 @@ impl EventWriter {
 
 /// Where events go.
 trait EventSink: Send + Sync {
-    fn create(&self, event: &PendingEvent) -> impl Future<Output = Result<(), Fault>> + Send;
+    fn create(&self, event: &PendingEvent) -> impl Future<Output = Result<(), ApiError>> + Send;
 }
 
 impl<S: EventSink> Shared<S> {
@@ -118,7 +121,7 @@ impl<S: EventSink> Shared<S> {
     fn note(&self, session: SessionRef, note: Note) {
         let occurred_micros = Timestamp::now().as_microsecond();
         let event = PendingEvent { session, note, occurred_micros, merged: 0 };
-        let offered = self.queue.lock().offer(event, clock::now());
+        let offered = self.queue.lock().offer(event, now());
         match offered {
             Offered::Queued => self.wake.notify_one(),
             Offered::Merged => add(&self.counts.merged),
@@ -153,19 +156,19 @@ impl<S: EventSink> Source for Shared<S> {
                 add(&self.counts.written);
                 self.queue.lock().finish(&taken.key);
             }
-            Err(fault) => {
+            Err(error) => {
                 add(&self.counts.failed);
                 let (session, reason) = (taken.value.session.to_string(), taken.value.note.reason);
                 let mut queue = self.queue.lock();
-                let again = match fault.remedy() {
-                    Remedy::Retry => queue.retry(taken, clock::now()),
+                let again = match Remedy::of(&error) {
+                    Remedy::Retry => queue.retry(taken, now()),
                     Remedy::RetryFewTimes | Remedy::Forget | Remedy::GiveUp => {
                         queue.finish(&taken.key);
                         false
                     }
                 };
                 drop(queue);
-                tracing::warn!(session, reason, %fault, again, "could not write an event");
+                tracing::warn!(session, reason, %error, again, "could not write an event");
             }
         }
     }
@@ -185,14 +188,14 @@ impl std::fmt::Debug for Kube {
 }
 
 impl EventSink for Kube {
-    async fn create(&self, event: &PendingEvent) -> Result<(), Fault> {
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &event.session.namespace);
+    async fn create(&self, event: &PendingEvent) -> Result<(), ApiError> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), event.session.key.namespace());
         let signed = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let body = object(event, &self.controller, &self.instance);
-        match within(DEADLINE, api.create(&signed, &body)).await {
-            // The name is this event's own: on a conflict, an earlier attempt was stored and its answer was lost.
-            Ok(_) | Err(Fault { code: Some(409), .. }) => Ok(()),
-            Err(fault) => Err(fault),
+        match deadline(DEADLINE, api.create(&signed, &body)).await {
+            // The name is this event's own: an earlier attempt was stored, and its answer was lost.
+            Err(error) if error.kind() == ApiErrorKind::AlreadyExists => Ok(()),
+            outcome => outcome.map(drop),
         }
     }
 }
@@ -203,7 +206,7 @@ fn object(event: &PendingEvent, controller: &str, instance: &str) -> Event {
     Event {
         metadata: ObjectMeta {
             name: Some(event.object_name(instance)),
-            namespace: Some(session.namespace.clone()),
+            namespace: Some(session.key.namespace().to_string()),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(occurred)),
@@ -214,9 +217,9 @@ fn object(event: &PendingEvent, controller: &str, instance: &str) -> Event {
         regarding: Some(ObjectReference {
             api_version: Some(API_VERSION.to_owned()),
             kind: Some(KIND.to_owned()),
-            namespace: Some(session.namespace.clone()),
-            name: Some(session.name.clone()),
-            uid: Some(session.uid.clone()),
+            namespace: Some(session.key.namespace().to_string()),
+            name: Some(session.key.name().to_owned()),
+            uid: Some(session.uid.to_string()),
             ..ObjectReference::default()
         }),
         reporting_controller: Some(controller.to_owned()),

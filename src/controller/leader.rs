@@ -3,6 +3,7 @@
 //! Whoever writes to Kubernetes asks [`LeadershipGuard::is_leader`] right before each write. The watch channel is for
 //! starting and stopping work; it may be late, the guard is not.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,19 +12,19 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, PostParams};
-use rand::Rng;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::controller::clock;
-use crate::controller::fault::{Fault, within};
+use crate::controller::clock::now;
 use crate::core::election::{Answer, Election, Observed, Step, Timings};
 use crate::core::time::Time;
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 mod args;
 mod lease;
 
-pub use args::{ArgumentError, LeaderArgs};
+pub use args::{LeaderArgs, LeaderArgsError};
 
 /// What the controller signs its writes with.
 pub const FIELD_MANAGER: &str = "vmcp-session-controller";
@@ -50,7 +51,7 @@ pub struct LeadershipGuard {
 impl LeadershipGuard {
     /// Whether this replica leads now. The answer is good for this instant: ask again before the next write.
     pub fn is_leader(&self) -> bool {
-        clock::now().as_nanos() < self.leads_until.load(Ordering::Acquire)
+        now().as_nanos() < self.leads_until.load(Ordering::Acquire)
     }
 
     /// A guard that says yes for ever, for tests and for tools that write without electing anybody.
@@ -76,10 +77,9 @@ pub struct Elector {
 }
 
 impl Elector {
-    /// An election over the lease `name`. `identity` names the pod; a suffix makes it this process's own, because two
-    /// processes that share an identity would both believe in one renewal.
-    pub fn new(api: Api<Lease>, name: String, identity: &str, timings: Timings) -> Self {
-        let identity = format!("{}_{:08x}", lease::cut_identity(identity), rand::rng().random::<u32>());
+    /// An election over the lease `name`. No two processes may ever share an identity, not even one after the other
+    /// (a restarted container): both would believe in one renewal. So it has a random part, and at most 253 bytes.
+    pub fn new(api: Api<Lease>, name: String, identity: String, timings: Timings) -> Self {
         Self {
             api,
             name,
@@ -107,7 +107,7 @@ impl Elector {
 
     /// Takes part until `shutdown`, then stops leading at once and gives the lease back. Cancel `shutdown` only after
     /// the leader's work has ended: the next leader may start as soon as the lease is free.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let mut started = self.start();
         while let Some(outcome) = self.attend(&mut started, &shutdown).await {
             self.take(&started, outcome);
@@ -117,11 +117,12 @@ impl Elector {
         if tokio::time::timeout(RELEASE_DEADLINE, self.release()).await.is_err() {
             tracing::warn!(lease = self.name, "could not give the lease back in time: it will expire");
         }
+        Ok(())
     }
 
     /// Begins the next step. The instant of sending is read before anything is sent.
     fn start(&self) -> Started {
-        let sent = clock::now();
+        let sent = now();
         let step = self.election.next(sent);
         let call = self.call(&step);
         Started { step, sent, call }
@@ -142,7 +143,7 @@ impl Elector {
     }
 
     fn call(&self, step: &Step) -> BoxFuture<'static, Outcome> {
-        let deadline = self.election.timings().renew_deadline() / 3;
+        let limit = self.election.timings().renew_deadline() / 3;
         let (api, name) = (self.api.clone(), self.name.clone());
         let signed = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         match step {
@@ -155,14 +156,14 @@ impl Elector {
                 .boxed()
             }
             Step::Done => std::future::pending().boxed(),
-            Step::Read => async move { Outcome::Read(within(deadline, api.get_opt(&name)).await) }.boxed(),
+            Step::Read => async move { Outcome::Read(deadline(limit, api.get_opt(&name)).await) }.boxed(),
             Step::Create => {
                 let body = self.body(step);
-                async move { Outcome::Wrote(within(deadline, api.create(&signed, &body)).await) }.boxed()
+                async move { Outcome::Wrote(deadline(limit, api.create(&signed, &body)).await) }.boxed()
             }
             Step::Acquire { .. } | Step::Renew { .. } | Step::Release { .. } => {
                 let body = self.body(step);
-                async move { Outcome::Wrote(within(deadline, api.replace(&name, &signed, &body)).await) }.boxed()
+                async move { Outcome::Wrote(deadline(limit, api.replace(&name, &signed, &body)).await) }.boxed()
             }
         }
     }
@@ -174,51 +175,51 @@ impl Elector {
     }
 
     fn take(&mut self, started: &Started, outcome: Outcome) {
-        let now = clock::now();
+        let at = now();
         match outcome {
             Outcome::Nothing => {}
             Outcome::Read(Ok(found)) => {
                 let observed = found.as_ref().map(lease::observed);
                 self.seen = found;
                 match observed {
-                    Some(Err(fault)) => self.read_failed(&fault, now),
-                    Some(Ok(observed)) => self.election.observed(Some(observed), now),
-                    None => self.election.observed(None, now),
+                    // Without a version there is nothing that a PUT could name.
+                    Some(None) => self.election.read_failed(at),
+                    Some(Some(observed)) => self.election.observed(Some(observed), at),
+                    None => self.election.observed(None, at),
                 }
             }
-            Outcome::Read(Err(fault)) => self.read_failed(&fault, now),
+            Outcome::Read(Err(error)) => {
+                tracing::warn!(lease = self.name, %error, "could not read the lease");
+                self.election.read_failed(at);
+            }
             Outcome::Wrote(Ok(stored)) => {
                 let answer = match lease::observed(&stored) {
-                    Ok(Observed { resource_version, .. }) => Answer::Stored { resource_version },
-                    Err(_) => Answer::Unknown,
+                    Some(Observed { resource_version, .. }) => Answer::Stored { resource_version },
+                    None => Answer::Unknown,
                 };
                 self.seen = Some(stored);
-                self.wrote(started, answer, now);
+                self.wrote(started, answer, at);
             }
-            Outcome::Wrote(Err(fault)) => {
-                let conflict = matches!(fault.code, Some(404 | 409));
-                if !conflict {
-                    tracing::warn!(lease = self.name, %fault, "could not write the lease");
+            Outcome::Wrote(Err(error)) => {
+                // Somebody else was faster: that is how elections go.
+                if !matches!(error.kind(), ApiErrorKind::Conflict | ApiErrorKind::AlreadyExists) {
+                    tracing::warn!(lease = self.name, %error, "could not write the lease");
                 }
-                self.wrote(started, if conflict { Answer::Conflict } else { Answer::Unknown }, now);
+                let answer = if error.outcome_unknown() { Answer::Unknown } else { Answer::NotStored };
+                self.wrote(started, answer, at);
             }
         }
         self.tell(reason(&started.step));
     }
 
-    fn read_failed(&mut self, fault: &Fault, now: Time) {
-        tracing::warn!(lease = self.name, %fault, "could not read the lease");
-        self.election.read_failed(now);
-    }
-
-    fn wrote(&mut self, started: &Started, answer: Answer, now: Time) {
-        self.election.wrote(&started.step, started.sent, answer, now);
+    fn wrote(&mut self, started: &Started, answer: Answer, at: Time) {
+        self.election.wrote(&started.step, started.sent, answer, at);
     }
 
     /// The guard first: it must never say yes for longer than the election does.
     fn tell(&self, reason: &str) {
         self.guard.set(self.election.leads_until());
-        let leading = self.election.is_leader(clock::now());
+        let leading = self.election.is_leader(now());
         let holder = self.election.holder().map(str::to_owned);
         self.publish.send_if_modified(|told| {
             let (lease, identity) = (self.name.as_str(), self.election.identity());
@@ -234,13 +235,13 @@ impl Elector {
     }
 
     fn stop(&mut self, interrupted: &Started) {
-        let now = clock::now();
+        let at = now();
         match &interrupted.step {
-            Step::Read => self.election.read_failed(now),
+            Step::Read => self.election.read_failed(at),
             Step::Wait { .. } | Step::Done => {}
-            _ => self.wrote(interrupted, Answer::Unknown, now),
+            _ => self.wrote(interrupted, Answer::Unknown, at),
         }
-        self.election.stop(now);
+        self.election.stop(at);
         self.tell("shutting down");
     }
 
@@ -271,8 +272,8 @@ struct Started {
 
 enum Outcome {
     Nothing,
-    Read(Result<Option<Lease>, Fault>),
-    Wrote(Result<Lease, Fault>),
+    Read(Result<Option<Lease>, ApiError>),
+    Wrote(Result<Lease, ApiError>),
 }
 
 fn reason(step: &Step) -> &'static str {

@@ -5,6 +5,7 @@
 //! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`auth`] tells who they are.
 //! * [`ledger`]: what is left to be done for each session, by whoever leads.
 //! * [`shared`]: the replica's state, where all of these meet.
+//! * [`leader`]: who may write to Kubernetes; [`status`] and [`events`]: what is written.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,13 +32,13 @@ pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod events;
-pub mod fault;
 pub mod leader;
 pub mod ledger;
 pub mod marker;
 pub mod object;
 pub mod peer;
 mod pump;
+mod remedy;
 pub mod serve;
 pub mod shared;
 pub mod status;
@@ -119,6 +120,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
             ledger: ledger.clone(),
             reader,
             distrust: distrust.clone(),
+            patience: lease / 2,
         };
         let marker = marker::Marker {
             client: client.clone(),

@@ -6,6 +6,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::controller::clock;
+use crate::controller::clock::now;
 use crate::core::time::Time;
 
 /// Where the work comes from.
@@ -28,13 +29,13 @@ pub(super) trait Source {
 pub(super) async fn run(source: &impl Source, calls: usize, wake: &Notify, shutdown: &CancellationToken) {
     let mut under_way = FuturesUnordered::new();
     while !shutdown.is_cancelled() {
-        let now = clock::now();
+        let at = now();
         while under_way.len() < calls
-            && let Some(work) = source.take(now)
+            && let Some(work) = source.take(at)
         {
             under_way.push(source.perform(work));
         }
-        let next = if under_way.len() < calls { source.next_ready(now) } else { None };
+        let next = if under_way.len() < calls { source.next_ready(at) } else { None };
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,

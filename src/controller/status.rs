@@ -1,6 +1,7 @@
 //! Writes the status of sessions: only what differs, only while leading, a few calls at a time, the latest wins.
 
-use std::fmt::{Debug, Display};
+use std::convert::Infallible;
+use std::fmt::Display;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +11,15 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::controller::clock;
-use crate::controller::fault::{Fault, Remedy};
+use crate::controller::clock::now;
 use crate::controller::leader::LeadershipGuard;
 use crate::controller::pump::{self, Source};
+use crate::controller::remedy::Remedy;
 use crate::core::coalesce::{Backoff, Coalesce, CoalescingQueue, Offered, Taken};
+use crate::core::session::ResourceVersion;
+use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
+use crate::runtime::api_error::ApiError;
 
 mod kube_sink;
 mod patch;
@@ -25,8 +29,6 @@ pub use kube_sink::KubeStatus;
 pub use patch::StatusPatch;
 use recent::Recent;
 
-use crate::core::session_ref::SessionRef;
-
 /// The writer of the controller.
 pub type SessionStatusWriter = StatusWriter<SessionRef, StatusPatch, KubeStatus>;
 
@@ -35,14 +37,14 @@ pub trait StatusPayload: Coalesce + Clone + Send + Sync {
     /// The status as the watch shows it.
     type Status: ?Sized;
 
-    /// Whether writing `self` would change `current`, once `sent` has been written to it.
-    fn changes(&self, current: &Self::Status, sent: Option<&Self>) -> bool;
+    /// Takes note of what is there: `current`, with `sent` written to it. Says whether writing `self` would change that.
+    fn prepare(&mut self, current: &Self::Status, sent: Option<&Self>) -> bool;
 }
 
 /// Where statuses are written to.
 pub trait StatusSink<K, P>: Send + Sync {
     /// Writes one, within a deadline. The answer is the version that it made, if that is known.
-    fn patch(&self, key: &K, payload: &P) -> impl Future<Output = Result<Option<u64>, Fault>> + Send;
+    fn patch(&self, key: &K, payload: &P) -> impl Future<Output = Result<Option<ResourceVersion>, ApiError>> + Send;
 }
 
 /// Bounds of the writer.
@@ -78,7 +80,7 @@ pub struct Seen<'a, S: ?Sized> {
     /// Its status.
     pub status: &'a S,
     /// Its resourceVersion.
-    pub resource_version: u64,
+    pub resource_version: ResourceVersion,
 }
 
 /// A handle for offering statuses; clones share one queue. Somebody must await [`Self::run`].
@@ -148,17 +150,16 @@ where
 
     /// Says what the status of `key` shall be. Never waits. Returns whether it will be written; `false` means that it
     /// is so already, or that the queue is full (see [`Self::refused`]): offer it again at the next resync.
-    pub fn offer(&self, key: K, desired: P, seen: &Seen<'_, P::Status>) -> bool {
+    pub fn offer(&self, key: K, mut desired: P, seen: &Seen<'_, P::Status>) -> bool {
         let Shared { state, counts, wake, .. } = &*self.shared;
         let mut state = state.lock();
-        if state.queue.waiting(&key).is_none() {
-            let sent = state.recent.beyond(&key, seen.resource_version);
-            if !desired.changes(seen.status, sent) {
-                add(&counts.unchanged);
-                return false;
-            }
+        let sent = state.recent.beyond(&key, seen.resource_version);
+        let differs = desired.prepare(seen.status, sent);
+        if !differs && state.queue.waiting(&key).is_none() {
+            add(&counts.unchanged);
+            return false;
         }
-        let offered = state.queue.insert(key, desired, clock::now());
+        let offered = state.queue.insert(key, desired, now());
         drop(state);
         match offered {
             Offered::Queued => wake.notify_one(),
@@ -176,8 +177,9 @@ where
     }
 
     /// Writes what is offered, until `shutdown`. Calls under way are finished, each within its deadline.
-    pub async fn run(&self, shutdown: CancellationToken) {
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
         pump::run(&*self.shared, self.shared.limits.calls, &self.shared.wake, &shutdown).await;
+        Ok(())
     }
 
     /// How many objects wait or are being written.
@@ -257,9 +259,9 @@ where
                 state.recent.stored(&taken.key, version);
                 state.queue.finish(&taken.key);
             }
-            Err(fault) => {
+            Err(error) => {
                 add(&self.counts.failed);
-                self.failed(&mut state, taken, &fault);
+                self.failed(&mut state, taken, &error);
             }
         }
     }
@@ -271,18 +273,18 @@ where
     P: StatusPayload,
     S: StatusSink<K, P>,
 {
-    fn failed(&self, state: &mut State<K, P>, taken: Taken<K, P>, fault: &Fault) {
+    fn failed(&self, state: &mut State<K, P>, taken: Taken<K, P>, error: &ApiError) {
         let Taken { key, value, failures } = taken;
-        let now = clock::now();
+        let at = now();
         state.recent.forget(&key);
-        let remedy = fault.remedy();
+        let remedy = Remedy::of(error);
         let again = match remedy {
             Remedy::Retry => {
                 state.away = state.away.saturating_add(1);
-                state.paused_until = now + self.limits.pause.after(state.away);
-                state.queue.retry(&key, value, now)
+                state.paused_until = at + self.limits.pause.after(state.away);
+                state.queue.retry(&key, value, at)
             }
-            Remedy::RetryFewTimes if failures + 1 < self.limits.attempts => state.queue.retry(&key, value, now),
+            Remedy::RetryFewTimes if failures + 1 < self.limits.attempts => state.queue.retry(&key, value, at),
             Remedy::Forget => {
                 state.queue.remove(&key);
                 state.queue.finish(&key);
@@ -294,7 +296,7 @@ where
                 false
             }
         };
-        tracing::warn!(session = %key, %fault, again, "could not write a status");
+        tracing::warn!(session = %key, %error, again, "could not write a status");
     }
 }
 

@@ -66,8 +66,8 @@ pub enum Answer {
         /// The new `metadata.resourceVersion`.
         resource_version: String,
     },
-    /// Somebody else was faster: 409, or 404 for a PUT. Nothing was stored by this request.
-    Conflict,
+    /// It was refused, since somebody else was faster or for another reason: nothing was stored by this request.
+    NotStored,
     /// No answer in time, or an error. It may have been stored, and may yet be.
     Unknown,
 }
@@ -293,7 +293,7 @@ impl Election {
                 self.unsure = true;
                 self.read_failed(now);
             }
-            Answer::Conflict => self.read_failed(now),
+            Answer::NotStored => self.read_failed(now),
         }
     }
 

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::coalesce::{Backoff, Coalesce, CoalescingQueue, Offered, Taken};
 use super::notes::{NOTE_LIMIT, Note, cut};
 use super::rate::TokenBucket;
+use super::session::Uid;
 use super::session_ref::SessionRef;
 use super::time::Time;
 
@@ -45,7 +46,7 @@ impl Default for EventLimits {
 /// Notes with the same key are told by one event if they come too fast.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EventKey {
-    uid: String,
+    uid: Uid,
     reason: &'static str,
 }
 
@@ -84,7 +85,8 @@ impl PendingEvent {
     /// A name that the same event has at every attempt and no other event has: a repeated create finds its own first.
     pub fn object_name(&self, reporting_instance: &str) -> String {
         let mut hash = Sha256::new();
-        for part in [&self.session.uid, self.note.reason, reporting_instance] {
+        hash.update(self.session.uid.to_bytes());
+        for part in [self.note.reason, reporting_instance] {
             hash.update(part.len().to_be_bytes());
             hash.update(part);
         }
@@ -96,7 +98,7 @@ impl PendingEvent {
             let _ = write!(suffix, "{byte:02x}");
         }
         // Object names have at most 253 bytes, and each part ends in a letter or digit.
-        let base = cut(&self.session.name, 253 - 1 - suffix.len()).trim_end_matches(['-', '.']);
+        let base = cut(self.session.key.name(), 253 - 1 - suffix.len()).trim_end_matches(['-', '.']);
         if base.is_empty() { suffix } else { format!("{base}.{suffix}") }
     }
 }
@@ -124,7 +126,7 @@ impl EventQueue {
 
     /// Adds an event, or lets the one that waits for the same session and reason stand for both.
     pub fn offer(&mut self, event: PendingEvent, now: Time) -> Offered {
-        let key = EventKey { uid: event.session.uid.clone(), reason: event.note.reason };
+        let key = EventKey { uid: event.session.uid, reason: event.note.reason };
         let ready_at = self.each.get(&key).map_or(now, |bucket| bucket.ready_at(now));
         self.queue.insert(key, event, ready_at)
     }

@@ -8,8 +8,9 @@
 //! * [`lease`]: how long an agent may serve a copy without asking.
 //! * [`replica`]: the controller's side: the truth as its watch shows it, and who holds what.
 //! * [`cache`]: the pod's side: what may be served, what must be validated, what must be dropped.
-//! * [`election`]: which replica writes to Kubernetes.
-//! * [`coalesce`], [`rate`], [`events`], [`notes`]: bounded queues of what it writes.
+//! * [`election`]: which replica leads.
+//! * [`coalesce`], [`rate`]: how much is written to Kubernetes, and when.
+//! * [`events`], [`notes`]: which events are written, and what they say.
 
 pub mod cache;
 pub mod coalesce;
@@ -25,3 +26,6 @@ pub mod session;
 pub mod session_ref;
 pub mod signal;
 pub mod time;
+
+#[cfg(test)]
+mod simulation;

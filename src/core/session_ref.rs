@@ -2,19 +2,19 @@
 
 use std::fmt;
 
+use super::session::{SessionKey, Uid};
+
 /// One session object. A successor of the same name has another uid, and is another session.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionRef {
-    /// `metadata.namespace`.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
+    /// Namespace and name.
+    pub key: SessionKey,
     /// `metadata.uid`.
-    pub uid: String,
+    pub uid: Uid,
 }
 
 impl fmt::Display for SessionRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        self.key.fmt(f)
     }
 }

@@ -68,7 +68,8 @@ async fn metrics_are_open_metrics() {
     let running = start(8, PATIENCE).await;
     let text = ask(running.address, "/metrics").await;
     assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
-    assert!(text.contains(&format!("content-type: {OPEN_METRICS}\r\n")), "{text}");
+    let content_type = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
+    assert!(text.contains(content_type), "{text}");
     let body = text.split("\r\n\r\n").nth(1).unwrap();
     let expected = "# HELP vmcp_evictions Copies evicted.\n# TYPE vmcp_evictions counter\n\
         vmcp_evictions_total 7\n# EOF\n";

@@ -178,9 +178,11 @@ mod tests {
         let beat = health.heartbeat("loop", Duration::ZERO);
         while Instant::now() == *beat.last.lock() {}
         assert_eq!(health.livez().text, "[-]loop failed: no beat for 0 s\nlivez check failed\n");
-        let health = Health::default();
-        let beat = health.heartbeat("loop", Duration::from_hours(1));
+        let before = *beat.last.lock();
         beat.beat();
+        assert!(*beat.last.lock() > before);
+        let health = Health::default();
+        let _beat = health.heartbeat("loop", Duration::from_hours(1));
         assert!(health.livez().passed);
     }
 }

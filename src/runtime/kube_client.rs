@@ -12,6 +12,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
 
+use super::api_error::ApiError;
+
 /// How to reach the Kubernetes API.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Kubernetes API")]
@@ -79,6 +81,17 @@ pub enum KubeConfigError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file has been read, but is of no use.
+    #[error("{} holds no {wanted}", path.display())]
+    Useless {
+        /// The file.
+        path: PathBuf,
+        /// What should be in it.
+        wanted: &'static str,
+    },
+    /// Nothing says where the API is.
+    #[error("no Kubernetes API: not in a pod, and {0}; give --kubeconfig or --kube-api-server")]
+    Nowhere(String),
     /// The client could not be built from the configuration.
     #[error("cannot set up the Kubernetes client: {0}")]
     Client(String),
@@ -86,11 +99,15 @@ pub enum KubeConfigError {
 
 impl From<KubeconfigError> for KubeConfigError {
     fn from(error: KubeconfigError) -> Self {
-        Self::Kubeconfig(match error {
-            // The parser shows the lines around the fault, and those may hold a token.
-            KubeconfigError::Parse(_) => "it is not YAML, or not of a kubeconfig's form".to_owned(),
-            other => other.to_string(),
-        })
+        Self::Kubeconfig(without_lines(&error))
+    }
+}
+
+/// What is wrong with a kubeconfig. The parser shows the lines around a fault, and those may hold a token.
+fn without_lines(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::Parse(_) => "it is not YAML, or not of a kubeconfig's form".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -100,7 +117,12 @@ impl KubeArgs {
         let config = self.config(timeouts).await?;
         // Fails only where one is installed already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Client::try_from(config).map_err(|e| KubeConfigError::Client(super::api_error::ApiError::from(e).to_string()))
+        Client::try_from(config).map_err(|error| {
+            KubeConfigError::Client(match error {
+                kube::Error::RustlsTls(error) => format!("TLS: {error}"),
+                other => ApiError::from(other).to_string(),
+            })
+        })
     }
 
     /// The configuration behind [`KubeArgs::client`].
@@ -127,7 +149,7 @@ impl KubeArgs {
         if self.kube_context.is_none() && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
             return Ok(Config::incluster()?);
         }
-        Ok(Config::from_kubeconfig(&options).await?)
+        Config::from_kubeconfig(&options).await.map_err(|error| KubeConfigError::Nowhere(without_lines(&error)))
     }
 }
 
@@ -141,9 +163,12 @@ async fn explicit(
         return Err(KubeConfigError::NotHttps(url.clone()));
     }
     // Read here to say at the start what is missing; the client reads them again itself.
-    for path in [&ca, &token] {
-        let read = tokio::fs::read(path).await;
-        read.map_err(|source| KubeConfigError::File { path: path.clone(), source })?;
+    for (path, wanted, mark) in [(&ca, "PEM certificate", "BEGIN CERTIFICATE"), (&token, "token", "")] {
+        let read = tokio::fs::read_to_string(path).await;
+        let text = read.map_err(|source| KubeConfigError::File { path: path.clone(), source })?;
+        if text.trim().is_empty() || !text.contains(mark) {
+            return Err(KubeConfigError::Useless { path: path.clone(), wanted });
+        }
     }
     let mut config = Config::new(url.clone());
     config.root_cert_file = Some(ca);

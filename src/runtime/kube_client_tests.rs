@@ -11,6 +11,7 @@ use super::super::api_error::{ApiErrorKind, deadline};
 use super::*;
 use crate::api::VmcpSession;
 
+const PEM: &str = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n";
 const CANARY: &str = "canary-4b1d";
 
 #[derive(Parser)]
@@ -33,7 +34,7 @@ fn write(dir: &Path, name: &str, text: &str) -> String {
 #[tokio::test]
 async fn explicit_settings_are_taken_with_rotating_files_and_timeouts() {
     let dir = tempfile::tempdir().unwrap();
-    let (ca, token) = (write(dir.path(), "ca", "x"), write(dir.path(), "token", "t"));
+    let (ca, token) = (write(dir.path(), "ca", PEM), write(dir.path(), "token", "t"));
     let given = ["--kube-api-server=https://127.0.0.1:6443", "--kube-ca-file", &ca, "--kube-token-file", &token];
     let timeouts = Timeouts::default();
     let config = args(&given).unwrap().config(timeouts).await.unwrap();
@@ -50,7 +51,7 @@ async fn explicit_settings_are_taken_with_rotating_files_and_timeouts() {
 #[tokio::test]
 async fn explicit_settings_that_cannot_work_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let ca = write(dir.path(), "ca", "x");
+    let ca = write(dir.path(), "ca", PEM);
     let missing = dir.path().join("none").to_str().unwrap().to_owned();
     let given = ["--kube-api-server=https://h", "--kube-ca-file", &ca, "--kube-token-file", &missing];
     let error = args(&given).unwrap().config(Timeouts::default()).await.unwrap_err();
@@ -58,6 +59,12 @@ async fn explicit_settings_that_cannot_work_are_refused() {
     let given = ["--kube-api-server=http://h", "--kube-ca-file", &ca, "--kube-token-file", &ca];
     let error = args(&given).unwrap().config(Timeouts::default()).await.unwrap_err();
     assert!(error.to_string().contains("https://"), "{error}");
+    let empty = write(dir.path(), "empty", "\n");
+    for (ca, token, words) in [(&ca, &empty, "empty holds no token"), (&empty, &ca, "empty holds no PEM certificate")] {
+        let given = ["--kube-api-server=https://h", "--kube-ca-file", ca, "--kube-token-file", token];
+        let error = args(&given).unwrap().config(Timeouts::default()).await.unwrap_err();
+        assert!(error.to_string().ends_with(words), "{error}");
+    }
     let error = args(&["--kube-api-server=https://h"]).unwrap_err();
     assert!(error.contains("--kube-ca-file"), "{error}");
     let error = args(&["--kube-token-file=x"]).unwrap_err();

@@ -83,10 +83,7 @@ impl TaskSet {
         let first = tokio::select! {
             biased;
             () = self.shutdown.cancelled() => None,
-            Some(ended) = self.tasks.join_next_with_id() => {
-                let early = !self.shutdown.is_cancelled();
-                self.judge(ended, early)
-            }
+            Some(ended) = self.tasks.join_next_with_id() => self.judge(ended),
         };
         self.shutdown.cancel();
         let drained = self.drain(drain).await;
@@ -98,7 +95,7 @@ impl TaskSet {
         let mut first = None;
         loop {
             match timeout_at(deadline, self.tasks.join_next_with_id()).await {
-                Ok(Some(ended)) => first = first.or(self.judge(ended, false)),
+                Ok(Some(ended)) => first = first.or(self.judge(ended)),
                 Ok(None) => return first.map_or(Ok(()), Err),
                 Err(_) => break,
             }
@@ -110,7 +107,8 @@ impl TaskSet {
     }
 
     /// What is wrong with a task's end. An end is wrong in itself while nobody has asked for it.
-    fn judge(&mut self, ended: Result<(Id, Result<(), BoxError>), JoinError>, early: bool) -> Option<TaskError> {
+    fn judge(&mut self, ended: Result<(Id, Result<(), BoxError>), JoinError>) -> Option<TaskError> {
+        let early = !self.shutdown.is_cancelled();
         let id = match &ended {
             Ok((id, _)) => *id,
             Err(error) => error.id(),

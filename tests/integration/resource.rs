@@ -78,7 +78,7 @@ fn bad_specs() -> Vec<(&'static str, Value, &'static [&'static str])> {
         ("a value of 65537 characters", metadata(json!({"k": "x".repeat(65_537)})), &["spec.metadata.k", "Too long"]),
         ("one byte over 1 MiB", metadata(one_mib(1)), &["spec.metadata", "at most 1048576 bytes (1 MiB)"]),
         ("over 1 MiB in UTF-8 only", metadata(keys(10, &"ü".repeat(60_000))), &["at most 1048576 bytes (1 MiB)"]),
-        ("a server with capitals", server("Weather"), label),
+        ("a server with a capital", server("weaTher"), label),
         ("a server with a dash last", server("weather-"), label),
         ("a server with a line break", server("weather\n"), label),
         ("an empty server", server(""), label),

@@ -1,26 +1,26 @@
-#![allow(clippy::unwrap_used)]
-
 use std::collections::VecDeque;
 
+use kube::core::Status;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::core::session::{SessionKey, Uid};
 
 /// Answers as it was told, then with success, and tells what it was given.
 struct Fake {
-    answers: Mutex<VecDeque<Fault>>,
+    answers: Mutex<VecDeque<ApiError>>,
     texts: mpsc::UnboundedSender<String>,
 }
 
 impl EventSink for Fake {
-    async fn create(&self, event: &PendingEvent) -> Result<(), Fault> {
+    async fn create(&self, event: &PendingEvent) -> Result<(), ApiError> {
         self.texts.send(event.text()).unwrap();
         self.answers.lock().pop_front().map_or(Ok(()), Err)
     }
 }
 
 fn session() -> SessionRef {
-    SessionRef { namespace: "ns".to_owned(), name: "s".to_owned(), uid: "u".to_owned() }
+    SessionRef { key: SessionKey::new("ns", "s"), uid: Uid::from_u128(7) }
 }
 
 fn note() -> Note {
@@ -29,7 +29,7 @@ fn note() -> Note {
 
 fn writer(
     guard: LeadershipGuard,
-    answers: impl IntoIterator<Item = Fault>,
+    answers: impl IntoIterator<Item = ApiError>,
 ) -> (Arc<Shared<Fake>>, mpsc::UnboundedReceiver<String>) {
     let (texts, seen) = mpsc::unbounded_channel();
     let sink = Fake { answers: Mutex::new(answers.into_iter().collect()), texts };
@@ -72,13 +72,13 @@ async fn who_does_not_lead_writes_nothing() {
 
 #[tokio::test]
 async fn a_refused_event_is_dropped_and_a_lost_one_tried_again() {
-    let refused = Fault { code: Some(422), reason: "Invalid".to_owned() };
+    let refused = ApiError::from_status(&Status::failure("", "Invalid").with_code(422));
     let (shared, mut seen) = writer(LeadershipGuard::always(), [refused]);
     shared.note(session(), note());
     drain(&shared).await;
     assert_eq!((seen.recv().await.is_some(), seen.try_recv().is_err()), (true, true));
 
-    let (shared, mut seen) = writer(LeadershipGuard::always(), [Fault::deadline()]);
+    let (shared, mut seen) = writer(LeadershipGuard::always(), [ApiError::timeout(DEADLINE)]);
     shared.note(session(), note());
     drain(&shared).await;
     assert_eq!(seen.recv().await, seen.recv().await);
@@ -92,7 +92,7 @@ fn the_object_has_what_the_api_requires() {
     let object = object(&event, REPORTING_CONTROLLER, "pod-0");
     let json = serde_json::to_value(&object).unwrap();
     assert_eq!(json["eventTime"], "1970-01-01T00:00:01.000001Z");
-    assert_eq!(json["regarding"]["uid"], "u");
+    assert_eq!(json["regarding"]["uid"], "00000000-0000-0000-0000-000000000007");
     assert_eq!(json["type"], "Normal");
     for field in ["reason", "action", "note", "reportingController", "reportingInstance"] {
         assert!(json[field].as_str().is_some_and(|text| !text.is_empty()), "{field}");

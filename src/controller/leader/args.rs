@@ -2,82 +2,84 @@
 
 use std::time::Duration;
 
+use thiserror::Error;
+
 use crate::core::election::{Timings, TimingsError};
 
-/// How the controller elects its leader.
-#[derive(Clone, Debug, clap::Args)]
+/// How the replicas elect the one that writes to Kubernetes.
+#[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Leader election")]
 pub struct LeaderArgs {
-    /// Name of the Lease object that the replicas of one controller share.
+    /// Name of the Lease that the replicas of one controller share.
     #[arg(long = "leader-lease-name", env = "VMCP_LEADER_LEASE_NAME", value_name = "NAME")]
     #[arg(default_value = "vmcp-session-controller", value_parser = parse_object_name)]
     pub lease_name: String,
 
-    /// How long the other replicas leave a lease alone that is not renewed.
-    #[arg(long = "leader-lease-duration", env = "VMCP_LEADER_LEASE_DURATION", value_name = "DURATION")]
-    #[arg(default_value = "15s", value_parser = parse_duration)]
-    pub lease_duration: Duration,
+    /// How long, in seconds, the other replicas leave a lease alone that is not renewed: 1 to 3600.
+    #[arg(long = "leader-lease-seconds", env = "VMCP_LEADER_LEASE_SECONDS", value_name = "SECONDS")]
+    #[arg(default_value_t = 15.0)]
+    pub lease_seconds: f64,
 
-    /// How long a leader goes on without a renewal; at most nine tenths of the lease duration.
-    #[arg(long = "leader-renew-deadline", env = "VMCP_LEADER_RENEW_DEADLINE", value_name = "DURATION")]
-    #[arg(default_value = "10s", value_parser = parse_duration)]
-    pub renew_deadline: Duration,
+    /// How long, in seconds, a leader goes on without a renewal: at most nine tenths of the lease.
+    #[arg(long = "leader-renew-deadline-seconds", env = "VMCP_LEADER_RENEW_DEADLINE_SECONDS", value_name = "SECONDS")]
+    #[arg(default_value_t = 10.0)]
+    pub renew_deadline_seconds: f64,
 
-    /// How often the leader renews and the others look; at most half the renew deadline.
-    #[arg(long = "leader-retry-period", env = "VMCP_LEADER_RETRY_PERIOD", value_name = "DURATION")]
-    #[arg(default_value = "2s", value_parser = parse_duration)]
-    pub retry_period: Duration,
+    /// How often, in seconds, the leader renews and the others look: at most half the renew deadline.
+    #[arg(long = "leader-retry-seconds", env = "VMCP_LEADER_RETRY_SECONDS", value_name = "SECONDS")]
+    #[arg(default_value_t = 2.0)]
+    pub retry_seconds: f64,
+}
+
+/// Why the arguments are refused.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum LeaderArgsError {
+    /// Not a time.
+    #[error("--{flag} is {got}: expected a number of seconds")]
+    NotSeconds {
+        /// The flag.
+        flag: &'static str,
+        /// What it is.
+        got: f64,
+    },
+    /// Periods that do not fit together.
+    #[error("leader election: {0}")]
+    Timings(#[from] TimingsError),
 }
 
 impl LeaderArgs {
     /// The periods, if they fit together.
-    pub fn timings(&self) -> Result<Timings, TimingsError> {
-        Timings::new(self.lease_duration, self.renew_deadline, self.retry_period)
+    pub fn timings(&self) -> Result<Timings, LeaderArgsError> {
+        let seconds =
+            |flag, got| Duration::try_from_secs_f64(got).map_err(|_| LeaderArgsError::NotSeconds { flag, got });
+        Ok(Timings::new(
+            seconds("leader-lease-seconds", self.lease_seconds)?,
+            seconds("leader-renew-deadline-seconds", self.renew_deadline_seconds)?,
+            seconds("leader-retry-seconds", self.retry_seconds)?,
+        )?)
     }
 }
 
-/// Why an argument is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ArgumentError {
-    /// Not a number with a unit.
-    #[error("expected a whole number with a unit, such as 15s, 500ms or 2m")]
-    Duration,
-    /// Not a name that Kubernetes takes.
-    #[error("expected at most 253 lowercase letters, digits, '-' and '.', beginning and ending with a letter or digit")]
-    Name,
-}
+/// A name that Kubernetes does not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("expected at most 253 lowercase letters, digits, '-' and '.', with a letter or digit at each end of each part")]
+struct InvalidName;
 
-fn parse_duration(text: &str) -> Result<Duration, ArgumentError> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| ArgumentError::Duration)?;
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => return Err(ArgumentError::Duration),
-    };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or(ArgumentError::Duration)
-}
-
-fn parse_object_name(text: &str) -> Result<String, ArgumentError> {
+fn parse_object_name(text: &str) -> Result<String, InvalidName> {
     let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let label = |label: &str| {
         label.starts_with(alphanumeric)
             && label.ends_with(alphanumeric)
             && label.chars().all(|c| alphanumeric(c) || c == '-')
     };
-    if text.len() <= 253 && text.split('.').all(label) { Ok(text.to_owned()) } else { Err(ArgumentError::Name) }
+    if text.len() <= 253 && text.split('.').all(label) { Ok(text.to_owned()) } else { Err(InvalidName) }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-    use std::time::Duration;
-
     use clap::Parser;
 
-    use super::{LeaderArgs, parse_duration, parse_object_name};
+    use super::*;
 
     #[derive(Debug, Parser)]
     struct Command {
@@ -85,40 +87,40 @@ mod tests {
         leader: LeaderArgs,
     }
 
+    fn timings(args: &[&str]) -> Result<Timings, String> {
+        let args = ["test"].iter().chain(args);
+        Command::try_parse_from(args).unwrap().leader.timings().map_err(|error| error.to_string())
+    }
+
     #[test]
     fn defaults_fit_together() {
-        let args = Command::try_parse_from(["test"]).unwrap().leader;
-        assert_eq!(args.lease_name, "vmcp-session-controller");
-        let timings = args.timings().unwrap();
+        let timings = timings(&[]).unwrap();
         assert_eq!(timings.lease_duration(), Duration::from_secs(15));
         assert_eq!(timings.renew_deadline(), Duration::from_secs(10));
         assert_eq!(timings.retry_period(), Duration::from_secs(2));
+        let name = Command::try_parse_from(["test"]).unwrap().leader.lease_name;
+        assert_eq!(name, "vmcp-session-controller");
     }
 
     #[test]
     fn what_does_not_fit_is_refused_with_a_reason() {
-        let args = ["test", "--leader-lease-duration", "5s"];
-        let message = Command::try_parse_from(args).unwrap().leader.timings().unwrap_err().to_string();
-        assert_eq!(message, "the renew deadline (10s) must be at most nine tenths of the lease duration (5s)");
-        let args = ["test", "--leader-lease-duration", "15"];
-        let message = Command::try_parse_from(args).unwrap_err().to_string();
-        assert!(message.contains("a whole number with a unit"), "{message}");
-    }
-
-    #[test]
-    fn durations_need_a_unit() {
-        assert_eq!(parse_duration("1500ms").unwrap(), Duration::from_millis(1500));
-        assert_eq!(parse_duration("2m").unwrap(), Duration::from_mins(2));
-        for bad in ["", "s", "15", "15 s", "-1s", "1.5s", "1h", "99999999999999999999s", "99999999999999999m"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
+        assert_eq!(
+            timings(&["--leader-lease-seconds", "5"]).unwrap_err(),
+            "leader election: the renew deadline (10s) must be at most nine tenths of the lease duration (5s)"
+        );
+        for bad in ["nan", "-1", "inf", "1e300"] {
+            let flag = format!("--leader-retry-seconds={bad}");
+            let message = timings(&[&flag]).unwrap_err();
+            assert!(message.ends_with("expected a number of seconds"), "{message}");
         }
+        assert!(timings(&["--leader-lease-seconds", "1e9"]).unwrap_err().contains("between 1s and 3600s"));
     }
 
     #[test]
     fn lease_names_are_object_names() {
-        assert!(parse_object_name("a.b-c").is_ok());
+        assert_eq!(parse_object_name("a.b-c").as_deref(), Ok("a.b-c"));
         for bad in ["", ".", "a..b", "-a", "a-", "A", "a/b", &"a".repeat(254)] {
-            assert!(parse_object_name(bad).is_err(), "{bad}");
+            assert_eq!(parse_object_name(bad), Err(InvalidName), "{bad}");
         }
     }
 }

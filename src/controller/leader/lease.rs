@@ -6,31 +6,22 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use crate::controller::fault::Fault;
 use crate::core::election::{Observed, Step, Timings};
 
-/// Identities are cut to this many bytes, ours before it is used and those of others when they are read.
+/// What others wrote as their identity is cut to this many bytes; nobody's own may be longer.
 const MAX_IDENTITY: usize = 253;
-/// What [`super::Elector`] appends: an underscore, which no pod name has, and eight hexadecimal digits.
-const SUFFIX: usize = 9;
-
-pub(super) fn cut_identity(identity: &str) -> &str {
-    cut(identity, MAX_IDENTITY - SUFFIX)
-}
 
 fn cut(text: &str, limit: usize) -> &str {
     &text[..text.floor_char_boundary(limit)]
 }
 
-/// What the election needs of the object. Without a version there is nothing that a PUT could name.
-pub(super) fn observed(lease: &Lease) -> Result<Observed, Fault> {
-    let Some(version) = lease.metadata.resource_version.clone().filter(|version| !version.is_empty()) else {
-        return Err(Fault::unreadable());
-    };
+/// What the election needs of the object; `None` if it has no version.
+pub(super) fn observed(lease: &Lease) -> Option<Observed> {
+    let version = lease.metadata.resource_version.clone().filter(|version| !version.is_empty())?;
     let spec = lease.spec.as_ref();
     let holder = spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
     let seconds = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
-    Ok(Observed {
+    Some(Observed {
         holder: cut(holder, MAX_IDENTITY).to_owned(),
         resource_version: version,
         duration: Duration::from_secs(u64::try_from(seconds).unwrap_or_default()),
@@ -86,7 +77,6 @@ fn after(before: Option<&MicroTime>, now: Timestamp) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn timings() -> Timings {
@@ -161,7 +151,7 @@ mod tests {
         let mut lease = held();
         for version in [None, Some(String::new())] {
             lease.metadata.resource_version = version;
-            assert!(observed(&lease).is_err());
+            assert!(observed(&lease).is_none());
         }
     }
 }

@@ -5,12 +5,14 @@ use std::hash::Hash;
 
 use hashbrown::HashMap;
 
+use crate::core::session::ResourceVersion;
+
 /// A patch that has been sent.
 #[derive(Debug)]
 struct Sent<P> {
     payload: P,
     /// The version that it made; `None` while its answer is awaited.
-    version: Option<u64>,
+    version: Option<ResourceVersion>,
     ticket: u64,
 }
 
@@ -43,7 +45,7 @@ impl<K: Clone + Eq + Hash, P> Recent<K, P> {
     }
 
     /// The patch under way was answered with this version, if the answer named one.
-    pub(super) fn stored(&mut self, key: &K, version: Option<u64>) {
+    pub(super) fn stored(&mut self, key: &K, version: Option<ResourceVersion>) {
         match (self.sent.get_mut(key), version) {
             (Some(sent), Some(version)) => sent.version = Some(version),
             _ => self.forget(key),
@@ -55,7 +57,7 @@ impl<K: Clone + Eq + Hash, P> Recent<K, P> {
     }
 
     /// What was sent and is not part of the object as of `seen`.
-    pub(super) fn beyond(&mut self, key: &K, seen: u64) -> Option<&P> {
+    pub(super) fn beyond(&mut self, key: &K, seen: ResourceVersion) -> Option<&P> {
         let arrived = self.sent.get(key)?.version.is_some_and(|version| version <= seen);
         if arrived {
             self.sent.remove(key);
@@ -66,17 +68,21 @@ impl<K: Clone + Eq + Hash, P> Recent<K, P> {
 
 #[cfg(test)]
 mod tests {
-    use super::Recent;
+    use super::*;
+
+    const fn version(number: u64) -> ResourceVersion {
+        ResourceVersion(number)
+    }
 
     #[test]
     fn a_patch_counts_until_its_version_is_seen() {
         let mut recent = Recent::new(10);
         recent.sending(&"a", 1);
-        assert_eq!(recent.beyond(&"a", 99), Some(&1), "its answer is awaited");
-        recent.stored(&"a", Some(100));
-        assert_eq!(recent.beyond(&"a", 99), Some(&1));
-        assert_eq!(recent.beyond(&"a", 100), None);
-        assert_eq!(recent.beyond(&"a", 99), None, "arrived is arrived");
+        assert_eq!(recent.beyond(&"a", version(99)), Some(&1), "its answer is awaited");
+        recent.stored(&"a", Some(version(100)));
+        assert_eq!(recent.beyond(&"a", version(99)), Some(&1));
+        assert_eq!(recent.beyond(&"a", version(100)), None);
+        assert_eq!(recent.beyond(&"a", version(99)), None, "arrived is arrived");
     }
 
     #[test]
@@ -84,7 +90,7 @@ mod tests {
         let mut recent = Recent::new(10);
         recent.sending(&"a", 1);
         recent.stored(&"a", None);
-        assert_eq!(recent.beyond(&"a", 0), None);
+        assert_eq!(recent.beyond(&"a", version(0)), None);
     }
 
     #[test]
@@ -93,9 +99,9 @@ mod tests {
         for (key, payload) in [("a", 1), ("a", 2), ("b", 3), ("c", 4)] {
             recent.sending(&key, payload);
         }
-        assert_eq!(recent.beyond(&"a", 0), None);
-        assert_eq!(recent.beyond(&"b", 0), Some(&3));
-        assert_eq!(recent.beyond(&"c", 0), Some(&4));
+        assert_eq!(recent.beyond(&"a", version(0)), None);
+        assert_eq!(recent.beyond(&"b", version(0)), Some(&3));
+        assert_eq!(recent.beyond(&"c", version(0)), Some(&4));
         assert_eq!(recent.order.len(), 2);
     }
 }

@@ -1,13 +1,13 @@
-#![allow(clippy::unwrap_used)]
-
 use std::collections::VecDeque;
 
+use kube::core::Status;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::core::session::{SessionKey, Uid};
 
-type Answer = Result<Option<u64>, Fault>;
+type Answer = Result<Option<ResourceVersion>, ApiError>;
 
 /// Answers as it was told, then with success; remembers what it was given; can hold calls up.
 struct Fake {
@@ -27,7 +27,7 @@ impl StatusSink<SessionRef, StatusPatch> for Arc<Fake> {
         }
         self.gate.acquire().await.unwrap().forget();
         self.at_once.lock().0 -= 1;
-        self.answers.lock().pop_front().unwrap_or(Ok(Some(100)))
+        self.answers.lock().pop_front().unwrap_or(Ok(Some(ResourceVersion(100))))
     }
 }
 
@@ -47,8 +47,8 @@ fn writer(answers: impl IntoIterator<Item = Answer>, open: usize) -> (Writer, Ar
     (StatusWriter::new(Arc::clone(&fake), LeadershipGuard::always(), limits), fake)
 }
 
-fn session(uid: &str) -> SessionRef {
-    SessionRef { namespace: "ns".to_owned(), name: "s".to_owned(), uid: uid.to_owned() }
+fn session(name: &str) -> SessionRef {
+    SessionRef { key: SessionKey::new("ns", name), uid: Uid::from_u128(7) }
 }
 
 fn generation(number: u64) -> StatusPatch {
@@ -60,7 +60,11 @@ fn generation(number: u64) -> StatusPatch {
 
 fn offer(writer: &Writer, uid: &str, number: u64, current: u64, version: u64) -> bool {
     let status = json!({"observedGeneration": current});
-    writer.offer(session(uid), generation(number), &Seen { status: &status, resource_version: version })
+    writer.offer(
+        session(uid),
+        generation(number),
+        &Seen { status: &status, resource_version: ResourceVersion(version) },
+    )
 }
 
 /// Runs the writer until `done`.
@@ -72,7 +76,7 @@ async fn run_until(writer: &Writer, done: impl Fn() -> bool) {
         }
         shutdown.cancel();
     };
-    let both = async { tokio::join!(writer.run(shutdown.clone()), watch) };
+    let both = async { tokio::join!(writer.clone().run(shutdown.clone()), watch) };
     tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
 }
 
@@ -81,7 +85,7 @@ async fn drain(writer: &Writer) {
 }
 
 fn fault(code: u16) -> Answer {
-    Err(Fault { code: Some(code), reason: "Any".to_owned() })
+    Err(ApiError::from_status(&Status::failure("", "").with_code(code)))
 }
 
 #[tokio::test]
@@ -97,7 +101,7 @@ async fn only_a_difference_is_written_and_the_latest_wins() {
 
 #[tokio::test]
 async fn a_watch_that_lags_causes_no_second_patch() {
-    let (writer, fake) = writer([Ok(Some(50))], OPEN);
+    let (writer, fake) = writer([Ok(Some(ResourceVersion(50)))], OPEN);
     offer(&writer, "a", 2, 1, 1);
     drain(&writer).await;
     assert!(!offer(&writer, "a", 2, 1, 49), "the watch has not shown the patch yet");
@@ -147,7 +151,7 @@ async fn a_few_calls_at_a_time() {
 
 #[tokio::test]
 async fn trouble_that_passes_is_waited_out() {
-    let answers = [fault(503), Err(Fault::deadline()), fault(429), fault(500), fault(401)];
+    let answers = [fault(503), Err(ApiError::timeout(Duration::ZERO)), fault(429), fault(500), fault(401)];
     let (writer, fake) = writer(answers, OPEN);
     offer(&writer, "a", 2, 1, 1);
     drain(&writer).await;
@@ -187,7 +191,7 @@ async fn an_object_that_went_is_forgotten() {
     writer.forget(&session("a"));
     offer(&writer, "b", 2, 1, 1);
     drain(&writer).await;
-    assert_eq!(fake.calls.lock().iter().map(|(key, _)| key.uid.as_str()).collect::<Vec<_>>(), ["b"]);
+    assert_eq!(fake.calls.lock().iter().map(|(key, _)| key.key.name()).collect::<Vec<_>>(), ["b"]);
 }
 
 #[tokio::test]

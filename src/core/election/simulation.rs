@@ -218,10 +218,10 @@ impl World {
         let released = matches!(request.step, Step::Release { .. });
         let holder = if released { String::new() } else { request.holder.clone() };
         match (&self.lease, replaces) {
-            (Some(_), None) | (None, Some(_)) => return Answer::Conflict,
+            (Some(_), None) | (None, Some(_)) => return Answer::NotStored,
             (Some(lease), Some(version)) => {
                 if lease.version.to_string() != version && self.broken != Broken::PutWithoutVersion {
-                    return Answer::Conflict;
+                    return Answer::NotStored;
                 }
                 if lease.holder == holder && lease.stamp == request.stamp && lease.duration == request.duration {
                     return Answer::Stored { resource_version: lease.version.to_string() };

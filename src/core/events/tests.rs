@@ -1,16 +1,17 @@
-#![allow(clippy::unwrap_used)]
-
 use proptest::prelude::*;
 
 use super::*;
 use crate::core::notes::EventType;
+use crate::core::session::SessionKey;
 
 fn at(millis: u64) -> Time {
     Time::from_nanos(millis * 1_000_000)
 }
 
-fn event(uid: &str, reason: &'static str, text: &str) -> PendingEvent {
-    let session = SessionRef { namespace: "ns".to_owned(), name: format!("session-{uid}"), uid: uid.to_owned() };
+/// An event on a session that is known by one letter or number.
+fn event(session: &str, reason: &'static str, text: &str) -> PendingEvent {
+    let uid = Uid::from_u128(session.bytes().fold(0, |sum, byte| sum << 8 | u128::from(byte)));
+    let session = SessionRef { key: SessionKey::new("ns", format!("session-{session}")), uid };
     let note = Note { kind: EventType::Normal, reason, action: "Evict", text: text.to_owned() };
     PendingEvent { session, note, occurred_micros: 0, merged: 0 }
 }
@@ -124,7 +125,7 @@ proptest! {
     ) {
         prop_assume!(name.len() <= 253);
         let mut event = event("a", "Changed", &text);
-        event.session.name = name;
+        event.session.key = SessionKey::new("ns", name);
         event.merged = merged;
         let object = event.object_name("i");
         let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
