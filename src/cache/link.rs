@@ -177,8 +177,8 @@ impl Link {
     fn signals(&mut self, signals: v1::Signals) -> Result<(), Malformed> {
         convert::bounded(signals.evictions.len() + signals.barriers.len())?;
         for eviction in signals.evictions {
-            let (name, mark) = convert::eviction(&eviction)?;
-            self.shared.store.evict(name, mark);
+            let (name, state) = convert::eviction(&eviction)?;
+            self.shared.store.evict(name, state);
             self.outbox.done(eviction.session, eviction.signal);
         }
         for barrier in signals.barriers {

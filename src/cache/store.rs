@@ -16,7 +16,7 @@ use super::session::{Origin, Session};
 use crate::core::cache::{Dropped, Holding, Limits, LocalValues, Report, Reporter, Reports, Shard};
 use crate::core::lease::{Grant, StreamId};
 use crate::core::session::Uid;
-use crate::core::signal::{Barrier, Mark};
+use crate::core::signal::Barrier;
 use crate::core::time::Time;
 use crate::runtime::clock;
 
@@ -150,8 +150,8 @@ impl Store {
     }
 
     /// An eviction came in.
-    pub fn evict(&self, name: &str, mark: Mark) {
-        self.change(name, |state, tell, _| ((), state.shard.evict(name, mark, tell)));
+    pub fn evict(&self, name: &str, eviction: Barrier) {
+        self.change(name, |state, tell, _| ((), state.shard.evict(name, eviction, tell)));
     }
 
     /// A barrier came in: when this returns, nothing older than its state is served.

@@ -209,7 +209,7 @@ impl Shared {
         });
         let (deleted, answered) = deleted.await?;
         if visibility == Visibility::Everywhere {
-            let barrier = Barrier { mark: gone(uid, deleted.resource_version), digest: None };
+            let barrier = gone(uid, deleted.resource_version);
             self.confirmer.confirm(&name, &barrier, answered).await;
         }
         Ok(())
@@ -343,8 +343,8 @@ impl Shared {
     }
 }
 
-fn gone(uid: Uid, resource_version: ResourceVersion) -> Mark {
-    Mark { uid, fate: Fate::Gone, resource_version }
+fn gone(uid: Uid, resource_version: ResourceVersion) -> Barrier {
+    Barrier { mark: Mark { uid, fate: Fate::Gone, resource_version }, digest: None }
 }
 
 /// The keys in which `new` differs from `base`, as a JSON merge patch; `None` if there are none.
