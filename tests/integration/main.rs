@@ -2,6 +2,7 @@
 //! replica and every pod a process of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod cachelib;
 mod events;
 mod eviction;
 mod leader;
@@ -11,3 +12,10 @@ mod resource;
 mod status;
 mod world;
 mod writes;
+
+/// The programs that cargo built for these tests.
+fn programs() -> testkit::Programs {
+    let mut programs = testkit::Programs::beside_this_one(env!("CARGO_MANIFEST_DIR")).unwrap();
+    programs.session = env!("CARGO_BIN_EXE_vmcp-session").into();
+    programs
+}

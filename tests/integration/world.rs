@@ -7,7 +7,7 @@ use std::time::Duration;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
-use testkit::{Cluster, ClusterOptions, PodClient, Programs, eventually};
+use testkit::{Cluster, ClusterOptions, PodClient, eventually};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use vmcp_session::api::VmcpSession;
 
@@ -38,8 +38,7 @@ impl World {
 
     async fn with_room(options: ClusterOptions, rooms: usize) -> Self {
         let room = ROOM.acquire_many(u32::try_from(rooms).unwrap()).await.unwrap();
-        let programs = Programs::beside_this_one(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let cluster = Cluster::start(programs, options).await.unwrap();
+        let cluster = Cluster::start(crate::programs(), options).await.unwrap();
         Self { cluster, fences: 0, _room: room }
     }
 
