@@ -18,7 +18,7 @@ pub struct Programs {
     pub session: PathBuf,
     /// The example `pod`.
     pub pod: PathBuf,
-    /// The generated CustomResourceDefinition.
+    /// The generated `CustomResourceDefinition`.
     pub crd: PathBuf,
 }
 

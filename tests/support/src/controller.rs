@@ -24,7 +24,8 @@ pub struct Controller {
     pub name: String,
     program: PathBuf,
     args: Vec<String>,
-    access: TokenAccess,
+    /// The files with its tokens.
+    pub access: TokenAccess,
     _ip: LoopbackAddr,
 }
 
@@ -36,7 +37,7 @@ impl Controller {
         let api = if cluster.options.api_proxies { Some(api_proxy(cluster).await?) } else { None };
         let url = api.as_ref().map_or_else(|| plane.url().to_owned(), TcpProxy::https_url);
         let pod = plane.create_pod(OPERATOR, name, CONTROLLER_ACCOUNT, ip.ip()).await?;
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         let token = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &[], hour).await?;
         let access = plane.kubeconfig_for_token(name, &url, &token)?;
         let peer = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &["vmcp.dev"], hour).await?;
