@@ -81,10 +81,10 @@ impl VmcpPod {
             }
         }
         let pod = plane.create_pod(namespace, name, POD_ACCOUNT, ip.ip()).await?;
-        let hour = Duration::from_secs(3600);
-        let token = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &[], hour).await?;
+        let lifetime = cluster.options.token_lifetime;
+        let token = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &[], lifetime).await?;
         let access = plane.kubeconfig_for_token(name, &url, &token)?;
-        let stream = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &["vmcp.dev"], hour).await?;
+        let stream = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &["vmcp.dev"], lifetime).await?;
         let stream = plane.kubeconfig_for_token(&format!("{name}-stream"), &url, &stream)?;
         let args = vec![
             format!("--listen={address}"),
