@@ -13,7 +13,7 @@ STEP := bash hack/step.sh
 BESIDE := bash hack/with-controlplane.sh
 CRD := crds/vmcpsessions.vmcp.dev.yaml
 DENY_VERSION := 0.20.2
-DENY := target/tools/bin/cargo-deny
+DENY := target/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
 .PHONY: help
 help: ## This list
@@ -60,10 +60,9 @@ deny: $(DENY) ## Licences, sources and duplicates of the dependencies
 	@$(STEP) "cargo-deny" $(DENY) --log-level error check licenses sources bans
 	@echo "cargo-deny: advisories are skipped: their database is not in the repository and may be out of reach"
 
-$(DENY): Makefile
-	@$(STEP) "install cargo-deny $(DENY_VERSION)" cargo install --locked --quiet --force --root target/tools \
-		--target-dir target/tools/build --version $(DENY_VERSION) cargo-deny
-	@touch $@
+$(DENY):
+	@$(STEP) "install cargo-deny $(DENY_VERSION)" cargo install --locked --quiet --force --version $(DENY_VERSION) \
+		--root target/tools/cargo-deny-$(DENY_VERSION) cargo-deny
 
 .PHONY: crds
 crds: ## Write the resource's definition from the code

@@ -18,7 +18,7 @@ pub struct Programs {
     pub session: PathBuf,
     /// The example `pod`.
     pub pod: PathBuf,
-    /// The generated CustomResourceDefinition.
+    /// The generated `CustomResourceDefinition`.
     pub crd: PathBuf,
 }
 
@@ -81,7 +81,7 @@ impl Default for ClusterOptions {
             api_proxies: false,
             stream_proxies: false,
             controller_args: Vec::new(),
-            token_lifetime: Duration::from_secs(3600),
+            token_lifetime: Duration::from_hours(1),
             plane: ControlPlaneOptions::default(),
         }
     }

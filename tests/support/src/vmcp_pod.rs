@@ -15,7 +15,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::LazyLock, time::Duration};
 
 const READY: Duration = Duration::from_secs(30);
 /// How long an answer may take: longer than a write waits that must be visible everywhere while a replica is dead.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_mins(1);
 
 /// An answer over HTTP.
 #[derive(Debug, Clone)]
