@@ -34,7 +34,7 @@ impl Story {
 
     /// Says what is about to be seen.
     pub fn text(&self, text: &str) {
-        println!("  {text}");
+        println!("  {}", self.paint("3", text));
     }
 
     /// Shows a command that is run.
@@ -55,7 +55,8 @@ impl Story {
 
     /// Shows a row of a table: a name, and times in columns.
     pub fn row(&self, name: &str, columns: [&str; 2]) {
-        println!("    {name:<30}{:>24}{:>24}", columns[0], columns[1]);
+        let times = format!("{:>24}{:>24}", columns[0], columns[1]);
+        println!("    {name:<30}{}", self.paint("1", times));
     }
 
     /// A fact. It is counted, and shown as what it is.
