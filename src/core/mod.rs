@@ -26,3 +26,6 @@ pub mod session;
 pub mod session_ref;
 pub mod signal;
 pub mod time;
+
+#[cfg(test)]
+mod simulation;

@@ -60,6 +60,12 @@ pub enum Rule {
     RecheckWaiting,
     /// A replica answers a confirmation only when its own watch shows the confirmed state.
     ConfirmWhenSeen,
+    /// Whoever does not ask waits until every lease has ended, not less.
+    WaitWholeLease,
+    /// A replica reads the clock after it received what it answers.
+    ReadClockLate,
+    /// A registration stays until the replica's last lease has ended.
+    StayRegistered,
 }
 
 #[cfg(test)]

@@ -57,7 +57,8 @@ impl Mark {
     }
 }
 
-/// A committed state of which an agent must make sure that it serves nothing older.
+/// A committed state, and what a copy that equals it looks like. An eviction says that a copy of an older state was
+/// reported; a barrier, that the agent must make sure that it serves nothing older at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Barrier {
     /// The state: `Stale { below }` means that the object lives and has generation `below`.

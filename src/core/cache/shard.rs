@@ -15,6 +15,7 @@ use super::reports::{Holding, Reporter};
 use crate::core::digest::Digest;
 use crate::core::lease::{Grant, LeaseTable, Provisional, StreamId};
 use crate::core::rules::Rule;
+use crate::core::session::Uid;
 use crate::core::signal::{Barrier, Fate, Mark};
 use crate::core::time::Time;
 
@@ -85,6 +86,24 @@ struct Entry {
     footprint: usize,
 }
 
+impl Entry {
+    /// Takes over a later state of the same object, if the metadata is the same. False if it is not.
+    fn advance(&mut self, state: Barrier) -> bool {
+        let Fate::Stale { below } = state.mark.fate else {
+            return false;
+        };
+        let equal = self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest;
+        if equal && self.copy.generation < below {
+            self.copy = Arc::new(Copy {
+                generation: below,
+                resource_version: state.mark.resource_version,
+                ..Copy::clone(&self.copy)
+            });
+        }
+        equal
+    }
+}
+
 /// Some of the copies of a pod.
 #[derive(Debug)]
 pub struct Shard {
@@ -96,6 +115,8 @@ pub struct Shard {
     recency: Recency,
     bytes: usize,
     last_flight: u64,
+    /// Copies that had to make room, until somebody asks.
+    crowded_out: Vec<Dropped>,
 }
 
 impl Shard {
@@ -110,6 +131,7 @@ impl Shard {
             recency: Recency::default(),
             bytes: 0,
             last_flight: 0,
+            crowded_out: Vec::new(),
         }
     }
 
@@ -117,12 +139,28 @@ impl Shard {
     /// clock after the request arrived.
     #[inline]
     pub fn get(&self, name: &str, now: Time) -> Option<&Arc<Copy>> {
-        let entry = self.entries.get(name)?;
-        if entry.suspended || !self.leases.covers(entry.sequence, &entry.provisional, now) {
+        self.get_named(name, now).map(|(_, copy)| copy)
+    }
+
+    /// The same with the name, so that a caller can keep both without allocating.
+    #[inline]
+    pub fn get_named(&self, name: &str, now: Time) -> Option<(&Arc<str>, &Arc<Copy>)> {
+        let (name, entry) = self.entries.get_key_value(name)?;
+        if !self.servable(entry, now) {
             return None;
         }
         entry.used.store(now.as_nanos(), Ordering::Relaxed);
-        Some(&entry.copy)
+        Some((name, &entry.copy))
+    }
+
+    /// Whether [`Self::get`] would find something at `now`. It does not count as a use.
+    pub fn is_servable(&self, name: &str, now: Time) -> bool {
+        self.entries.get(name).is_some_and(|entry| self.servable(entry, now))
+    }
+
+    #[inline]
+    fn servable(&self, entry: &Entry, now: Time) -> bool {
+        !entry.suspended && self.leases.covers(entry.sequence, &entry.provisional, now)
     }
 
     /// The copy of `name` whether or not it may be served, for diagnosis.
@@ -221,7 +259,7 @@ impl Shard {
             _ => DropReason::Stale,
         };
         let (copy, replaced) = self.adopt(name, found, cover, None, now, reporter);
-        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(name, copy, reason)) }
+        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(name, copy, reason, now)) }
     }
 
     /// An own create or patch of `name` is sent now.
@@ -261,8 +299,10 @@ impl Shard {
             let dropped = if holds { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
             return Written { session: None, dropped };
         }
-        let foreign = found.digest != wrote;
         let known = self.entries.get(name).map(|e| &e.copy);
+        // What was held already is news to nobody, whoever wrote it.
+        let held = known.is_some_and(|k| k.uid == found.uid && k.digest == found.digest);
+        let foreign = found.digest != wrote && !held;
         let newer_known = known.is_some_and(|k| older(&found, k));
         let fenced = write.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
         if newer_known || fenced {
@@ -287,7 +327,7 @@ impl Shard {
         let reason = if same_uid { DropReason::Foreign } else { DropReason::Gone };
         Written {
             session: Some(copy),
-            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(name, c, reason)),
+            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(name, c, reason, now)),
         }
     }
 
@@ -300,28 +340,30 @@ impl Shard {
         None
     }
 
-    /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped.
-    pub fn evict(&mut self, name: &str, mark: Mark, reporter: &mut impl Reporter) -> Option<Dropped> {
-        let mark = match mark.fate {
-            Fate::Gone if !Rule::GoneByUid.on() => Mark { fate: Fate::Stale { below: 0 }, ..mark },
-            _ => mark,
+    /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped, unless
+    /// it equals the state that the eviction speaks of.
+    pub fn evict(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
+        let mark = match state.mark.fate {
+            Fate::Gone if !Rule::GoneByUid.on() => Mark { fate: Fate::Stale { below: 0 }, ..state.mark },
+            _ => state.mark,
         };
         if let Some(flights) = self.flights.get_mut(name) {
             flights.fence(mark);
         }
-        let entry = self.entries.get(name)?;
+        let entry = self.entries.get_mut(name)?;
         if !mark.drops(entry.copy.uid, entry.copy.generation) && Rule::CompareGeneration.on() {
             return None;
         }
         match mark.fate {
+            Fate::Stale { .. } if entry.advance(state) => None,
             Fate::Stale { .. } => self.outdated(name, DropReason::Stale, reporter),
             Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
 
     /// A barrier came in: when this returns, nothing older than its state is served. A copy that equals it stays.
-    pub fn barrier(&mut self, name: &str, barrier: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
-        let mark = barrier.mark;
+    pub fn barrier(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
+        let mark = state.mark;
         if let Some(flights) = self.flights.get_mut(name) {
             flights.fence(mark);
         }
@@ -330,16 +372,9 @@ impl Shard {
         if mark.accepts(copy.uid, copy.generation, copy.resource_version) {
             return None;
         }
-        if copy.uid == mark.uid
-            && Some(copy.digest) == barrier.digest
-            && let Fate::Stale { below } = mark.fate
-        {
-            entry.copy =
-                Arc::new(Copy { generation: below, resource_version: mark.resource_version, ..Copy::clone(copy) });
-            return None;
-        }
         match mark.fate {
-            Fate::Stale { .. } if copy.uid == mark.uid => self.outdated(name, DropReason::Stale, reporter),
+            Fate::Stale { .. } if entry.advance(state) => None,
+            Fate::Stale { .. } if entry.copy.uid == mark.uid => self.outdated(name, DropReason::Stale, reporter),
             _ => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
@@ -357,6 +392,11 @@ impl Shard {
     /// A replica takes its lease back: it is about to stop.
     pub fn revoke(&mut self, stream: StreamId) {
         self.leases.revoke(stream);
+    }
+
+    /// Every lease ends at once: nobody tells this cache anything any more.
+    pub fn revoke_all(&mut self) {
+        self.leases.clear();
     }
 
     /// When the last lease ends; `None` if none is in force.
@@ -395,6 +435,11 @@ impl Shard {
         (entry.copy.uid == of.uid && entry.copy.digest == of.digest).then_some(entry.local.as_ref()).flatten()
     }
 
+    /// Sessions for which a restore or a write is in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
     /// Copies that are kept.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -408,6 +453,19 @@ impl Shard {
     /// Bytes that the copies take, by estimate.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Copies that were used at or after `since`, with their last use.
+    pub fn used_since(&self, since: Time) -> impl Iterator<Item = (&Arc<str>, Uid, Time)> {
+        self.entries.iter().filter_map(move |(name, entry)| {
+            let used = Time::from_nanos(entry.used.load(Ordering::Relaxed));
+            (used >= since).then_some((name, entry.copy.uid, used))
+        })
+    }
+
+    /// Copies that were dropped to make room since this was asked last. Ask after each change: they wait here.
+    pub fn take_crowded_out(&mut self) -> Vec<Dropped> {
+        std::mem::take(&mut self.crowded_out)
     }
 
     /// Names of all copies, for diagnosis.
@@ -470,7 +528,8 @@ impl Shard {
                 },
             );
             let Some(name) = popped else { return };
-            self.drop_copy(&name, DropReason::Capacity, reporter);
+            let dropped = self.drop_copy(&name, DropReason::Capacity, reporter);
+            self.crowded_out.extend(dropped);
         }
     }
 
@@ -486,7 +545,7 @@ impl Shard {
     fn drop_copy(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
         let (name, entry) = self.take(name)?;
         reporter.released(&name);
-        Some(Dropped { name, copy: entry.copy, reason })
+        Some(Dropped { name, copy: entry.copy, reason, used: Time::from_nanos(entry.used.into_inner()) })
     }
 
     fn take(&mut self, name: &str) -> Option<(Arc<str>, Entry)> {
@@ -558,6 +617,6 @@ fn holding(copy: &Copy) -> Holding {
     Holding { uid: copy.uid, generation: copy.generation, digest: copy.digest, resource_version: copy.resource_version }
 }
 
-fn dropped(name: &str, copy: Arc<Copy>, reason: DropReason) -> Dropped {
-    Dropped { name: name.into(), copy, reason }
+fn dropped(name: &str, copy: Arc<Copy>, reason: DropReason, used: Time) -> Dropped {
+    Dropped { name: name.into(), copy, reason, used }
 }

@@ -200,7 +200,7 @@ impl Replica {
                 held.waits_for = Some(until);
                 waiting.insert((until, agent, key.clone()));
             }
-            Verdict::Evict(mark) => self.evict(key, agent, mark, now),
+            Verdict::Evict(state) => self.evict(key, agent, state, now),
         }
     }
 

@@ -13,6 +13,7 @@
 //! | a condition to come true | [`eventually`] |
 //!
 //! Nothing stays behind: every child process dies with this one, however this one ends (see [`Process`]).
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod apiserver;
 mod assets;

@@ -1,0 +1,1 @@
+//! Every rule switched off in turn: which promise breaks without it.
