@@ -119,7 +119,13 @@ async fn a_write_that_is_visible_everywhere_is_read_everywhere_right_after_its_a
         if n == 601 {
             // From here on every restore of the second pod is under way for a while.
             let delay = Duration::from_millis(5);
-            world.pods[1].api.as_ref().unwrap().set(ProxyMode::Delay { to_server: delay, to_client: delay }).await.unwrap();
+            world.pods[1]
+                .api
+                .as_ref()
+                .unwrap()
+                .set(ProxyMode::Delay { to_server: delay, to_client: delay })
+                .await
+                .unwrap();
         }
         if n % 100 == 0 && n > 600 && n < 1000 {
             world.controllers[1].process.kill9().await.unwrap();
