@@ -36,24 +36,24 @@ test: ## All tests, those on a real control plane among them
 
 .PHONY: test-unit
 test-unit: ## Unit and property tests, documentation examples: no control plane needed
-	@$(STEP) "build the tests" cargo test --locked --workspace --no-run --quiet
-	@$(STEP) "unit and property tests" cargo test --locked --workspace --lib --bins
-	@$(STEP) "examples in the documentation" cargo test --locked --workspace --doc
+	@$(STEP) "build the tests" cargo test --locked --no-run --quiet
+	@$(STEP) "unit and property tests" cargo test --locked --lib --bins
+	@$(STEP) "examples in the documentation" cargo test --locked --doc
 
 .PHONY: test-integration
 test-integration: controlplane
 	@$(STEP) "build the programs under test" cargo build --locked --bins --examples
-	@$(STEP) "integration tests" cargo test --locked --workspace --test '*'
+	@$(STEP) "integration tests" cargo test --locked --test '*'
 
 .PHONY: bench
 bench: ## The benchmarks, on a real control plane; results go to target/bench
-	@$(BESIDE) cargo build --locked --release --bins --examples --benches
-	@$(STEP) "benchmarks" cargo bench --locked
+	@$(BESIDE) cargo build --locked --release --package vmcp-session-operator --package vmcp-bench --bins --examples
+	@$(STEP) "benchmarks" target/release/bench
 
 .PHONY: lint
 lint: ## Format and lints, as CI checks them
 	@$(STEP) "format" cargo fmt --all --check
-	@$(STEP) "clippy" cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
+	@$(STEP) "clippy" cargo clippy --locked --all-targets --quiet -- -D warnings
 
 .PHONY: deny
 deny: $(DENY) ## Licences, sources and duplicates of the dependencies
