@@ -47,8 +47,8 @@ test-integration: controlplane
 
 .PHONY: bench
 bench: ## The benchmarks, on a real control plane; results go to target/bench
-	@$(BESIDE) cargo build --locked --release --bins --examples --benches
-	@$(STEP) "benchmarks" cargo bench --locked
+	@$(BESIDE) cargo build --locked --release --workspace --bins --examples
+	@target/release/bench
 
 .PHONY: lint
 lint: ## Format and lints, as CI checks them
