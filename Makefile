@@ -9,6 +9,8 @@ SHELL := /bin/bash
 PROFILE ?= dev
 BUILD := cargo build --locked --profile $(PROFILE)
 OUT := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+# The benchmarks are built by `make bench` alone: they bring dependencies that nothing else needs.
+ALL := --locked --workspace --exclude vmcp-bench
 STEP := bash hack/step.sh
 BESIDE := bash hack/with-controlplane.sh
 CRD := crds/vmcpsessions.vmcp.dev.yaml
@@ -36,24 +38,24 @@ test: ## All tests, those on a real control plane among them
 
 .PHONY: test-unit
 test-unit: ## Unit and property tests, documentation examples: no control plane needed
-	@$(STEP) "build the tests" cargo test --locked --workspace --no-run --quiet
-	@$(STEP) "unit and property tests" cargo test --locked --workspace --lib --bins
-	@$(STEP) "examples in the documentation" cargo test --locked --workspace --doc
+	@$(STEP) "build the tests" cargo test $(ALL) --no-run --quiet
+	@$(STEP) "unit and property tests" cargo test $(ALL) --lib --bins
+	@$(STEP) "examples in the documentation" cargo test $(ALL) --doc
 
 .PHONY: test-integration
 test-integration: controlplane
 	@$(STEP) "build the programs under test" cargo build --locked --bins --examples
-	@$(STEP) "integration tests" cargo test --locked --workspace --test '*'
+	@$(STEP) "integration tests" cargo test $(ALL) --test '*'
 
 .PHONY: bench
 bench: ## The benchmarks, on a real control plane; results go to target/bench
-	@$(BESIDE) cargo build --locked --release --workspace --bins --examples
-	@target/release/bench
+	@$(BESIDE) cargo build --locked --release --package vmcp-session-operator --package vmcp-bench --bins --examples
+	@$(STEP) "benchmarks" target/release/bench
 
 .PHONY: lint
 lint: ## Format and lints, as CI checks them
 	@$(STEP) "format" cargo fmt --all --check
-	@$(STEP) "clippy" cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
+	@$(STEP) "clippy" cargo clippy $(ALL) --all-targets --quiet -- -D warnings
 
 .PHONY: deny
 deny: $(DENY) ## Licences, sources and duplicates of the dependencies

@@ -185,7 +185,7 @@ impl Flight {
             Ok(Err(_)) => Err(GetError::unavailable("the cache has ended")),
             Err(_) => Err(GetError::unavailable("waited too long for other requests to the API server")),
         };
-        if !known && outcome.is_ok() {
+        if !known && !matches!(outcome, Err(GetError::NotFound)) {
             gets.unknown.lock().give_back();
         }
         outcome

@@ -150,6 +150,10 @@ impl Outbox {
         if std::mem::take(&mut self.lease_returned) {
             return Some(Message::LeaseReturned(v1::LeaseReturned {}));
         }
+        // Only after the inventory: before it a lease would cover nothing.
+        if self.inventory.is_none() && std::mem::take(&mut self.heartbeat_due) {
+            return Some(self.heartbeat());
+        }
         if self.requests {
             if let Some(request) = confirmer.next_after(self.last_request) {
                 self.last_request = request.number;
@@ -159,10 +163,6 @@ impl Outbox {
         }
         if let Some(inventory) = self.inventory.take() {
             return Some(self.inventory(inventory, store));
-        }
-        // Only after the inventory: before it a lease would cover nothing.
-        if std::mem::take(&mut self.heartbeat_due) {
-            return Some(self.heartbeat());
         }
         if self.reports {
             let (reports, through) = store.take_reports(self.stream, MAX_SESSIONS_PER_MESSAGE);

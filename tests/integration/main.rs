@@ -1,18 +1,21 @@
 //! What the product promises, on a real control plane: real etcd, kube-apiserver and kubectl, RBAC on, and every
 //! replica and every pod a process of its own.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
-/// The programs that cargo built for these tests.
-fn programs() -> testkit::Programs {
-    testkit::Programs {
-        session: env!("CARGO_BIN_EXE_vmcp-session").into(),
-        pod: concat!(env!("CARGO_MANIFEST_DIR"), "/target/debug/examples/pod").into(),
-        crd: concat!(env!("CARGO_MANIFEST_DIR"), "/crds/vmcpsessions.vmcp.dev.yaml").into(),
-    }
-}
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 mod cachelib;
 mod events;
+mod eviction;
 mod leader;
+mod observer;
+mod rbac;
 mod resource;
-mod smoke;
 mod status;
+mod world;
+mod writes;
+
+/// The programs that cargo built for these tests.
+fn programs() -> testkit::Programs {
+    let mut programs = testkit::Programs::beside_this_one(env!("CARGO_MANIFEST_DIR")).unwrap();
+    programs.session = env!("CARGO_BIN_EXE_vmcp-session").into();
+    programs
+}

@@ -24,7 +24,8 @@ pub struct Controller {
     pub name: String,
     program: PathBuf,
     args: Vec<String>,
-    access: TokenAccess,
+    /// The files with its tokens.
+    pub access: TokenAccess,
     _ip: LoopbackAddr,
 }
 
