@@ -60,7 +60,7 @@ impl Controller {
     }
 
     /// Starts it again, after it has ended.
-    pub async fn restart(&mut self) -> Result<()> {
+    pub fn restart(&mut self) -> Result<()> {
         self.process = spawn(&self.name, &self.program, &self.args, &self.access)?;
         Ok(())
     }
