@@ -60,7 +60,8 @@ impl Controller {
     }
 
     /// Starts it again, after it has ended.
-    pub fn restart(&mut self) -> Result<()> {
+    #[expect(clippy::unused_async, reason = "called as a pod's restart is, which waits")]
+    pub async fn restart(&mut self) -> Result<()> {
         self.process = spawn(&self.name, &self.program, &self.args, &self.access)?;
         Ok(())
     }
