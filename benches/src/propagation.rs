@@ -93,7 +93,7 @@ impl Bench {
             let dropped = eventually(PATIENCE, "the pod has dropped its copy", async || {
                 let evictions = pod.evictions(before).await.ok()?;
                 let own = evictions.iter().find(|e| e["name"] == session)?;
-                own["nanos"].as_u64()
+                own["at"].as_u64()
             });
             last = last.max(dropped.await.unwrap() - sent);
         }

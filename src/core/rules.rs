@@ -34,6 +34,8 @@ pub enum Rule {
     TerminatingIsGone,
     /// `gone` drops any copy of that uid, whatever its generation.
     GoneByUid,
+    /// Of two signals about one uid, `gone` is the later one.
+    GoneOutranks,
     /// A holding is compared with absence only when the replica's watch has reached the holding's resourceVersion.
     WaitForPosition,
     /// Copies are compared by digest, not by generation alone.

@@ -57,13 +57,14 @@ impl Setup {
         self.leases().get(LEASE).await.unwrap().spec.unwrap().renew_time.unwrap().0.into()
     }
 
-    /// Waits until the lease was renewed so many times.
-    async fn renewals(&self, count: usize) {
-        for _ in 0..count {
+    /// Waits until a renewal has come and is so long ago that it was answered, but the next one is not due yet.
+    async fn answered_renewal(&self, ago: Duration) {
+        let before = self.renewed().await;
+        let answered = async || {
             let last = self.renewed().await;
-            let renewed = async || (self.renewed().await != last).then_some(());
-            eventually(SOON, "a renewal", renewed).await.unwrap();
-        }
+            (last != before && SystemTime::now() > last + ago).then_some(())
+        };
+        eventually(SOON, "a renewal that was answered", answered).await.unwrap();
     }
 
     async fn replica(&self, identity: &str, url: &str, timings: Timings) -> Replica {
@@ -151,7 +152,7 @@ async fn a_leader_that_is_cut_off_stops_before_the_next_one_starts() {
     let setup = Setup::new().await;
     let target = setup.plane.apiserver().address();
     let proxies = [TcpProxy::start(target).await.unwrap(), TcpProxy::start(target).await.unwrap()];
-    let timings = timings(3000, 2000, 250);
+    let timings = timings(3000, 2000, 1000);
     let mut a = setup.replica("a-1", &proxies[0].https_url(), timings).await;
     a.told(true).await;
     let mut b = setup.replica("b-1", &proxies[1].https_url(), timings).await;
@@ -161,9 +162,10 @@ async fn a_leader_that_is_cut_off_stops_before_the_next_one_starts() {
     for mode in [ProxyMode::Blackhole, ProxyMode::BlackholeToClient, ProxyMode::Cut] {
         assert!(leader.guard.is_leader() && !other.guard.is_leader());
         // Answers take their time, which does not prolong what they grant.
-        let slow = ProxyMode::Delay { to_server: Duration::ZERO, to_client: Duration::from_millis(400) };
+        let slow_by = Duration::from_millis(400);
+        let slow = ProxyMode::Delay { to_server: Duration::ZERO, to_client: slow_by };
         proxies[cut].set(slow).await.unwrap();
-        setup.renewals(2).await;
+        setup.answered_renewal(slow_by + Duration::from_millis(200)).await;
         proxies[cut].set(mode).await.unwrap();
         leader.told(false).await;
         assert!(!leader.guard.is_leader());

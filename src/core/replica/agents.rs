@@ -248,8 +248,10 @@ impl Replica {
             return within;
         };
         agent.refused |= !within;
-        if let Some(through) = through.filter(|_| !agent.refused) {
-            agent.processed = agent.processed.max(through);
+        if let Some(through) = through {
+            if !agent.refused {
+                agent.processed = agent.processed.max(through);
+            }
             if !std::mem::replace(&mut agent.complete, true) {
                 let before = agent.opened_after;
                 self.round_reconnected(id, before, now);

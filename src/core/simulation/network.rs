@@ -95,8 +95,8 @@ impl<M: Clone> Pipe<M> {
         self.push(now, delay, end);
     }
 
-    fn repeat_first(&mut self) {
-        if let Some(first) = self.queue.front().cloned() {
+    fn repeat_first(&mut self, unless: impl FnOnce(&M) -> bool) {
+        if let Some(first) = self.queue.front().filter(|m| !unless(&m.1)).cloned() {
             self.queue.push_front(first);
         }
     }
@@ -234,9 +234,10 @@ impl Sim {
     pub fn repeat(&mut self, conn: usize, up: bool) {
         let c = &mut self.conns[conn];
         if up {
-            c.up.repeat_first();
+            // A stream begins once and ends once.
+            c.up.repeat_first(|m| matches!(m, Up::Hello | Up::Closed));
         } else {
-            c.down.repeat_first();
+            c.down.repeat_first(|m| matches!(m, Down::Closed));
         }
     }
 }

@@ -65,6 +65,8 @@ pub struct ClusterOptions {
     pub stream_proxies: bool,
     /// More arguments for each replica.
     pub controller_args: Vec<String>,
+    /// How long tokens last. Nobody renews them.
+    pub token_lifetime: Duration,
     /// The control plane's options.
     pub plane: ControlPlaneOptions,
 }
@@ -79,6 +81,7 @@ impl Default for ClusterOptions {
             api_proxies: false,
             stream_proxies: false,
             controller_args: Vec::new(),
+            token_lifetime: Duration::from_hours(1),
             plane: ControlPlaneOptions::default(),
         }
     }

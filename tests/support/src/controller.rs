@@ -37,10 +37,10 @@ impl Controller {
         let api = if cluster.options.api_proxies { Some(api_proxy(cluster).await?) } else { None };
         let url = api.as_ref().map_or_else(|| plane.url().to_owned(), TcpProxy::https_url);
         let pod = plane.create_pod(OPERATOR, name, CONTROLLER_ACCOUNT, ip.ip()).await?;
-        let hour = Duration::from_hours(1);
-        let token = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &[], hour).await?;
+        let lifetime = cluster.options.token_lifetime;
+        let token = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &[], lifetime).await?;
         let access = plane.kubeconfig_for_token(name, &url, &token)?;
-        let peer = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &["vmcp.dev"], hour).await?;
+        let peer = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &["vmcp.dev"], lifetime).await?;
         let peer = plane.kubeconfig_for_token(&format!("{name}-peer"), &url, &peer)?;
         let mut args: Vec<String> = vec![
             "controller".into(),

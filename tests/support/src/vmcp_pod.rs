@@ -15,7 +15,7 @@ use std::{net::SocketAddr, ops::Deref, path::PathBuf, sync::LazyLock, time::Dura
 
 const READY: Duration = Duration::from_secs(30);
 /// How long an answer may take: longer than a write waits that must be visible everywhere while a replica is dead.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_mins(1);
 
 /// An answer over HTTP.
 #[derive(Debug, Clone)]
@@ -78,10 +78,10 @@ impl VmcpPod {
             }
         }
         let pod = plane.create_pod(namespace, name, POD_ACCOUNT, ip.ip()).await?;
-        let hour = Duration::from_hours(1);
-        let token = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &[], hour).await?;
+        let lifetime = cluster.options.token_lifetime;
+        let token = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &[], lifetime).await?;
         let access = plane.kubeconfig_for_token(name, &url, &token)?;
-        let stream = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &["vmcp.dev"], hour).await?;
+        let stream = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &["vmcp.dev"], lifetime).await?;
         let stream = plane.kubeconfig_for_token(&format!("{name}-stream"), &url, &stream)?;
         let args = vec![
             format!("--listen={address}"),
