@@ -9,6 +9,8 @@ SHELL := /bin/bash
 PROFILE ?= dev
 BUILD := cargo build --locked --profile $(PROFILE)
 OUT := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+# The benchmarks are built by `make bench` alone: they bring dependencies that nothing else needs.
+ALL := --locked --workspace --exclude vmcp-bench
 STEP := bash hack/step.sh
 BESIDE := bash hack/with-controlplane.sh
 CRD := crds/vmcpsessions.vmcp.dev.yaml
@@ -36,14 +38,14 @@ test: ## All tests, those on a real control plane among them
 
 .PHONY: test-unit
 test-unit: ## Unit and property tests, documentation examples: no control plane needed
-	@$(STEP) "build the tests" cargo test --locked --no-run --quiet
-	@$(STEP) "unit and property tests" cargo test --locked --lib --bins
-	@$(STEP) "examples in the documentation" cargo test --locked --doc
+	@$(STEP) "build the tests" cargo test $(ALL) --no-run --quiet
+	@$(STEP) "unit and property tests" cargo test $(ALL) --lib --bins
+	@$(STEP) "examples in the documentation" cargo test $(ALL) --doc
 
 .PHONY: test-integration
 test-integration: controlplane
 	@$(STEP) "build the programs under test" cargo build --locked --bins --examples
-	@$(STEP) "integration tests" cargo test --locked --test '*'
+	@$(STEP) "integration tests" cargo test $(ALL) --test '*'
 
 .PHONY: bench
 bench: ## The benchmarks, on a real control plane; results go to target/bench
@@ -53,7 +55,7 @@ bench: ## The benchmarks, on a real control plane; results go to target/bench
 .PHONY: lint
 lint: ## Format and lints, as CI checks them
 	@$(STEP) "format" cargo fmt --all --check
-	@$(STEP) "clippy" cargo clippy --locked --all-targets --quiet -- -D warnings
+	@$(STEP) "clippy" cargo clippy $(ALL) --all-targets --quiet -- -D warnings
 
 .PHONY: deny
 deny: $(DENY) ## Licences, sources and duplicates of the dependencies

@@ -143,10 +143,8 @@ in another terminal, from this folder:
 
 make a session, and read it from a pod (twice: the second time it comes from the cache):
 
-  kubectl -n {namespace} apply --server-side -f - <<'END'
-  {{"apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession", "metadata": {{"name": "erin"}},
-   "spec": {{"metadata": {{"backends": "weather,search"}}}}}}
-  END
+  echo '{{"apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession", "metadata": {{"name": "erin"}},
+    "spec": {{"metadata": {{"backends": "weather,search"}}}}}}' | kubectl -n {namespace} apply --server-side -f -
   curl -s http://{pod}/sessions/erin
 
 change it, and see that the pod dropped its copy:
