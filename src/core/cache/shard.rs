@@ -91,7 +91,9 @@ impl Entry {
         let Fate::Stale { below } = state.mark.fate else {
             return false;
         };
-        let equal = self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest;
+        let equal = self.copy.uid == state.mark.uid
+            && Some(self.copy.digest) == state.digest
+            && Rule::CompareDigest.on();
         if equal && self.copy.generation < below {
             self.copy = Arc::new(Copy {
                 generation: below,
@@ -232,7 +234,7 @@ impl Shard {
             && entry.copy.uid == found.uid
             && entry.copy.digest == found.digest
         {
-            if entry.copy.generation != found.generation {
+            if entry.copy.generation != found.generation && Rule::AdoptGeneration.on() {
                 entry.copy = Arc::new(Copy {
                     metadata: entry.copy.metadata.clone(),
                     ..found
@@ -305,7 +307,7 @@ impl Shard {
             },
             resource_version: found.resource_version,
         };
-        if let Some(flights) = self.flights.get_mut(name) {
+        if let Some(flights) = self.flights.get_mut(name).filter(|_| Rule::WritesMark.on()) {
             flights.fence(mark);
         }
         if observed.terminating {
@@ -666,7 +668,7 @@ impl Shard {
 /// Whether an answer is provably not older than what came in while it was under way, and than the copy held.
 fn answer_counts(answer: &Answer, fence: Option<Mark>, known: Option<&Arc<Copy>>) -> bool {
     match answer {
-        Answer::NotFound => fence.is_none(),
+        Answer::NotFound => fence.is_none() || !Rule::MarkedAbsence.on(),
         Answer::Found(Observed { copy, terminating }) => {
             let fenced = fence.is_some_and(|f| {
                 // An object that is being deleted is just what "gone" speaks of.

@@ -427,6 +427,9 @@ impl Sim {
                 validated,
                 dropped,
             } => {
+                if let Answer::Found(found) = &answer {
+                    self.read(at, record, found.copy.resource_version.0);
+                }
                 if !validated {
                     self.restored(at, record, &copy);
                 }

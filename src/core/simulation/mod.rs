@@ -32,6 +32,7 @@ mod history;
 mod network;
 mod replica;
 mod rules;
+mod scripts;
 mod shrink;
 mod tests;
 mod world;
@@ -299,9 +300,16 @@ impl Sim {
             return;
         };
         let (_, events) = self.held.remove(at);
+        let (mut first, mut then): (VecDeque<Event>, VecDeque<Event>) = events
+            .into_iter()
+            .partition(|e| matches!(e, Event::Up(_) | Event::Down(_)));
+        // What a process does first once it goes on is not known.
+        if self.bits(&[20, self.now]) % 2 == 0 {
+            std::mem::swap(&mut first, &mut then);
+        }
         // A thread that serves may run before those that receive.
         self.check();
-        for event in events {
+        for event in first.into_iter().chain(then) {
             if self.checks.broken.is_none() {
                 self.step(event);
             }

@@ -33,6 +33,8 @@ pub struct ReplicaEdge {
     pub stale: u64,
     scheduled: bool,
     pub stopping: bool,
+    /// When it last looked at the clock by itself.
+    gauge: Time,
     /// Registrations, and since when each was seen unchanged.
     unchanged: BTreeMap<Arc<str>, (ResourceVersion, Time)>,
 }
@@ -65,6 +67,7 @@ impl ReplicaEdge {
             stale: 0,
             scheduled: false,
             stopping: false,
+            gauge: Time::ZERO,
             unchanged: BTreeMap::new(),
         }
     }
@@ -212,7 +215,7 @@ impl Sim {
     }
 
     pub fn replica_receives(&mut self, conn: usize) {
-        let Some((arrived, message)) = self.arrive_up(conn) else {
+        let Some(message) = self.arrive_up(conn) else {
             return;
         };
         if !self.conns[conn].replica_open {
@@ -252,7 +255,7 @@ impl Sim {
                 let read = if Rule::ReadClockLate.on() {
                     now
                 } else {
-                    replica.clock.read(arrived)
+                    replica.gauge
                 };
                 replica.core.heartbeat(id, number, read);
             }
@@ -312,6 +315,7 @@ impl Sim {
         let now = self.replica_now(at);
         let replica = &mut self.replicas[at];
         replica.core.poll(now);
+        replica.gauge = now;
         let life = replica.life;
         let over = replica.core.all_leases_over(now) || !Rule::StayRegistered.on();
         if replica.stopping && over {
