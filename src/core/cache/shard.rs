@@ -75,8 +75,9 @@ struct Entry {
     sequence: u64,
     /// Cover until a replica has processed that number.
     provisional: Provisional,
-    /// An own write is in flight and an eviction came: unservable until the write's answer decides.
-    suspended: bool,
+    /// An own write is in flight and an eviction of what is below this generation came: unservable until the write's
+    /// answer decides, or a state of this generation or a later one turns out to equal the copy.
+    suspended: Option<u64>,
     local: Option<Arc<LocalValues>>,
     /// Last use, stored by hits that share the shard.
     used: AtomicU64,
@@ -100,6 +101,8 @@ impl Entry {
                 resource_version: state.mark.resource_version,
                 ..Copy::clone(&self.copy)
             });
+            // A later state than the one that made it unservable equals it.
+            self.suspended = self.suspended.filter(|outdated| *outdated > below);
         }
         equal
     }
@@ -138,7 +141,8 @@ impl Shard {
     #[inline]
     pub fn get(&self, name: &str, now: Time) -> Option<&Arc<Copy>> {
         let entry = self.entries.get(name)?;
-        if entry.suspended || !self.leases.covers(entry.sequence, &entry.provisional, now) {
+        if entry.suspended.is_some() || !self.leases.covers(entry.sequence, &entry.provisional, now)
+        {
             return None;
         }
         entry.used.store(now.as_nanos(), Ordering::Relaxed);
@@ -241,7 +245,7 @@ impl Shard {
                 });
             }
             entry.provisional = cover;
-            entry.suspended = false;
+            entry.suspended = None;
             entry.used.store(now.as_nanos(), Ordering::Relaxed);
             return Restored::Serve {
                 copy: entry.copy.clone(),
@@ -338,7 +342,8 @@ impl Shard {
             let dropped = if newer_known && !self.is_suspended(name) {
                 None
             } else if self.writes_in_flight(name) {
-                self.suspend(name);
+                let below = write.fence.map_or(0, |f| f.outdates(found.uid));
+                self.suspend(name, below);
                 None
             } else {
                 self.drop_copy(name, DropReason::Stale, reporter)
@@ -410,7 +415,7 @@ impl Shard {
         }
         match mark.fate {
             Fate::Stale { .. } if entry.advance(state) => None,
-            Fate::Stale { .. } => self.outdated(name, DropReason::Stale, reporter),
+            Fate::Stale { below } => self.outdated(name, below, reporter),
             Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
@@ -433,8 +438,8 @@ impl Shard {
         }
         match mark.fate {
             Fate::Stale { .. } if entry.advance(state) => None,
-            Fate::Stale { .. } if entry.copy.uid == mark.uid => {
-                self.outdated(name, DropReason::Stale, reporter)
+            Fate::Stale { below } if entry.copy.uid == mark.uid => {
+                self.outdated(name, below, reporter)
             }
             _ => self.drop_copy(name, DropReason::Gone, reporter),
         }
@@ -556,7 +561,7 @@ impl Shard {
                 copy: copy.clone(),
                 sequence,
                 provisional,
-                suspended: false,
+                suspended: None,
                 local,
                 used: AtomicU64::new(now.as_nanos()),
                 queued: now,
@@ -587,18 +592,19 @@ impl Shard {
         }
     }
 
-    /// A copy is outdated: dropped, or if an own write is in flight, unservable until the answer decides.
+    /// A copy below this generation is outdated: dropped, or if an own write is in flight, unservable until the answer
+    /// decides.
     fn outdated(
         &mut self,
         name: &str,
-        reason: DropReason,
+        below: u64,
         reporter: &mut impl Reporter,
     ) -> Option<Dropped> {
         if self.writes_in_flight(name) && Rule::OwnWriteDecides.on() {
-            self.suspend(name);
+            self.suspend(name, below);
             return None;
         }
-        self.drop_copy(name, reason, reporter)
+        self.drop_copy(name, DropReason::Stale, reporter)
     }
 
     fn drop_copy(
@@ -623,14 +629,16 @@ impl Shard {
         Some((name, entry))
     }
 
-    fn suspend(&mut self, name: &str) {
+    fn suspend(&mut self, name: &str, below: u64) {
         if let Some(entry) = self.entries.get_mut(name) {
-            entry.suspended = true;
+            entry.suspended = entry.suspended.max(Some(below));
         }
     }
 
     fn is_suspended(&self, name: &str) -> bool {
-        self.entries.get(name).is_some_and(|e| e.suspended)
+        self.entries
+            .get(name)
+            .is_some_and(|e| e.suspended.is_some())
     }
 
     fn writes_in_flight(&self, name: &str) -> bool {

@@ -8,7 +8,7 @@
 //! * [`world`]: the truth, and all it ever was.
 //! * [`network`]: streams that are late, cut and repeated.
 //! * [`api`]: calls to the API server.
-//! * [`agent`], [`confirmer`], [`replica`]: the edges, as thin as they can be, around the real [`Shard`],
+//! * [`agent`], [`client`], [`confirmer`], [`replica`]: the edges, as thin as they can be, around the real [`Shard`],
 //!   [`Reports`] and [`Replica`].
 //! * [`rules`]: every rule switched off in turn, and which promise breaks.
 //!
@@ -26,6 +26,7 @@ use crate::core::time::Time;
 mod agent;
 mod api;
 mod checks;
+mod client;
 mod confirmer;
 mod generate;
 mod history;

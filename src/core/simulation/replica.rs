@@ -86,7 +86,7 @@ impl Sim {
         let life = self.replicas[at].life;
         self.schedule(self.now + 1, Event::List(at, life));
         self.schedule(self.now + 6, Event::Marker(at, life));
-        self.schedule(self.now + LEASE / 20, Event::Poll(at, life));
+        self.schedule(self.now + LEASE / 10, Event::Poll(at, life));
     }
 
     pub fn replica_now(&self, at: usize) -> Time {
@@ -324,7 +324,7 @@ impl Sim {
             self.crash_replica(at);
             return;
         }
-        self.schedule(self.now + LEASE / 20, Event::Poll(at, life));
+        self.schedule(self.now + LEASE / 10, Event::Poll(at, life));
         self.remove_registrations(at, now);
         self.after(at);
     }
