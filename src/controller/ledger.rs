@@ -82,7 +82,7 @@ impl Witness for Ledger {
 
 /// One line for each eviction.
 fn log_eviction(settled: &Settled) {
-    let Settled { key, uid, generation, changed_keys, pods, silent, took } = settled;
+    let Settled { key, uid, generation, changed_keys, pods, silent, took, .. } = settled;
     if pods.is_empty() {
         return;
     }
