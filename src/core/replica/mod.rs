@@ -32,7 +32,7 @@ pub use agents::{AgentName, Hello, InstanceId, Outgoing, Refusal};
 pub use confirm::{ConfirmRefused, Confirmed};
 pub use counts::Counts;
 pub use rounds::{Fact, Settled};
-pub use scope::{ProofError, ScopeId};
+pub use scope::{ProofError, Registration, ScopeId};
 pub use truth::{Kind, Object, StaleList};
 
 use agents::Agent;
