@@ -256,7 +256,7 @@ impl Replica {
             Some(age) if age >= self.config.lease => Err(Refusal::Outdated),
             Some(age) => Ok(age),
         };
-        self.counts.heartbeat(age);
+        self.counts.heartbeat(&age);
         if let Some(agent) = self.agents.get_mut(&id) {
             agent.heartbeat = Some(Heartbeat { number, received: now, age });
         }
