@@ -8,6 +8,7 @@ mod eviction;
 mod leader;
 mod observer;
 mod rbac;
+mod reconcile;
 mod resource;
 mod status;
 mod world;
