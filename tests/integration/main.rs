@@ -2,6 +2,7 @@
 //! replica and every pod a process of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod balancer;
 mod cachelib;
 mod events;
 mod eviction;
@@ -9,6 +10,7 @@ mod leader;
 mod observer;
 mod rbac;
 mod resource;
+mod staleness;
 mod status;
 mod world;
 mod writes;
