@@ -247,9 +247,9 @@ impl Replica {
         let Some(agent) = self.agents.get_mut(&id) else {
             return within;
         };
-        agent.refused |= !within;
+        agent.refused |= !within && Rule::RefusedEndsCover.on();
         if let Some(through) = through {
-            if !agent.refused {
+            if !agent.refused && (within || Rule::RefusedEndsCover.on()) {
                 agent.processed = agent.processed.max(through);
             }
             if !std::mem::replace(&mut agent.complete, true) {
@@ -298,7 +298,7 @@ impl Replica {
             return;
         };
         if let Some(agent) = self.agents.get_mut(&id) {
-            agent.remembered_until = agent.older_until;
+            agent.remembered_until = if Rule::ReturnOwnLease.on() { agent.older_until } else { Time::ZERO };
         }
         // What is over by now is forgotten by the next `poll`.
     }
@@ -422,8 +422,10 @@ impl Replica {
         if let Some((signal, _)) = settled {
             self.round_acknowledged(id, key, signal, now);
         }
-        let position = self.position(scope);
-        self.compare_one(key, id, position, now);
+        if Rule::CompareOnReport.on() {
+            let position = self.position(scope);
+            self.compare_one(key, id, position, now);
+        }
         true
     }
 
