@@ -14,7 +14,7 @@ struct Watchers(Vec<Evictions>);
 
 impl Watchers {
     async fn new(world: &World) -> Self {
-        Self(Evictions::of_all(world.pods.iter().map(|p| &**p)).await)
+        Self(Evictions::of_all(&world.clients()).await)
     }
 
     /// Waits until each of these pods has been told that its copy is stale, and the other pods' turn has passed.
@@ -159,7 +159,7 @@ async fn after_rapid_changes_every_pod_ends_on_the_last_and_none_goes_back() {
     world.apply("s", &json!({"n": "0", "other": "1"})).await.unwrap();
     world.hold("s", ALL).await;
     let watchers = Watchers::new(&world).await;
-    let observer = Observer::start(world.pods.iter().map(|p| &**p), &[("s", 0)], world.options.lease);
+    let observer = Observer::start(&world.clients(), &[("s", 0)], world.options.lease);
     for n in 1..=100u64 {
         world.merge("s", &json!({"n": n.to_string()})).await;
         observer.committed("s", n);

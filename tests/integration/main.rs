@@ -2,6 +2,7 @@
 //! replica and every pod a process of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod balancer;
 mod cachelib;
 mod events;
 mod eviction;
@@ -10,6 +11,7 @@ mod observer;
 mod rbac;
 mod reconcile;
 mod resource;
+mod staleness;
 mod status;
 mod world;
 mod writes;

@@ -15,14 +15,21 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use testkit::PodClient;
-use tokio::task::JoinSet;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use testkit::{PodClient, eventually};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use vmcp_session::api::VmcpSession;
 
 /// Requests for each pod at once. Some give up soon, so that there are always some which were sent a moment ago, even if a
 /// pod does not answer for long; the others wait for late answers.
 const PATIENCE: [Duration; 4] =
     [Duration::from_millis(300), Duration::from_millis(300), Duration::from_secs(30), Duration::from_secs(30)];
+/// Between two writes of a [`Writer`].
+const BETWEEN_WRITES: Duration = Duration::from_millis(20);
 /// Between two requests of each.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -81,6 +88,20 @@ pub struct Observer {
     workers: JoinSet<()>,
 }
 
+/// Raises the number of a session again and again, until it is stopped.
+pub struct Writer {
+    stopping: CancellationToken,
+    task: JoinHandle<u64>,
+}
+
+impl Writer {
+    /// Stops, and returns the last number.
+    pub async fn stop(self) -> u64 {
+        self.stopping.cancel();
+        self.task.await.unwrap()
+    }
+}
+
 /// The least that an answer may have, and why.
 struct Floor {
     bounded: u64,
@@ -108,10 +129,43 @@ impl Observer {
 
     /// The write of this number was answered just now: it is committed.
     pub fn committed(&self, session: &str, number: u64) {
-        let mut state = self.shared.lock();
-        let truth = state.sessions.get_mut(session).expect("a session that is observed");
-        assert!(truth.committed.last().is_none_or(|(last, _)| *last < number), "{session}: numbers must rise");
-        truth.committed.push((number, Instant::now()));
+        self.shared.committed(session, number);
+    }
+
+    /// Writes the session from now on, one number after the other.
+    pub fn write(&self, sessions: Api<VmcpSession>, session: &str) -> Writer {
+        let (shared, session) = (self.shared.clone(), session.to_owned());
+        let stopping = CancellationToken::new();
+        let stop = stopping.clone();
+        let task = tokio::spawn(async move {
+            let mut last = shared.number(&session);
+            while !stop.is_cancelled() {
+                let patch = Patch::Merge(json!({"spec": {"metadata": {"n": (last + 1).to_string()}}}));
+                // A number whose fate is not known is written again: none ever comes late, after a greater one.
+                if sessions.patch(&session, &PatchParams::default(), &patch).await.is_ok() {
+                    last += 1;
+                    shared.committed(&session, last);
+                }
+                sleep(BETWEEN_WRITES).await;
+            }
+            last
+        });
+        Writer { stopping, task }
+    }
+
+    /// The last number that is known to be committed.
+    pub fn number(&self, session: &str) -> u64 {
+        self.shared.number(session)
+    }
+
+    /// Waits until nobody may serve any more what was committed before this call.
+    pub async fn outdated(&self, session: &str) {
+        let now = self.number(session);
+        eventually(Duration::from_mins(1), &format!("nobody may serve {session} n={now} any more"), async || {
+            (self.shared.floor("", session, Instant::now()).bounded > now).then_some(())
+        })
+        .await
+        .unwrap();
     }
 
     /// The write of this number was answered just now: it is visible everywhere.
@@ -151,6 +205,17 @@ impl Observer {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn committed(&self, session: &str, number: u64) {
+        let mut state = self.lock();
+        let truth = state.sessions.get_mut(session).expect("a session that is observed");
+        assert!(truth.committed.last().is_none_or(|(last, _)| *last < number), "{session}: numbers must rise");
+        truth.committed.push((number, Instant::now()));
+    }
+
+    fn number(&self, session: &str) -> u64 {
+        self.lock().sessions[session].committed.last().map_or(0, |(number, _)| *number)
     }
 
     fn floor(&self, pod: &str, session: &str, sent: Instant) -> Floor {

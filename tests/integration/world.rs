@@ -42,6 +42,11 @@ impl World {
         Self { cluster, fences: 0, _room: room }
     }
 
+    /// What drives the pods.
+    pub fn clients(&self) -> Vec<PodClient> {
+        self.pods.iter().map(|pod| pod.client()).collect()
+    }
+
     /// Sessions, with all rights.
     pub fn sessions(&self) -> Api<VmcpSession> {
         Api::namespaced(self.cluster.plane.client(), &self.cluster.options.namespace)
@@ -87,11 +92,16 @@ impl World {
             self.fences += 1;
             let body = json!({"n": self.fences.to_string()});
             let pod = &self.pods[0];
-            let reply = match self.fences {
-                1 => pod.create("fence", &body, "everywhere").await.unwrap(),
-                _ => pod.patch("fence", &body, "everywhere").await.unwrap(),
-            };
-            assert!((200..300).contains(&reply.status), "the fence could not be written: {reply:?}");
+            // Something may have been broken a moment ago, so that the first attempt finds a connection that is dead.
+            eventually(PATIENCE, "the fence is written", async || {
+                let reply = match pod.get("fence").await.ok()?.status {
+                    404 => pod.create("fence", &body, "everywhere").await.ok()?,
+                    _ => pod.patch("fence", &body, "everywhere").await.ok()?,
+                };
+                (200..300).contains(&reply.status).then_some(())
+            })
+            .await
+            .unwrap();
         }
     }
 }

@@ -58,7 +58,7 @@ async fn values_that_are_true_in_one_pod_only_disturb_no_other() {
     let mut world = World::start(ClusterOptions::default().size(2, 2)).await;
     world.apply("s", &json!({"n": "0"})).await.unwrap();
     world.hold("s", &[0, 1]).await;
-    let watchers = Evictions::of_all(world.pods.iter().map(|p| &**p)).await;
+    let watchers = Evictions::of_all(&world.clients()).await;
     let mark = world.plane.audit().mark().unwrap();
     for round in 1..=ROUNDS {
         for pod in &world.pods {
@@ -111,7 +111,7 @@ async fn a_write_that_is_visible_everywhere_is_read_everywhere_right_after_its_a
     world.pods[2].wait_leases(1).await.unwrap();
     world.apply("s", &json!({"n": "0"})).await.unwrap();
     world.hold("s", &[0, 1, 2]).await;
-    let pods: Vec<PodClient> = world.pods.iter().map(|p| p.client()).collect();
+    let pods = world.clients();
     let observer = Observer::start(&pods, &[("s", 0)], lease);
     let mut waits = Vec::new();
     for n in 1..=1000u64 {

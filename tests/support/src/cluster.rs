@@ -2,7 +2,7 @@
 //! that may do just what it must.
 
 use crate::{ControlPlane, ControlPlaneOptions, Controller, Error, Result, VmcpPod, policy_rule};
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Namespace of the controller.
 pub(crate) const OPERATOR: &str = "vmcp-system";
@@ -61,6 +61,8 @@ pub struct ClusterOptions {
     pub namespace: String,
     /// Whether each process reaches the API server through a proxy of its own, which can be made hostile.
     pub api_proxies: bool,
+    /// Where those proxies lead: the API server, unless it is said otherwise. It counts for what is started afterwards.
+    pub api_server: Option<SocketAddr>,
     /// Whether each pod reaches each replica through a proxy of its own.
     pub stream_proxies: bool,
     /// More arguments for each replica.
@@ -79,6 +81,7 @@ impl Default for ClusterOptions {
             lease: Duration::from_secs(15),
             namespace: "vmcp".into(),
             api_proxies: false,
+            api_server: None,
             stream_proxies: false,
             controller_args: Vec::new(),
             token_lifetime: Duration::from_hours(1),

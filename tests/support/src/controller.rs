@@ -90,7 +90,7 @@ impl Controller {
 }
 
 pub(crate) async fn api_proxy(cluster: &Cluster) -> Result<TcpProxy> {
-    TcpProxy::start(cluster.plane.apiserver().address()).await
+    TcpProxy::start(cluster.options.api_server.unwrap_or(cluster.plane.apiserver().address())).await
 }
 
 fn spawn(name: &str, program: &std::path::Path, args: &[String], access: &TokenAccess) -> Result<Process> {
