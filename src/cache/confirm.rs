@@ -195,9 +195,9 @@ mod tests {
             assert!(confirmer.next_after(number).is_none());
             answers(number);
         };
-        let (confirmed, ()) = tokio::join!(asked, answering);
+        let (how, ()) = tokio::join!(asked, answering);
         assert_eq!(confirmer.pending(), 0, "nothing is left behind");
-        (confirmed, start.elapsed())
+        (how, start.elapsed())
     }
 
     #[tokio::test(start_paused = true)]

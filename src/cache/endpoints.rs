@@ -1,5 +1,6 @@
 //! Which replicas there are: a stream to each.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
@@ -78,9 +79,8 @@ impl Streams {
             want.send_if_modified(|want| std::mem::replace(want, now) != now);
         }
         for address in wanted {
-            if !self.wants.contains_key(&address) {
-                let (sender, receiver) = watch::channel(Want::Always);
-                self.wants.insert(address, sender);
+            if let Entry::Vacant(entry) = self.wants.entry(address) {
+                let receiver = entry.insert(watch::Sender::new(Want::Always)).subscribe();
                 self.shared.streams.wanted(address);
                 let task = self.tasks.spawn(stream::run(self.shared.clone(), address, receiver));
                 self.addresses.insert(task.id(), address);

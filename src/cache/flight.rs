@@ -69,7 +69,6 @@ struct Flight {
     shared: Arc<Shared>,
     name: Arc<str>,
     id: FlightId,
-    outcome: watch::Sender<Option<Outcome>>,
 }
 
 impl Drop for Flight {
@@ -93,7 +92,7 @@ impl Drop for Flight {
 enum Found {
     Serve(Session),
     Wait(watch::Receiver<Option<Outcome>>),
-    Lead(Flight, watch::Receiver<Option<Outcome>>, Option<watch::Receiver<Option<Outcome>>>),
+    Lead(Flight, watch::Sender<Option<Outcome>>, Option<watch::Receiver<Option<Outcome>>>),
     Overloaded,
     Lost,
 }
@@ -108,9 +107,10 @@ impl Shared {
         let mut outcome = match self.join(name) {
             Found::Serve(session) => return Ok(session),
             Found::Wait(outcome) => outcome,
-            Found::Lead(flight, outcome, before) => {
+            Found::Lead(flight, teller, before) => {
+                let outcome = teller.subscribe();
                 // A task of its own: a request that is given up must not take the others with it.
-                tokio::spawn(flight.run(before));
+                tokio::spawn(flight.run(teller, before));
                 outcome
             }
             Found::Overloaded => {
@@ -139,13 +139,11 @@ impl Shared {
                 }
                 Join::Lead(id) => {
                     let name: Arc<str> = name.into();
-                    let (outcome, receiver) = watch::channel(None);
+                    let teller = watch::Sender::new(None);
                     let pending = state.waited_for.entry(name.clone()).or_default();
                     let before = pending.last().map(|p| p.outcome.clone());
-                    pending.push(Pending { id, outcome: receiver.clone() });
-                    let shared = self.clone();
-                    let flight = Flight { shared, name, id, outcome };
-                    Found::Lead(flight, receiver, before)
+                    pending.push(Pending { id, outcome: teller.subscribe() });
+                    Found::Lead(Flight { shared: self.clone(), name, id }, teller, before)
                 }
             };
             (found, None)
@@ -154,7 +152,7 @@ impl Shared {
 }
 
 impl Flight {
-    async fn run(self, before: Option<watch::Receiver<Option<Outcome>>>) {
+    async fn run(self, teller: watch::Sender<Option<Outcome>>, before: Option<watch::Receiver<Option<Outcome>>>) {
         if let Some(mut before) = before {
             // An error means that it is over too.
             let _ = before.wait_for(Option::is_some).await;
@@ -168,7 +166,9 @@ impl Flight {
             Err(GetError::Overloaded) => &counters.overloaded,
             Err(GetError::Unavailable { .. }) => &counters.unavailable,
         });
-        self.outcome.send_replace(Some(outcome));
+        // Those who are told find nothing of it any more.
+        drop(self);
+        teller.send_replace(Some(outcome));
     }
 
     /// Waits for its turn.

@@ -33,7 +33,7 @@ const HOUR: u64 = 3_600_000;
 
 impl Settings {
     /// Checks what a replica said.
-    pub fn read(settings: v1::Settings) -> Result<Self, Malformed> {
+    pub fn read(settings: &v1::Settings) -> Result<Self, Malformed> {
         if settings.protocol_version != PROTOCOL_VERSION {
             let got = settings.protocol_version;
             return Err(Malformed::Version { got });
@@ -164,8 +164,8 @@ impl Link {
                 self.shared.store.reset();
             }
             Message::Confirmed(confirmed) => {
-                let confirmer = &self.shared.confirmer;
-                confirmer.answered(&self.settings.replica, confirmed.number, &confirmed.registered);
+                let v1::Confirmed { number, registered } = confirmed;
+                self.shared.confirmer.answered(&self.settings.replica, number, &registered);
             }
             Message::ConfirmRefused(refused) => {
                 debug!(replica = %self.settings.replica, reason = %one_line(&refused.reason), "confirmation refused");
@@ -226,11 +226,11 @@ mod tests {
             heartbeat_millis: 1_000,
             renewal_millis: 1_000,
         };
-        assert!(Settings::read(good.clone()).is_ok(), "no lease at all is a setting too");
+        assert!(Settings::read(&good).is_ok(), "no lease at all is a setting too");
         let refused = |change: fn(&mut v1::Settings)| {
             let mut settings = good.clone();
             change(&mut settings);
-            Settings::read(settings).unwrap_err().to_string()
+            Settings::read(&settings).unwrap_err().to_string()
         };
         assert!(refused(|s| s.protocol_version = 2).contains("version 2"));
         assert!(refused(|s| s.replica = String::new()).contains("replica"));

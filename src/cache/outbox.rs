@@ -35,6 +35,7 @@ struct Inventory {
 
 /// What waits for one stream.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a message that waits, and any of them may")]
 pub(super) struct Outbox {
     stream: StreamId,
     inventory: Option<Inventory>,
@@ -98,16 +99,8 @@ impl Outbox {
 
     /// When the heartbeat that is answered was sent. An answer counts once; those to earlier ones do not count after it.
     pub fn heartbeat_answered(&mut self, number: u64) -> Option<Time> {
-        while let Some((first, sent)) = self.heartbeats.front().copied() {
-            if first > number {
-                return None;
-            }
-            self.heartbeats.pop_front();
-            if first == number {
-                return Some(sent);
-            }
-        }
-        None
+        let at = self.heartbeats.iter().position(|(known, _)| *known == number)?;
+        self.heartbeats.drain(..=at).next_back().map(|(_, sent)| sent)
     }
 
     /// There may be new reports.
@@ -150,8 +143,11 @@ impl Outbox {
         if std::mem::take(&mut self.lease_returned) {
             return Some(Message::LeaseReturned(v1::LeaseReturned {}));
         }
-        // Only after the inventory: before it a lease would cover nothing.
-        if self.inventory.is_none() && std::mem::take(&mut self.heartbeat_due) {
+        if let Some(inventory) = self.inventory.take() {
+            return Some(self.inventory(inventory, store));
+        }
+        // Only now: before the inventory is told, a lease would cover nothing.
+        if std::mem::take(&mut self.heartbeat_due) {
             return Some(self.heartbeat());
         }
         if self.requests {
@@ -160,9 +156,6 @@ impl Outbox {
                 return Some(Message::Confirm(request));
             }
             self.requests = false;
-        }
-        if let Some(inventory) = self.inventory.take() {
-            return Some(self.inventory(inventory, store));
         }
         if self.reports {
             let (reports, through) = store.take_reports(self.stream, MAX_SESSIONS_PER_MESSAGE);

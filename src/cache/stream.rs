@@ -114,7 +114,7 @@ async fn open(shared: &Arc<Shared>, address: SocketAddr, instance: [u8; 16]) -> 
         let Some(replica_message::Message::Settings(settings)) = first.message else {
             return Err(Malformed::Unexpected { expected: "Settings" }.into());
         };
-        let settings = Settings::read(settings)?;
+        let settings = Settings::read(&settings)?;
         Ok((channel, inbound, settings))
     };
     let opened = timeout(OPEN, opening).await.unwrap_or(Err(Ended::Deadline));
@@ -122,3 +122,7 @@ async fn open(shared: &Arc<Shared>, address: SocketAddr, instance: [u8; 16]) -> 
     let stream = StreamId(LAST_STREAM.fetch_add(1, Ordering::Relaxed) + 1);
     Ok(Link::new(shared.clone(), address, stream, settings, channel, inbound, sender))
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -276,12 +276,12 @@ impl Shared {
 
     /// Runs a write in a task of its own: a request that is given up must not leave a write without its answer. Returns
     /// when the answer came.
-    async fn run<T: Send + 'static, W: Future<Output = Result<T, WriteError>> + Send>(
+    async fn run<T: Send + 'static, W>(
         self: &Arc<Self>,
         write: impl FnOnce(Arc<Self>) -> W + Send + 'static,
     ) -> Result<(T, Instant), WriteError>
     where
-        W: 'static,
+        W: Future<Output = Result<T, WriteError>> + Send + 'static,
     {
         let enter = |n: usize| (n < self.writes.most).then_some(n + 1);
         let entered = self.writes.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter);

@@ -41,6 +41,14 @@ impl Mark {
             }
     }
 
+    /// Copies of `uid` below this generation are outdated: all that there can be, unless it is known to live.
+    pub fn outdates(&self, uid: Uid) -> u64 {
+        match self.fate {
+            Fate::Stale { below } if self.uid == uid => below,
+            _ => u64::MAX,
+        }
+    }
+
     /// Whether an object that was read is provably not older than this knowledge.
     pub fn accepts(&self, uid: Uid, generation: u64, resource_version: ResourceVersion) -> bool {
         if uid == self.uid { !self.drops(uid, generation) } else { resource_version >= self.resource_version }

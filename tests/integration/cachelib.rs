@@ -17,7 +17,7 @@ use vmcp_session::runtime::kube_client::{KubeArgs, Timeouts};
 use crate::programs;
 
 const SOON: Duration = Duration::from_secs(20);
-const HOUR: Duration = Duration::from_secs(3_600);
+const HOUR: Duration = Duration::from_hours(1);
 const LEASE: Duration = Duration::from_secs(3);
 const ACCOUNT: &str = "vmcp-server";
 const CANARY: &str = "canary-7f3a";
@@ -109,7 +109,7 @@ async fn a_session_is_created_read_changed_and_deleted() {
     let (a, b) = (cache(&cluster, "a").await, cache(&cluster, "b").await);
     let options = CreateOptions {
         server: Some("weather".into()),
-        idle_timeout: Some(Duration::from_secs(60)),
+        idle_timeout: Some(Duration::from_mins(1)),
         max_lifetime: Some(HOUR),
         ..CreateOptions::default()
     };
@@ -504,4 +504,90 @@ async fn the_end_of_a_cache_ends_its_streams_and_leases() {
     drop(b);
     let both = async || (gone("a", &log()) && gone("b", &log())).then_some(());
     eventually(SOON, "the replica sees both leave", both).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pod_of_tests_and_demo_does_what_it_is_told() {
+    let options = ClusterOptions::default().size(1, 2).lease(LEASE);
+    let cluster = Cluster::start(programs(), options).await.unwrap();
+    let [a, b] = &cluster.pods[..] else { panic!("two pods") };
+    assert_eq!(a.get("s").await.unwrap().status, 404);
+    let created = a.create("s", &json!({"k": CANARY, "old": "x"}), "committed").await.unwrap();
+    assert_eq!((created.status, created.from()), (200, "written".into()));
+    assert_eq!(a.create("s", &json!({}), "committed").await.unwrap().status, 409);
+    let cached = |reply: testkit::Reply| (reply.from() == "cache").then_some(reply);
+    eventually(SOON, "served from the cache", async || cached(b.get("s").await.ok()?)).await.unwrap();
+    assert_eq!(b.servable().await.unwrap(), ["s"]);
+    assert_eq!(b.call("PUT", "/local/s/connection", Some(&json!(17))).await.unwrap().status, 200);
+    assert_eq!(b.call("GET", "/local/s", None).await.unwrap().json(), json!({"connection": "17"}));
+
+    let before = b.last_eviction().await.unwrap();
+    let patched = a.patch("s", &json!({"old": null, "new": "y"}), "everywhere").await.unwrap();
+    assert_eq!(patched.metadata(), Some(json!({"k": CANARY, "new": "y"})));
+    assert_eq!(b.get("s").await.unwrap().metadata(), patched.metadata());
+    let evictions = b.evictions(before).await.unwrap();
+    assert_eq!(evictions.len(), 1, "{evictions:?}");
+    assert_eq!((&evictions[0]["reason"], &evictions[0]["generation"]), (&json!("stale"), &json!(1)));
+    assert!(evictions[0]["at"].as_u64().unwrap() > 0);
+    assert_eq!(a.evictions(0).await.unwrap().len(), 0, "the writer drops nothing");
+    let put = b.call("PUT", "/sessions/s", Some(&json!({"all": "new"}))).await.unwrap();
+    assert_eq!(put.metadata(), Some(json!({"all": "new"})));
+    let refused = a.patch("s", &json!({"": CANARY}), "committed").await.unwrap();
+    assert_eq!(refused.status, 422, "{}", refused.text);
+    assert!(!refused.text.contains(CANARY));
+    assert_eq!(a.call("PATCH", "/sessions/s", Some(&json!([1]))).await.unwrap().status, 400);
+
+    assert_eq!(a.delete("s", "everywhere").await.unwrap().status, 200);
+    assert_eq!(b.servable().await.unwrap(), [""; 0]);
+    assert_eq!(b.get("s").await.unwrap().status, 404);
+    for pod in &cluster.pods {
+        assert!(!pod.process.log().contains(CANARY), "{}", pod.process.log());
+        let ended = pod.process.terminate(Duration::from_secs(10)).await.unwrap();
+        assert_eq!(ended.code(), Some(0), "{}", pod.process.log_tail());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_stops_gets_its_leases_back_and_nobody_notices() {
+    let cluster = with_controllers(2).await;
+    let a = cache(&cluster, "a").await;
+    let session = a.create("s", map([("k", "1")]), CreateOptions::default()).await.unwrap();
+    cached(&a, "s").await;
+    let log = || cluster.controllers[0].process.log();
+    let stopping = cluster.controllers[0].process.terminate(Duration::from_secs(10));
+    tokio::pin!(stopping);
+    let mut hits = 0;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut stopping => break ended.unwrap(),
+            () = tokio::task::yield_now() => {
+                assert!(a.hit("s").is_some(), "the other replica's lease covers it");
+                hits += 1;
+            }
+        }
+    };
+    assert!(ended.success() && hits > 0, "{ended:?}");
+    assert!(!log().contains("have not returned their leases"), "{}", log());
+    let begun = Instant::now();
+    a.update(&session, map([("k", "2")]), WriteOptions::EVERYWHERE).await.unwrap();
+    assert!(begun.elapsed() < LEASE, "a replica that has left is not waited for: {:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_that_is_not_let_in_says_why_and_validates() {
+    let cluster = with_controllers(1).await;
+    let bad = cluster.plane.dir().join("bad-token");
+    std::fs::write(&bad, CANARY).unwrap();
+    for (name, file, expected) in [
+        ("a", Some(bad), "does not accept the token"),
+        ("b", Some("/nowhere/token".into()), "cannot read the token file /nowhere/token: entity not found"),
+        ("c", None, "a service account token is expected"),
+    ] {
+        let a = cache_with(&cluster, name, cluster.plane.url(), |c| c.token_file = file).await;
+        let problem = async || a.state().streams.first()?.problem.clone();
+        let problem = eventually(SOON, "a problem is shown", problem).await.unwrap();
+        assert!(problem.contains(expected) && !problem.contains(CANARY), "{problem}");
+        let session = a.create(&format!("s-{name}"), Metadata::new(), CreateOptions::default()).await.unwrap();
+        assert_eq!(a.get(session.name()).await.unwrap().origin(), Origin::Validated);
+    }
 }

@@ -30,8 +30,12 @@ async fn everybody_runs_with_an_account_that_may_do_what_it_must_and_no_more() {
         let whoami = world.plane.kubectl(&[&config, "auth", "whoami", "-o", "json"]).await.unwrap();
         let who: serde_json::Value = serde_json::from_str(&whoami).unwrap();
         assert_eq!(who["status"]["userInfo"]["username"], format!("system:serviceaccount:{namespace}:{account}"));
-        let anything: &[&[&str]] =
-            &[&["*", "*"], &["get", "secrets"], &["list", "pods"], &["create", "serviceaccounts/token"]];
+        let anything: &[&[&str]] = &[
+            &["*", "*"],
+            &["get", "secrets"],
+            &["list", "pods"],
+            &["create", "serviceaccounts", "--subresource=token"],
+        ];
         for what in anything {
             assert!(!can_i(&world, kubeconfig, namespace, what).await, "{account} may {what:?}");
         }
@@ -40,10 +44,13 @@ async fn everybody_runs_with_an_account_that_may_do_what_it_must_and_no_more() {
     for verb in ["list", "watch", "update", "deletecollection"] {
         assert!(!can_i(&world, pod, "vmcp", &[verb, "vmcpsessions"]).await, "a pod may {verb} sessions");
     }
-    for what in [["get", "vmcpsessions"], ["create", "vmcpsessions"], ["patch", "vmcpsessions/status"]] {
-        let namespace = if what[1] == "vmcpsessions" { "default" } else { "vmcp" };
-        assert!(!can_i(&world, pod, namespace, &what).await, "a pod may {what:?} in {namespace}");
+    for verb in ["get", "create", "patch", "delete"] {
+        assert!(can_i(&world, pod, "vmcp", &[verb, "vmcpsessions"]).await, "a pod may not {verb} sessions");
+        assert!(!can_i(&world, pod, "default", &[verb, "vmcpsessions"]).await, "a pod may {verb} others' sessions");
     }
+    let status = ["patch", "vmcpsessions", "--subresource=status"];
+    assert!(can_i(&world, controller, "vmcp", &status).await, "the controller may not write status");
+    assert!(!can_i(&world, pod, "vmcp", &status).await, "a pod may write status");
     for what in [["create", "vmcpsessions"], ["update", "vmcpsessions"]] {
         assert!(!can_i(&world, controller, "vmcp", &what).await, "the controller may {what:?} in the pods' namespace");
     }

@@ -5,11 +5,11 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use testkit::{Cluster, ClusterOptions, PodClient, eventually};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use vmcp_session::api::VmcpSession;
+use vmcp_session::api::{LABEL_REPLICA, VmcpSession};
 
 /// Longer than anything takes that works, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,6 +63,17 @@ impl World {
             .await
             .unwrap();
         }
+    }
+
+    /// Waits until so many replicas are registered, no more and no less.
+    pub async fn wait_registered(&self, replicas: usize) {
+        let markers: Api<VmcpSession> = Api::namespaced(self.plane.client(), "vmcp-system");
+        let labelled = ListParams::default().labels(LABEL_REPLICA);
+        eventually(PATIENCE, &format!("{replicas} replicas are registered"), async || {
+            (markers.list(&labelled).await.ok()?.items.len() == replicas).then_some(())
+        })
+        .await
+        .unwrap();
     }
 
     /// Returns when every replica has seen everything that was committed before, and every pod has done all that the

@@ -76,8 +76,9 @@ struct Entry {
     sequence: u64,
     /// Cover until a replica has processed that number.
     provisional: Provisional,
-    /// An own write is in flight and an eviction came: unservable until the write's answer decides.
-    suspended: bool,
+    /// An own write is in flight and an eviction of what is below this generation came: unservable until the write's
+    /// answer decides, or a state of this generation or a later one turns out to equal the copy.
+    suspended: Option<u64>,
     local: Option<Arc<LocalValues>>,
     /// Last use, stored by hits that share the shard.
     used: AtomicU64,
@@ -92,13 +93,16 @@ impl Entry {
         let Fate::Stale { below } = state.mark.fate else {
             return false;
         };
-        let equal = self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest;
+        let equal =
+            self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on();
         if equal && self.copy.generation < below {
             self.copy = Arc::new(Copy {
                 generation: below,
                 resource_version: state.mark.resource_version,
                 ..Copy::clone(&self.copy)
             });
+            // A later state than the one that made it unservable equals it.
+            self.suspended = self.suspended.filter(|outdated| *outdated > below);
         }
         equal
     }
@@ -160,7 +164,7 @@ impl Shard {
 
     #[inline]
     fn servable(&self, entry: &Entry, now: Time) -> bool {
-        !entry.suspended && self.leases.covers(entry.sequence, &entry.provisional, now)
+        entry.suspended.is_none() && self.leases.covers(entry.sequence, &entry.provisional, now)
     }
 
     /// The copy of `name` whether or not it may be served, for diagnosis.
@@ -246,11 +250,11 @@ impl Shard {
             && entry.copy.uid == found.uid
             && entry.copy.digest == found.digest
         {
-            if entry.copy.generation != found.generation {
+            if entry.copy.generation != found.generation && Rule::AdoptGeneration.on() {
                 entry.copy = Arc::new(Copy { metadata: entry.copy.metadata.clone(), ..found });
             }
             entry.provisional = cover;
-            entry.suspended = false;
+            entry.suspended = None;
             entry.used.store(now.as_nanos(), Ordering::Relaxed);
             return Restored::Serve { copy: entry.copy.clone(), validated: true, dropped: None };
         }
@@ -291,7 +295,7 @@ impl Shard {
             fate: if observed.terminating { Fate::Gone } else { Fate::Stale { below: found.generation } },
             resource_version: found.resource_version,
         };
-        if let Some(flights) = self.flights.get_mut(name) {
+        if let Some(flights) = self.flights.get_mut(name).filter(|_| Rule::WritesMark.on()) {
             flights.fence(mark);
         }
         if observed.terminating {
@@ -310,7 +314,8 @@ impl Shard {
             let dropped = if newer_known && !self.is_suspended(name) {
                 None
             } else if self.writes_in_flight(name) {
-                self.suspend(name);
+                let below = write.fence.map_or(0, |f| f.outdates(found.uid));
+                self.suspend(name, below);
                 None
             } else {
                 self.drop_copy(name, DropReason::Stale, reporter)
@@ -356,7 +361,7 @@ impl Shard {
         }
         match mark.fate {
             Fate::Stale { .. } if entry.advance(state) => None,
-            Fate::Stale { .. } => self.outdated(name, DropReason::Stale, reporter),
+            Fate::Stale { below } => self.outdated(name, below, reporter),
             Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
@@ -374,7 +379,7 @@ impl Shard {
         }
         match mark.fate {
             Fate::Stale { .. } if entry.advance(state) => None,
-            Fate::Stale { .. } if entry.copy.uid == mark.uid => self.outdated(name, DropReason::Stale, reporter),
+            Fate::Stale { below } if entry.copy.uid == mark.uid => self.outdated(name, below, reporter),
             _ => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
@@ -503,7 +508,7 @@ impl Shard {
                 copy: copy.clone(),
                 sequence,
                 provisional,
-                suspended: false,
+                suspended: None,
                 local,
                 used: AtomicU64::new(now.as_nanos()),
                 queued: now,
@@ -533,13 +538,14 @@ impl Shard {
         }
     }
 
-    /// A copy is outdated: dropped, or if an own write is in flight, unservable until the answer decides.
-    fn outdated(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
+    /// A copy below this generation is outdated: dropped, or if an own write is in flight, unservable until the answer
+    /// decides.
+    fn outdated(&mut self, name: &str, below: u64, reporter: &mut impl Reporter) -> Option<Dropped> {
         if self.writes_in_flight(name) && Rule::OwnWriteDecides.on() {
-            self.suspend(name);
+            self.suspend(name, below);
             return None;
         }
-        self.drop_copy(name, reason, reporter)
+        self.drop_copy(name, DropReason::Stale, reporter)
     }
 
     fn drop_copy(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
@@ -555,14 +561,14 @@ impl Shard {
         Some((name, entry))
     }
 
-    fn suspend(&mut self, name: &str) {
+    fn suspend(&mut self, name: &str, below: u64) {
         if let Some(entry) = self.entries.get_mut(name) {
-            entry.suspended = true;
+            entry.suspended = entry.suspended.max(Some(below));
         }
     }
 
     fn is_suspended(&self, name: &str) -> bool {
-        self.entries.get(name).is_some_and(|e| e.suspended)
+        self.entries.get(name).is_some_and(|e| e.suspended.is_some())
     }
 
     fn writes_in_flight(&self, name: &str) -> bool {
@@ -596,7 +602,7 @@ impl Shard {
 /// Whether an answer is provably not older than what came in while it was under way, and than the copy held.
 fn answer_counts(answer: &Answer, fence: Option<Mark>, known: Option<&Arc<Copy>>) -> bool {
     match answer {
-        Answer::NotFound => fence.is_none(),
+        Answer::NotFound => fence.is_none() || !Rule::MarkedAbsence.on(),
         Answer::Found(Observed { copy, terminating }) => {
             let fenced = fence.is_some_and(|f| {
                 // An object that is being deleted is just what "gone" speaks of.

@@ -240,16 +240,16 @@ impl Replica {
         let mut within = true;
         for (key, report) in reports {
             match report {
-                Report::Held(holding) => within &= self.hold(id, key, holding, now),
+                Report::Held(holding) => within &= self.hold(id, &key, holding, now),
                 Report::Released => self.release(id, &key, now),
             }
         }
         let Some(agent) = self.agents.get_mut(&id) else {
             return within;
         };
-        agent.refused |= !within;
+        agent.refused |= !within && Rule::RefusedEndsCover.on();
         if let Some(through) = through {
-            if !agent.refused {
+            if !agent.refused && (within || Rule::RefusedEndsCover.on()) {
                 agent.processed = agent.processed.max(through);
             }
             if !std::mem::replace(&mut agent.complete, true) {
@@ -298,7 +298,7 @@ impl Replica {
             return;
         };
         if let Some(agent) = self.agents.get_mut(&id) {
-            agent.remembered_until = agent.older_until;
+            agent.remembered_until = if Rule::ReturnOwnLease.on() { agent.older_until } else { Time::ZERO };
         }
         // What is over by now is forgotten by the next `poll`.
     }
@@ -398,7 +398,7 @@ impl Replica {
         }
     }
 
-    fn hold(&mut self, id: AgentId, key: SessionKey, holding: Holding, now: Time) -> bool {
+    fn hold(&mut self, id: AgentId, key: &SessionKey, holding: Holding, now: Time) -> bool {
         let Some(scope) = self.scope_of(key.namespace()) else {
             return false;
         };
@@ -407,11 +407,11 @@ impl Replica {
             return true;
         };
         let new = Held { holding, waits_for: None, told: None };
-        if agent.holdings.len() >= most && !agent.holds(&key) {
+        if agent.holdings.len() >= most && !agent.holds(key) {
             return false;
         }
         // The new copy took the old one's place: what was queued for that one is settled.
-        let settled = agent.evictions.remove(&key);
+        let settled = agent.evictions.remove(key);
         if let Some(old) = agent.holdings.insert(key.clone(), new) {
             if let Some(until) = old.waits_for {
                 self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
@@ -420,10 +420,12 @@ impl Replica {
             self.entries.entry(key.clone()).or_default().holders.push(id);
         }
         if let Some((signal, _)) = settled {
-            self.round_acknowledged(id, &key, signal, now);
+            self.round_acknowledged(id, key, signal, now);
         }
-        let position = self.position(scope);
-        self.compare_one(&key, id, position, now);
+        if Rule::CompareOnReport.on() {
+            let position = self.position(scope);
+            self.compare_one(key, id, position, now);
+        }
         true
     }
 

@@ -20,6 +20,8 @@ pub struct Broken {
 #[derive(Default)]
 struct Track {
     life: u32,
+    /// Index of the newest state that a GET read for it.
+    read: usize,
     /// Index of the newest state that it served or was told of.
     floor: usize,
     /// States that cost it a copy.
@@ -174,6 +176,8 @@ impl Sim {
         let truth = &self.world.records[record];
         let copy = &dropped.copy;
         let read = truth.at_rv(copy.resource_version.0);
+        let validated = self.checks.tracks.get(&(at, record)).map_or(0, |t| t.read);
+        let read = if equals(&truth.states[validated], copy) { read.max(validated) } else { read };
         if truth.states[read..].iter().all(|s| equals(s, copy)) {
             return self.breaks("I2", || format!("agent {at} loses {copy:?}, which is true"));
         }
@@ -194,6 +198,12 @@ impl Sim {
         if !track.causes.insert(cause) {
             self.breaks("I3", || format!("agent {at} is evicted twice by one change"));
         }
+    }
+
+    /// A GET that counts read the state at this resourceVersion.
+    pub fn read(&mut self, at: usize, record: usize, rv: u64) {
+        let state = self.world.records[record].at_rv(rv);
+        self.track(at, record).read = state;
     }
 
     /// A GET brought a copy that was not held.

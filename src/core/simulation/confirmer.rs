@@ -36,7 +36,7 @@ impl Sim {
         for conn in conns {
             self.send_up(conn, Up::Confirm(id, key.clone(), barrier));
         }
-        self.schedule(self.now + LEASE, Event::Unconfirmed(at, life, id));
+        self.schedule(self.now + LEASE / 2, Event::Unconfirmed(at, life, id));
     }
 
     /// A stream was opened: what is not confirmed yet is asked there, too.

@@ -4,6 +4,8 @@ use super::LEASE;
 use super::api::Access;
 use super::history::{Action, History, Setup};
 use super::network::{Pace, Path};
+use super::scripts::scripted;
+use crate::core::rules::Rule;
 
 /// A small generator of random numbers whose sequence never changes.
 pub struct Rng(u64);
@@ -60,8 +62,13 @@ pub struct Theme {
 pub const MIXED: Theme =
     Theme { change: 20, delete: 8, read: 30, write: 14, watch: 10, network: 14, crash: 4, pause: 6, api: 8 };
 
-const THEMES: [Theme; 5] = [
+/// Who sees what of a write, and when: agents that reach one replica only, GETs in flight, restarts.
+pub const CONFIRM: Theme =
+    Theme { change: 4, delete: 4, read: 35, write: 30, watch: 12, network: 20, crash: 8, pause: 8, api: 10 };
+
+const THEMES: [Theme; 6] = [
     MIXED,
+    CONFIRM,
     Theme { watch: 30, ..MIXED },
     Theme { network: 40, crash: 0, ..MIXED },
     Theme { delete: 30, write: 30, api: 20, crash: 0, ..MIXED },
@@ -71,6 +78,10 @@ const THEMES: [Theme; 5] = [
 /// The history of a seed.
 pub fn history(seed: u64) -> History {
     let mut rng = Rng::new(seed);
+    if rng.chance(25) {
+        let rule = rng.pick(Rule::ALL);
+        return scripted(rule, &mut rng);
+    }
     let theme = rng.pick(&THEMES);
     themed(&mut rng, &theme)
 }
@@ -80,7 +91,8 @@ pub fn themed(rng: &mut Rng, theme: &Theme) -> History {
     let (agents, replicas) = (1 + rng.below(3), 2 + usize::from(rng.chance(25)));
     let sessions = 1 + usize::from(rng.chance(30));
     let all = (1 << replicas) - 1;
-    let reach = (0..agents).map(|_| if rng.chance(60) { all } else { 1 + rng.below(usize::from(all)) as u8 });
+    let whole = if theme.write > 25 { 40 } else { 60 };
+    let reach = (0..agents).map(|_| if rng.chance(whole) { all } else { 1 + rng.below(usize::from(all)) as u8 });
     let reach = reach.collect();
     let setup = Setup {
         seed: rng.next(),
@@ -116,7 +128,7 @@ fn pace(rng: &mut Rng) -> Pace {
     rng.pick(&[Pace::Fast, Pace::Slow, Pace::Slow, Pace::Hung])
 }
 
-fn action(rng: &mut Rng, setup: &Setup, theme: &Theme) -> Action {
+pub fn action(rng: &mut Rng, setup: &Setup, theme: &Theme) -> Action {
     let (a, r) = (rng.below(setup.agents), rng.below(setup.replicas));
     let s = rng.below(setup.sessions);
     let Theme { change, delete, read, write, watch, network, crash, pause, api } = *theme;

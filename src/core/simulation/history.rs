@@ -210,7 +210,7 @@ impl Sim {
     /// Once everything works, everybody must come to hold the truth, and nothing may be left over.
     fn settle(&mut self) {
         self.heal();
-        self.run(self.now + 3 * LEASE);
+        self.run(self.now + 2 * LEASE + LEASE / 4);
         for _ in 0..2 {
             for a in 0..self.setup.agents {
                 for s in 0..self.setup.sessions {

@@ -8,7 +8,7 @@
 //! * [`world`]: the truth, and all it ever was.
 //! * [`network`]: streams that are late, cut and repeated.
 //! * [`api`]: calls to the API server.
-//! * [`agent`], [`confirmer`], [`replica`]: the edges, as thin as they can be, around the real [`Shard`],
+//! * [`agent`], [`client`], [`confirmer`], [`replica`]: the edges, as thin as they can be, around the real [`Shard`],
 //!   [`Reports`] and [`Replica`].
 //! * [`rules`]: every rule switched off in turn, and which promise breaks.
 //!
@@ -26,12 +26,14 @@ use crate::core::time::Time;
 mod agent;
 mod api;
 mod checks;
+mod client;
 mod confirmer;
 mod generate;
 mod history;
 mod network;
 mod replica;
 mod rules;
+mod scripts;
 mod shrink;
 mod tests;
 mod world;
@@ -291,9 +293,15 @@ impl Sim {
             return;
         };
         let (_, events) = self.held.remove(at);
+        let (mut first, mut then): (VecDeque<Event>, VecDeque<Event>) =
+            events.into_iter().partition(|e| matches!(e, Event::Up(_) | Event::Down(_)));
+        // What a process does first once it goes on is not known.
+        if self.bits(&[20, self.now]) % 2 == 0 {
+            std::mem::swap(&mut first, &mut then);
+        }
         // A thread that serves may run before those that receive.
         self.check();
-        for event in events {
+        for event in first.into_iter().chain(then) {
             if self.checks.broken.is_none() {
                 self.step(event);
             }

@@ -79,11 +79,11 @@ impl<M: Clone> Pipe<M> {
     }
 
     /// The first message, if it is due.
-    fn pop(&mut self, now: u64) -> Option<(u64, M)> {
+    fn pop(&mut self, now: u64) -> Option<M> {
         if self.queue.front()?.0 > now {
             return None;
         }
-        self.queue.pop_front()
+        Some(self.queue.pop_front()?.1)
     }
 
     /// Everything that was sent after the first `keep` messages in flight is lost, and then the end comes.
@@ -172,15 +172,14 @@ impl Sim {
         }
     }
 
-    /// A message arrives at the replica; with it the moment at which the network had delivered it.
-    pub fn arrive_up(&mut self, conn: usize) -> Option<(u64, Up)> {
+    pub fn arrive_up(&mut self, conn: usize) -> Option<Up> {
         let arrived = self.conns[conn].up.pop(self.now)?;
         self.next_up(conn);
         Some(arrived)
     }
 
     pub fn arrive_down(&mut self, conn: usize) -> Option<Down> {
-        let (_, arrived) = self.conns[conn].down.pop(self.now)?;
+        let arrived = self.conns[conn].down.pop(self.now)?;
         self.next_down(conn);
         Some(arrived)
     }

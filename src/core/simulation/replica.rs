@@ -33,6 +33,8 @@ pub struct ReplicaEdge {
     pub stale: u64,
     scheduled: bool,
     pub stopping: bool,
+    /// When it last looked at the clock by itself.
+    gauge: Time,
     /// Registrations, and since when each was seen unchanged.
     unchanged: BTreeMap<Arc<str>, (ResourceVersion, Time)>,
 }
@@ -57,6 +59,7 @@ impl ReplicaEdge {
             stale: 0,
             scheduled: false,
             stopping: false,
+            gauge: Time::ZERO,
             unchanged: BTreeMap::new(),
         }
     }
@@ -75,7 +78,7 @@ impl Sim {
         let life = self.replicas[at].life;
         self.schedule(self.now + 1, Event::List(at, life));
         self.schedule(self.now + 6, Event::Marker(at, life));
-        self.schedule(self.now + LEASE / 20, Event::Poll(at, life));
+        self.schedule(self.now + LEASE / 10, Event::Poll(at, life));
     }
 
     pub fn replica_now(&self, at: usize) -> Time {
@@ -190,7 +193,7 @@ impl Sim {
     }
 
     pub fn replica_receives(&mut self, conn: usize) {
-        let Some((arrived, message)) = self.arrive_up(conn) else {
+        let Some(message) = self.arrive_up(conn) else {
             return;
         };
         if !self.conns[conn].replica_open {
@@ -223,7 +226,7 @@ impl Sim {
                 replica.core.reported(id, reports, through, now);
             }
             Up::Heartbeat(number) => {
-                let read = if Rule::ReadClockLate.on() { now } else { replica.clock.read(arrived) };
+                let read = if Rule::ReadClockLate.on() { now } else { replica.gauge };
                 replica.core.heartbeat(id, number, read);
             }
             Up::Ack(key, signal) => replica.core.acknowledged(id, &key, signal, now),
@@ -282,6 +285,7 @@ impl Sim {
         let now = self.replica_now(at);
         let replica = &mut self.replicas[at];
         replica.core.poll(now);
+        replica.gauge = now;
         let life = replica.life;
         let over = replica.core.all_leases_over(now) || !Rule::StayRegistered.on();
         if replica.stopping && over {
@@ -290,7 +294,7 @@ impl Sim {
             self.crash_replica(at);
             return;
         }
-        self.schedule(self.now + LEASE / 20, Event::Poll(at, life));
+        self.schedule(self.now + LEASE / 10, Event::Poll(at, life));
         self.remove_registrations(at, now);
         self.after(at);
     }

@@ -141,7 +141,7 @@ impl Cluster {
         plane.create_service_account(OPERATOR, CONTROLLER_ACCOUNT).await?;
         plane.create_service_account(&options.namespace, POD_ACCOUNT).await?;
         let mut cluster = Self { controllers: vec![], pods: vec![], plane, options, programs, started: 0 };
-        cluster.grant().await?;
+        tokio::try_join!(cluster.grant(), cluster.first_write())?;
         for _ in 0..cluster.options.controllers {
             cluster.add_controller().await?;
         }
@@ -155,6 +155,12 @@ impl Cluster {
             pod.wait_leases(cluster.controllers.len()).await?;
         }
         Ok(cluster)
+    }
+
+    /// The first write of a new resource takes an API server two seconds, longer than a replica with short leases waits.
+    async fn first_write(&self) -> Result<()> {
+        self.apply("first", &serde_json::json!({})).await?;
+        self.kubectl(&["delete", "vmcps", "first"]).await.map(drop)
     }
 
     /// Just what each account needs.

@@ -60,6 +60,7 @@ impl Controller {
     }
 
     /// Starts it again, after it has ended.
+    #[expect(clippy::unused_async, reason = "called as a pod's restart is, which waits")]
     pub async fn restart(&mut self) -> Result<()> {
         self.process = spawn(&self.name, &self.program, &self.args, &self.access)?;
         Ok(())
