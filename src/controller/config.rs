@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use thiserror::Error;
 
+use super::leader::{LeaderArgs, LeaderArgsError};
 use crate::runtime::admin::AdminArgs;
 use crate::runtime::kube_client::KubeArgs;
 
@@ -49,6 +50,10 @@ pub struct ControllerArgs {
     #[arg(long, env = "VMCP_RENEWAL_SECONDS", value_name = "SECONDS", default_value_t = 5.0)]
     pub renewal_seconds: f64,
 
+    /// How the leader is elected.
+    #[command(flatten)]
+    pub leader: LeaderArgs,
+
     /// Where to serve the admin endpoints.
     #[command(flatten)]
     pub admin: AdminArgs,
@@ -61,6 +66,9 @@ pub struct ControllerArgs {
 /// A setting that makes no sense.
 #[derive(Debug, Error, PartialEq)]
 pub enum ConfigError {
+    /// The periods of leader election do not fit together.
+    #[error(transparent)]
+    Leader(#[from] LeaderArgsError),
     /// Out of range.
     #[error("--{flag} is {got}: expected {expected}")]
     Range {
@@ -91,6 +99,7 @@ impl ControllerArgs {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.lease()?;
         self.renewal()?;
+        self.leader.timings()?;
         if !self.listen.ip().is_loopback() {
             return Err(ConfigError::NotLoopback(self.listen));
         }
@@ -139,5 +148,7 @@ mod tests {
         assert!(error.to_string().contains("loopback"), "{error}");
         assert!(parsed(&["--namespaces", "a,B"]).is_err());
         assert!(parsed(&["--namespaces", "a,"]).is_err());
+        let error = parsed(&["--leader-lease-seconds", "5"]).unwrap_err();
+        assert!(error.to_string().contains("renew deadline"), "{error}");
     }
 }

@@ -1,38 +1,171 @@
 //! What the leader must know of each session beyond what is compared. Every replica keeps it, so that whoever comes to
 //! lead knows what is left to be done.
+//!
+//! * [`standing`]: a session's status as it stands.
+//! * [`progress`]: how far the pods are with specs that the status does not speak of yet.
+//! * [`renewals`]: uses of sessions that wait for whoever leads.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
+use hashbrown::HashMap;
+use jiff::Timestamp;
 use parking_lot::Mutex;
-use tracing::{debug, info};
+use tokio::sync::Notify;
+use tracing::debug;
 
+use super::clock::now;
 use super::object::{Marker, Read, Terms};
 use super::shared::Witness;
+use crate::core::expiry::{Expired, Expiry, Hearing, Limits, Persist, WallTime};
 use crate::core::replica::{Fact, Settled};
-use crate::core::session::{SessionKey, Uid};
+use crate::core::session::{ResourceVersion, SessionKey, Uid};
+use crate::core::session_ref::SessionRef;
+use crate::core::time::Time;
 
-/// The ledger.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    state: Mutex<State>,
+pub mod progress;
+pub mod renewals;
+pub mod standing;
+
+use progress::{Due, Progress};
+use renewals::Renewals;
+pub use renewals::Turn;
+use standing::Standing;
+
+/// Hears of settled changes, at once and without waiting.
+pub trait Settlements: Send + Sync {
+    /// A change is settled.
+    fn settled(&self, settled: &Settled);
 }
 
+/// The ledger.
+pub struct Ledger {
+    state: Mutex<State>,
+    leading: AtomicBool,
+    wakers: Wakers,
+    settlements: Box<dyn Settlements>,
+}
+
+/// Notified when there is something to do for the leader.
 #[derive(Debug, Default)]
+pub struct Wakers {
+    /// A status may have to be written.
+    pub status: Notify,
+    /// A session with a finalizer of ours is being deleted, or is gone.
+    pub finalizers: Notify,
+    /// A replica came or went.
+    pub markers: Notify,
+}
+
+#[derive(Debug)]
 struct State {
-    sessions: HashMap<SessionKey, Terms>,
+    sessions: HashMap<SessionKey, Session>,
+    terminating: BTreeMap<SessionKey, Terminating>,
     markers: BTreeMap<SessionKey, Marker>,
+    progress: Progress,
+    expiry: Expiry,
+    hearing: Hearing,
+    renewals: Renewals,
+}
+
+/// What is kept of each session.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The object.
+    pub uid: Uid,
+    /// Its generation.
+    pub generation: u64,
+    /// Its resourceVersion.
+    pub resource_version: ResourceVersion,
+    /// Whether it is being deleted.
+    pub terminating: bool,
+    /// Its status; `None` if it has none.
+    pub standing: Option<Standing>,
+}
+
+impl Session {
+    fn is_current(&self) -> bool {
+        self.terminating || self.standing.as_ref().is_some_and(|standing| standing.is_current(self.generation))
+    }
+}
+
+/// A session with our finalizer that is being deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terminating {
+    /// The object.
+    pub uid: Uid,
+    /// A resourceVersion at which it is being deleted.
+    pub resource_version: ResourceVersion,
+    /// When this replica saw that first.
+    pub since: Time,
+}
+
+/// How many entries of each kind there are, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depths {
+    /// Sessions whose status is behind.
+    pub behind: usize,
+    /// Sessions whose deletion is being confirmed.
+    pub terminating: usize,
+    /// Sessions with a timeout.
+    pub timeouts: usize,
+    /// Uses that wait for whoever leads.
+    pub renewals: usize,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ledger").finish_non_exhaustive()
+    }
+}
+
+fn wall() -> WallTime {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+fn since_epoch(at: Timestamp) -> WallTime {
+    at.duration_since(Timestamp::UNIX_EPOCH).try_into().unwrap_or_default()
 }
 
 impl Ledger {
+    /// The ledger of the replica `own`. Leases have the length `lease`, and uses are reported every `renewal`.
+    pub fn new(own: &str, lease: Duration, renewal: Duration, settlements: Box<dyn Settlements>) -> Self {
+        let state = State {
+            sessions: HashMap::new(),
+            terminating: BTreeMap::new(),
+            markers: BTreeMap::new(),
+            progress: Progress::new(lease),
+            expiry: Expiry::new(renewal),
+            hearing: Hearing::new(own.into(), now()),
+            renewals: Renewals::default(),
+        };
+        Self { state: Mutex::new(state), leading: AtomicBool::new(false), wakers: Wakers::default(), settlements }
+    }
+
+    /// For whoever works on what it tells.
+    pub const fn wakers(&self) -> &Wakers {
+        &self.wakers
+    }
+
     /// An object was added or modified.
     pub fn observed(&self, read: &Read) {
-        let mut state = self.state.lock();
+        let key = &read.object.key;
         if let Some(terms) = &read.terms {
-            state.sessions.insert(read.object.key.clone(), terms.clone());
+            let mut state = self.state.lock();
+            state.observed(key, terms);
+            drop(state);
+            if terms.terminating && terms.confirm_eviction {
+                self.wakers.finalizers.notify_one();
+            }
         }
         if let Some(marker) = &read.marker {
-            state.markers.insert(read.object.key.clone(), marker.clone());
+            let mut state = self.state.lock();
+            if state.markers.insert(key.clone(), marker.clone()).as_ref() != Some(marker) {
+                state.registered();
+                self.wakers.markers.notify_one();
+            }
         }
     }
 
@@ -40,61 +173,253 @@ impl Ledger {
     pub fn removed(&self, key: &SessionKey) {
         let mut state = self.state.lock();
         state.sessions.remove(key);
-        state.markers.remove(key);
+        state.progress.forget(key);
+        state.expiry.removed(key);
+        state.renewals.forget(key);
+        if state.terminating.remove(key).is_some() {
+            self.wakers.finalizers.notify_one();
+        }
+        if state.markers.remove(key).is_some() {
+            state.registered();
+            self.wakers.markers.notify_one();
+        }
     }
 
     /// A whole list of the objects in `namespace` (all of them if `None`) takes the place of what was known.
     pub fn relisted(&self, namespace: Option<&str>, objects: Vec<(SessionKey, Option<Terms>, Option<Marker>)>) {
         let mut state = self.state.lock();
+        let State { sessions, terminating, markers, progress, expiry, .. } = &mut *state;
         let elsewhere = |key: &SessionKey| namespace.is_some_and(|n| **key.namespace() != *n);
-        state.sessions.retain(|key, _| elsewhere(key));
-        state.markers.retain(|key, _| elsewhere(key));
+        let listed: BTreeSet<SessionKey> =
+            objects.iter().filter(|(_, terms, _)| terms.is_some()).map(|(key, ..)| key.clone()).collect();
+        sessions.retain(|key, _| elsewhere(key) || listed.contains(key));
+        terminating.retain(|key, _| elsewhere(key) || listed.contains(key));
+        progress.retain(|key| elsewhere(key) || listed.contains(key));
+        expiry.retain(|key| elsewhere(key) || listed.contains(key));
+        markers.retain(|key, _| elsewhere(key));
         for (key, terms, marker) in objects {
             if let Some(terms) = terms {
-                state.sessions.insert(key.clone(), terms);
+                state.observed(&key, &terms);
             }
             if let Some(marker) = marker {
                 state.markers.insert(key, marker);
             }
         }
+        state.registered();
+        drop(state);
+        self.wakers.status.notify_one();
+        self.wakers.finalizers.notify_one();
+        self.wakers.markers.notify_one();
+    }
+
+    /// This replica has begun to lead, or leads no more.
+    pub fn lead(&self, leading: bool) {
+        let mut state = self.state.lock();
+        self.leading.store(leading, Ordering::Release);
+        let now = now();
+        state.hearing.restart(now);
+        state.renewals.begin();
+        if leading {
+            state.progress.look_at_all(now);
+        }
+        drop(state);
+        self.wakers.status.notify_one();
+        self.wakers.finalizers.notify_one();
+        self.wakers.markers.notify_one();
     }
 
     /// A client of a pod used the session so long ago.
-    pub fn renewed(&self, _key: &SessionKey, _uid: Uid, _idle: Duration) {}
+    pub fn renewed(&self, key: &SessionKey, uid: Uid, idle: Duration) {
+        let used = Time::ZERO + now().saturating_since(Time::ZERO + idle);
+        let mut state = self.state.lock();
+        state.expiry.used(key, uid, used);
+        if !self.leading.load(Ordering::Acquire) {
+            let room = state.sessions.len() + Renewals::BEYOND;
+            state.renewals.add(key, uid, used, room);
+        }
+    }
 
-    /// Takes at most `most` of the sessions that were renewed, with how long ago they were used.
-    pub fn take_renewed(&self, _most: usize) -> Vec<(SessionKey, Uid, Duration)> {
-        Vec::new()
+    /// Whoever leads begins to take what is renewed, and whoever did before takes nothing more.
+    pub fn begin_taking(&self) -> Turn {
+        self.state.lock().renewals.begin()
+    }
+
+    /// Takes at most `most` of the sessions that were renewed, with how long ago they were used. `None` if it is not
+    /// this one's turn any more, or if some could not be kept: what is taken is then not all there was.
+    pub fn take_renewed(&self, turn: Turn, most: usize) -> Option<Vec<(SessionKey, Uid, Duration)>> {
+        if self.leading.load(Ordering::Acquire) {
+            return None;
+        }
+        let now = now();
+        let taken = self.state.lock().renewals.take(turn, most)?;
+        Some(taken.into_iter().map(|(key, uid, used)| (key, uid, now.saturating_since(used))).collect())
+    }
+
+    /// A stream to another replica was opened.
+    pub fn peer_opened(&self, replica: &str) {
+        self.state.lock().hearing.opened(replica.into(), now());
+    }
+
+    /// Another replica handed over all that it had heard; `last` if no more of it follows.
+    pub fn peer_renewed(&self, replica: &str, used: Vec<(SessionKey, Uid, Duration)>, last: bool) {
+        let now = now();
+        let mut state = self.state.lock();
+        for (key, uid, idle) in used {
+            let at = Time::ZERO + now.saturating_since(Time::ZERO + idle);
+            state.expiry.used(&key, uid, at);
+        }
+        if last {
+            state.hearing.handed_over(replica, now);
+        }
+    }
+
+    /// A stream to another replica is over.
+    pub fn peer_closed(&self, replica: &str) {
+        self.state.lock().hearing.closed(replica, now());
+    }
+
+    /// Sessions that are over, at most `most`.
+    pub fn expired(&self, most: usize) -> Vec<(SessionRef, ResourceVersion, Expired)> {
+        let (now, wall) = (now(), wall());
+        let mut state = self.state.lock();
+        let State { sessions, expiry, hearing, .. } = &mut *state;
+        let expired = expiry.expired(hearing.heard(now), now, wall, most);
+        let known = |(key, uid, why)| {
+            let session = sessions.get(&key).filter(|s| s.uid == uid && !s.terminating)?;
+            Some((SessionRef { key, uid }, session.resource_version, why))
+        };
+        expired.into_iter().filter_map(known).collect()
+    }
+
+    /// Uses that are to be persisted, at most `most`.
+    pub fn to_persist(&self, most: usize) -> Vec<Persist> {
+        self.state.lock().expiry.to_persist(now(), wall(), most)
+    }
+
+    /// The next session of whose pods something can be said, with what its status says.
+    pub fn next_due(&self) -> Option<(Due, Session)> {
+        let now = now();
+        let mut state = self.state.lock();
+        loop {
+            let due = state.progress.next(now)?;
+            let session = state.sessions.get(&due.key);
+            let matching = session.filter(|s| s.uid == due.uid && s.generation == due.generation && !s.is_current());
+            if let Some(session) = matching {
+                let session = session.clone();
+                return Some((due, session));
+            }
+        }
+    }
+
+    /// When a status may come to be due by the passing of time alone.
+    pub fn next_look(&self) -> Option<Time> {
+        self.state.lock().progress.next_look()
+    }
+
+    /// Looks through all sessions for a status that is behind though nobody works on it.
+    pub fn sweep(&self) {
+        let now = now();
+        let mut state = self.state.lock();
+        let State { sessions, progress, .. } = &mut *state;
+        for (key, session) in sessions.iter().filter(|(_, session)| !session.is_current()) {
+            progress.behind(key, session.uid, session.generation, now);
+        }
+    }
+
+    /// A session as it is known.
+    pub fn session(&self, key: &SessionKey) -> Option<Session> {
+        self.state.lock().sessions.get(key).cloned()
+    }
+
+    /// Sessions with our finalizer that are being deleted.
+    pub fn terminating(&self) -> Vec<(SessionKey, Terminating)> {
+        self.state.lock().terminating.iter().map(|(key, t)| (key.clone(), *t)).collect()
+    }
+
+    /// Names and addresses of the registered replicas.
+    pub fn replicas(&self) -> BTreeMap<Arc<str>, String> {
+        self.state.lock().markers.values().map(|m| (m.replica.as_str().into(), m.address.clone())).collect()
+    }
+
+    /// How many entries of each kind there are.
+    pub fn depths(&self) -> Depths {
+        let state = self.state.lock();
+        Depths {
+            behind: state.progress.len(),
+            terminating: state.terminating.len(),
+            timeouts: state.expiry.len(),
+            renewals: state.renewals.len(),
+        }
+    }
+}
+
+impl State {
+    fn observed(&mut self, key: &SessionKey, terms: &Terms) {
+        let now = now();
+        let Terms { uid, generation, resource_version, terminating, .. } = *terms;
+        let standing = terms.status.as_deref().map(Standing::of);
+        let session = Session { uid, generation, resource_version, terminating, standing };
+        if session.is_current() {
+            self.progress.forget(key);
+        }
+        if terminating {
+            self.expiry.removed(key);
+        } else {
+            let renewed = terms.status.as_ref().and_then(|status| status.last_renew_time.as_ref());
+            let limits = Limits {
+                uid,
+                idle: terms.idle_timeout,
+                ends: terms.max_lifetime.map(|lifetime| since_epoch(terms.created) + lifetime),
+                persisted: renewed.map(|renewed| since_epoch(renewed.0)),
+            };
+            self.expiry.observed(key, limits, now, wall());
+        }
+        if terminating && terms.confirm_eviction {
+            let same = self.terminating.get(key).filter(|known| known.uid == uid);
+            let since = same.map_or(now, |known| known.since);
+            self.terminating.insert(key.clone(), Terminating { uid, resource_version, since });
+        } else {
+            self.terminating.remove(key);
+        }
+        self.sessions.insert(key.clone(), session);
+    }
+
+    fn registered(&mut self) {
+        let replicas = self.markers.values().map(|marker| Arc::from(marker.replica.as_str())).collect();
+        self.hearing.registered(replicas, now());
     }
 }
 
 impl Witness for Ledger {
     fn witness(&self, facts: Vec<Fact>) {
-        for fact in facts {
+        let (now, wall) = (now(), Timestamp::now());
+        let mut state = self.state.lock();
+        for fact in &facts {
             match fact {
-                Fact::Changed { key, uid, generation, .. } => debug!(session = %key, %uid, generation, "changed"),
-                Fact::Removed { key } => debug!(session = %key, "removed"),
-                Fact::Settled(settled) => log_eviction(&settled),
+                Fact::Changed { key, uid, generation, new, .. } => {
+                    debug!(session = %key, %uid, generation, "changed");
+                    let current = |s: &Session| s.uid == *uid && s.generation >= *generation && s.is_current();
+                    if !state.sessions.get(key).is_some_and(current) {
+                        state.progress.changed(key, *uid, *generation, *new, now);
+                    }
+                }
+                Fact::Removed { key } => {
+                    debug!(session = %key, "removed");
+                    state.progress.forget(key);
+                }
+                Fact::Settled(settled) => state.progress.settled(settled, now, wall),
             }
         }
+        drop(state);
+        let mut some = false;
+        for fact in &facts {
+            if let Fact::Settled(settled) = fact {
+                some = true;
+                self.settlements.settled(settled);
+            }
+        }
+        if some {
+            self.wakers.status.notify_one();
+        }
     }
-}
-
-/// One line for each eviction.
-fn log_eviction(settled: &Settled) {
-    let Settled { key, uid, generation, changed_keys, pods, silent, took } = settled;
-    if pods.is_empty() {
-        return;
-    }
-    info!(
-        session = %key,
-        %uid,
-        generation = generation.unwrap_or_default(),
-        gone = generation.is_none(),
-        changed_keys = changed_keys.join(","),
-        pods = pods.join(","),
-        silent = silent.join(","),
-        micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-        "evicted"
-    );
 }

@@ -4,14 +4,15 @@
 //! * [`marker`]: proves that the watch is complete, and registers the replica.
 //! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`auth`] tells who they are.
 //! * [`ledger`]: what is left to be done for each session, by whoever leads.
+//! * [`leader`]: who leads; [`reconcile`] is what it does; [`peers`] are its streams to the others.
+//! * [`status`], [`events`]: bounded queues of what is written; [`metrics`]: what Prometheus is told.
 //! * [`shared`]: the replica's state, where all of these meet.
-//! * [`leader`]: who may write to Kubernetes; [`status`] and [`events`]: what is written.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube::api::Api;
 use parking_lot::Mutex;
-use prometheus_client::registry::Registry;
 use rand::Rng;
 use thiserror::Error;
 use tokio::sync::Notify;
@@ -26,6 +27,7 @@ use crate::runtime::api_error::ApiError;
 use crate::runtime::health::Health;
 use crate::runtime::kube_client::{KubeConfigError, Timeouts};
 use crate::runtime::task_set::{TaskError, TaskSet};
+use crate::runtime::transport::Transport;
 
 pub mod attach;
 pub mod auth;
@@ -35,9 +37,12 @@ pub mod events;
 pub mod leader;
 pub mod ledger;
 pub mod marker;
+pub mod metrics;
 pub mod object;
 pub mod peer;
+pub mod peers;
 mod pump;
+pub mod reconcile;
 mod remedy;
 pub mod serve;
 pub mod shared;
@@ -45,10 +50,14 @@ pub mod status;
 pub mod watch;
 
 pub use config::ControllerArgs;
+use events::{EventWriter, REPORTING_CONTROLLER};
+use leader::Elector;
+use reconcile::herald::Herald;
+use reconcile::{Ending, Leader};
 use shared::Shared;
 
 /// How long everything may take to end.
-const DRAIN: Duration = Duration::from_secs(8);
+const DRAIN: Duration = Duration::from_secs(5);
 /// How long agents are given to return their leases.
 const RETURN_LEASES: Duration = Duration::from_secs(3);
 /// How often it is looked whether something that was remembered is over.
@@ -92,7 +101,14 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let namespaces: Vec<Arc<str>> = args.namespaces.iter().map(|n| n.as_str().into()).collect();
     let replica = Replica::new(Config { lease, ..Config::default() }, &namespaces);
     let scopes: Vec<(ScopeId, Option<Arc<str>>)> = replica.scopes().map(|(id, n)| (id, n.cloned())).collect();
-    let ledger = Arc::new(ledger::Ledger::default());
+    let leases = Api::namespaced(client.clone(), &args.operator_namespace);
+    let timings = args.leader.timings().map_err(config::ConfigError::from)?;
+    let elector = Elector::new(leases, args.leader.lease_name.clone(), name.clone(), timings);
+    let guard = elector.guard();
+    let events = EventWriter::new(client.clone(), REPORTING_CONTROLLER, &name, guard.clone());
+    let (herald, storms) = Herald::new(client.clone(), events.clone(), guard.clone());
+    let took = herald.took();
+    let ledger = Arc::new(ledger::Ledger::new(&name, lease, renewal, Box::new(herald)));
     let shared = Arc::new(Shared::new(replica, ledger.clone()));
 
     let health = Health::default();
@@ -154,20 +170,37 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let service = serve::Service { attach, peer, authenticator };
     tasks.spawn("serve", bound.serve(service, closing.clone()));
     tasks.spawn("poll", poll(shared.clone(), closing.clone()));
-    tasks.spawn("admin", admin.serve(health, Arc::new(Registry::default()), closing.clone()));
 
-    let stopping = stop(shared, client, scopes, markers_in, name, shutdown, closing);
+    let leader = Leader {
+        name: name.as_str().into(),
+        lease,
+        client: client.clone(),
+        shared: shared.clone(),
+        ledger,
+        events,
+        storms,
+        transport: Transport { token_file: args.peer_token_file.clone() },
+        scopes: scopes.iter().map(|(scope, namespace)| (*scope, markers_in(namespace))).collect(),
+    };
+    let (ending, sources) = leader.start(elector, &mut tasks);
+    let registry = Arc::new(metrics::registry(sources, took));
+    tasks.spawn("admin", admin.serve(health, registry, closing.clone()));
+
+    let stopping = stop(shared, client, scopes, markers_in, name, ending, shutdown, closing);
     let (ended, ()) = tokio::join!(tasks.run(DRAIN), stopping);
     Ok(ended?)
 }
 
 /// Ends the replica in order: no new leases, those in force are returned, the registration goes, then everything else.
+/// Meanwhile it stops to lead.
+#[allow(clippy::too_many_arguments, reason = "all that must end")]
 async fn stop(
     shared: Arc<Shared>,
     client: kube::Client,
     scopes: Vec<(ScopeId, Option<Arc<str>>)>,
     markers_in: impl Fn(&Option<Arc<str>>) -> String,
     name: String,
+    ending: Ending,
     shutdown: CancellationToken,
     closing: CancellationToken,
 ) {
@@ -177,11 +210,14 @@ async fn stop(
         () = closing.cancelled() => return,
     }
     shared.with(|replica, _| replica.stop());
-    let deadline = Instant::now() + RETURN_LEASES;
     let over = || shared.with(|replica, now| replica.all_leases_over(now));
-    while !over() && Instant::now() < deadline {
-        sleep(Duration::from_millis(10)).await;
-    }
+    let returned = async {
+        let deadline = Instant::now() + RETURN_LEASES;
+        while !over() && Instant::now() < deadline {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::join!(returned, ending.end());
     if over() {
         for (_, namespace) in &scopes {
             if let Err(error) = marker::remove(&client, &markers_in(namespace), &name, None).await {

@@ -10,7 +10,7 @@ use tonic::{Status, Streaming};
 use tracing::{debug, info};
 
 use super::attach::confirm;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Turn};
 use super::shared::{Shared, StreamGuard};
 use crate::core::replica::Outgoing;
 use crate::proto::v1::{self, peer_reply, peer_request};
@@ -50,6 +50,8 @@ impl Peer {
     }
 
     async fn send(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Status> {
+        // Before the peer knows that it is connected: from then on it counts on hearing everything.
+        let turn = self.ledger.begin_taking();
         let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: self.name.clone() };
         push(outbox, peer_reply::Message::Hello(hello)).await?;
         let mut renewals = interval(self.renewal);
@@ -64,15 +66,16 @@ impl Peer {
             }
             tokio::select! {
                 () = stream.woken.notified() => {}
-                _ = renewals.tick() => self.hand_over(outbox).await?,
+                _ = renewals.tick() => self.hand_over(turn, outbox).await?,
             }
         }
     }
 
     /// Hands over what was renewed, even if it is nothing: only so does the leader know that nothing was.
-    async fn hand_over(&self, outbox: &Outbox) -> Result<(), Status> {
+    async fn hand_over(&self, turn: Turn, outbox: &Outbox) -> Result<(), Status> {
         loop {
-            let renewed = self.ledger.take_renewed(MAX_SESSIONS_PER_MESSAGE);
+            let renewed = self.ledger.take_renewed(turn, MAX_SESSIONS_PER_MESSAGE);
+            let renewed = renewed.ok_or(Status::aborted("another replica leads, or too much was renewed to keep"))?;
             let more = renewed.len() == MAX_SESSIONS_PER_MESSAGE;
             let used = renewed.into_iter().map(|(key, uid, idle)| v1::PeerRenewal {
                 namespace: key.namespace().to_string(),

@@ -9,6 +9,8 @@
 //! * [`replica`]: the controller's side: the truth as its watch shows it, and who holds what.
 //! * [`cache`]: the pod's side: what may be served, what must be validated, what must be dropped.
 //! * [`election`]: which replica leads.
+//! * [`expiry`]: which sessions have outlived their timeouts.
+//! * [`storm`]: which sessions are evicted again and again.
 //! * [`coalesce`], [`rate`]: how much is written to Kubernetes, and when.
 //! * [`events`], [`notes`]: which events are written, and what they say.
 
@@ -17,6 +19,7 @@ pub mod coalesce;
 pub mod digest;
 pub mod election;
 pub mod events;
+pub mod expiry;
 pub mod lease;
 pub mod notes;
 pub mod rate;
@@ -25,6 +28,7 @@ pub mod rules;
 pub mod session;
 pub mod session_ref;
 pub mod signal;
+pub mod storm;
 pub mod time;
 
 #[cfg(test)]

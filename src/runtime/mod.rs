@@ -1,4 +1,5 @@
-//! What every subcommand needs around its work: logs, admin endpoints, shutdown, a clock, a Kubernetes client.
+//! What every subcommand needs around its work: logs, admin endpoints, shutdown, a clock, a Kubernetes client, streams
+//! to the controller.
 
 pub mod admin;
 pub mod api_error;
@@ -8,3 +9,4 @@ pub mod kube_client;
 pub mod shutdown;
 pub mod task_set;
 pub mod telemetry;
+pub mod transport;

@@ -16,7 +16,12 @@ pub struct LeaderArgs {
     pub lease_name: String,
 
     /// How long, in seconds, the other replicas leave a lease alone that is not renewed: 1 to 3600.
-    #[arg(long = "leader-lease-seconds", env = "VMCP_LEADER_LEASE_SECONDS", value_name = "SECONDS")]
+    #[arg(
+        id = "leader_lease_seconds",
+        long = "leader-lease-seconds",
+        env = "VMCP_LEADER_LEASE_SECONDS",
+        value_name = "SECONDS"
+    )]
     #[arg(default_value_t = 15.0)]
     pub lease_seconds: f64,
 

@@ -20,6 +20,7 @@ use super::time::Time;
 pub mod agents;
 pub mod compare;
 pub mod confirm;
+pub mod counts;
 pub mod rounds;
 pub mod scope;
 pub mod truth;
@@ -29,8 +30,9 @@ mod tests;
 
 pub use agents::{AgentName, Hello, InstanceId, Outgoing, Refusal};
 pub use confirm::{ConfirmRefused, Confirmed};
+pub use counts::Counts;
 pub use rounds::{Fact, Settled};
-pub use scope::{ProofError, ScopeId};
+pub use scope::{ProofError, Registration, ScopeId};
 pub use truth::{Kind, Object, StaleList};
 
 use agents::Agent;
@@ -99,6 +101,7 @@ pub struct Replica {
     last_signal: u64,
     woken: BTreeSet<StreamId>,
     facts: Vec<Fact>,
+    counts: Counts,
 }
 
 impl Replica {
@@ -126,6 +129,7 @@ impl Replica {
             last_signal: 0,
             woken: BTreeSet::new(),
             facts: Vec::new(),
+            counts: Counts::default(),
         }
     }
 
@@ -178,6 +182,11 @@ impl Replica {
     /// Confirmations under way.
     pub fn confirmations(&self) -> usize {
         self.confirmations.len()
+    }
+
+    /// What it has done so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Names of the pods that hold a copy of the session.

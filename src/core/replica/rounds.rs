@@ -44,6 +44,8 @@ pub struct Settled {
     pub key: SessionKey,
     /// The uid of the copies that were evicted last.
     pub uid: Uid,
+    /// The uid of the object as it is now, if it is there and not being deleted.
+    pub object: Option<Uid>,
     /// The generation that the pods were brought to; `None` if the object is gone.
     pub generation: Option<u64>,
     /// Metadata keys that changed.
@@ -141,6 +143,11 @@ impl Replica {
         self.facts.push(Fact::Removed { key: key.clone() });
     }
 
+    /// How many pods have been signalled a change of this session and have not acknowledged it yet.
+    pub fn awaited(&self, key: &SessionKey) -> usize {
+        self.rounds.get(key).map_or(0, |round| round.waiting.len())
+    }
+
     /// Nobody is waited for longer than a lease.
     pub(super) fn poll_rounds(&mut self, now: Time) {
         if self.rounds.is_empty() {
@@ -178,6 +185,7 @@ impl Replica {
             Some(round) => Settled {
                 key: key.clone(),
                 uid: round.uid,
+                object: truth_uid,
                 generation: generation.or(round.generation),
                 changed_keys: round.changed.into_iter().collect(),
                 pods: round.pods.into_iter().collect(),
@@ -188,6 +196,7 @@ impl Replica {
                 Some(uid) => Settled {
                     key: key.clone(),
                     uid,
+                    object: truth_uid,
                     generation,
                     changed_keys: Vec::new(),
                     pods: Vec::new(),

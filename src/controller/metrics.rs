@@ -1,0 +1,173 @@
+//! What Prometheus is told. Everything is read from the real state when it is scraped, so that no gauge can drift. No
+//! label names an object.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::Registry;
+
+use super::events::EventWriter;
+use super::leader::LeadershipGuard;
+use super::ledger::Ledger;
+use super::reconcile::expire::Reaped;
+use super::shared::Shared;
+use super::status::SessionStatusWriter;
+use crate::core::expiry::Expired;
+use crate::core::replica::Counts;
+
+/// Where the numbers come from.
+#[derive(Debug)]
+pub struct Sources {
+    /// The replica.
+    pub shared: Arc<Shared>,
+    /// What is left to be done.
+    pub ledger: Arc<Ledger>,
+    /// Status patches.
+    pub statuses: SessionStatusWriter,
+    /// Events.
+    pub events: EventWriter,
+    /// Whether this replica leads.
+    pub guard: LeadershipGuard,
+    /// Sessions that were deleted.
+    pub reaped: Arc<Reaped>,
+    /// Markers that were removed.
+    pub retired: Arc<AtomicU64>,
+}
+
+/// Names of the numbers begin with this.
+const PREFIX: &str = "vmcp_session";
+
+/// The registry of one replica.
+pub fn registry(sources: Sources, took: Histogram) -> Registry {
+    let mut registry = Registry::with_prefix(PREFIX);
+    let help = "Time from the first signal of a change to the last pod's acknowledgement";
+    registry.register_with_unit("signal_to_ack", help, prometheus_client::registry::Unit::Seconds, took);
+    registry.register_collector(Box::new(sources));
+    registry
+}
+
+type Encoded = Result<(), std::fmt::Error>;
+
+/// A number with at most one label.
+type Row<V> = (Option<(&'static str, &'static str)>, V);
+
+impl Collector for Sources {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Encoded {
+        let encoder = &mut encoder;
+        self.encode_replica(encoder)?;
+        self.encode_work(encoder)
+    }
+}
+
+impl Sources {
+    fn encode_replica(&self, encoder: &mut DescriptorEncoder) -> Encoded {
+        struct Now {
+            sessions: usize,
+            holdings: usize,
+            agents: (usize, usize),
+            signals: usize,
+            confirmations: usize,
+            age: Option<std::time::Duration>,
+            counts: Counts,
+        }
+        let now = self.shared.with(|replica, now| Now {
+            sessions: replica.sessions(),
+            holdings: replica.holdings(),
+            agents: replica.agents(),
+            signals: replica.queued_signals(),
+            confirmations: replica.confirmations(),
+            age: replica.age(now),
+            counts: replica.counts(),
+        });
+        gauges(encoder, "sessions", "Sessions that exist", &[(None, now.sessions)])?;
+        gauges(encoder, "holdings", "Copies that connected agents hold", &[(None, now.holdings)])?;
+        let state = |name| Some(("state", name));
+        let agents = [(state("connected"), now.agents.0), (state("remembered"), now.agents.1)];
+        gauges(encoder, "agents", "Agents: connected, or remembered until their last lease has ended", &agents)?;
+        // There is no age before the first proof.
+        if let Some(age) = now.age {
+            let help = "How long ago the watch was proven to be complete";
+            let age = ConstGauge::new(age.as_secs_f64());
+            one(encoder, "watch_freshness_age_seconds", help, &[(None, age)])?;
+        }
+        let Counts { stale, gone, leases, unproven, outdated, stopping } = now.counts;
+        let reason = |name| Some(("reason", name));
+        let evictions = [(reason("stale"), stale), (reason("gone"), gone)];
+        counters(encoder, "evictions", "Copies that agents were told to drop", &evictions)?;
+        counters(encoder, "leases_granted", "Heartbeats that got a lease", &[(None, leases)])?;
+        let refusals = [(reason("unproven"), unproven), (reason("outdated"), outdated), (reason("stopping"), stopping)];
+        counters(encoder, "leases_refused", "Heartbeats that got no lease", &refusals)?;
+        let depths = self.ledger.depths();
+        let queue = |name| Some(("queue", name));
+        let waiting = [
+            (queue("signals"), now.signals),
+            (queue("confirmations"), now.confirmations),
+            (queue("status"), self.statuses.depth()),
+            (queue("events"), self.events.depth()),
+            (queue("status_behind"), depths.behind),
+            (queue("terminating"), depths.terminating),
+            (queue("renewals"), depths.renewals),
+        ];
+        gauges(encoder, "queue_depth", "What waits", &waiting)
+    }
+
+    fn encode_work(&self, encoder: &mut DescriptorEncoder) -> Encoded {
+        let Self { statuses, events, guard, reaped, retired, .. } = self;
+        gauges(encoder, "is_leader", "Whether this replica leads", &[(None, usize::from(guard.is_leader()))])?;
+        let result = |name| Some(("result", name));
+        let patches = [
+            (result("written"), statuses.patched()),
+            (result("failed"), statuses.failed()),
+            (result("given_up"), statuses.given_up()),
+            (result("not_leading"), statuses.not_leading()),
+        ];
+        counters(encoder, "status_patches", "Patches of statuses", &patches)?;
+        let written = [
+            (result("written"), events.written()),
+            (result("merged"), events.suppressed()),
+            (result("dropped"), events.dropped()),
+            (result("failed"), events.failed()),
+        ];
+        counters(encoder, "events", "Events on sessions", &written)?;
+        let reason = |name| Some(("reason", name));
+        let expired = [(reason("idle"), reaped.by(Expired::Idle)), (reason("lifetime"), reaped.by(Expired::Lifetime))];
+        counters(encoder, "expired", "Sessions that were deleted because of a timeout", &expired)?;
+        let removed = retired.load(Ordering::Relaxed);
+        counters(encoder, "markers_removed", "Markers of replicas that are no more", &[(None, removed)])
+    }
+}
+
+fn gauges(encoder: &mut DescriptorEncoder, name: &str, help: &str, rows: &[Row<usize>]) -> Encoded {
+    let value = |value: &usize| ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX));
+    let rows: Vec<_> = rows.iter().map(|(label, v)| (*label, value(v))).collect();
+    one(encoder, name, help, &rows)
+}
+
+fn counters(encoder: &mut DescriptorEncoder, name: &str, help: &str, rows: &[Row<u64>]) -> Encoded {
+    let rows: Vec<_> = rows.iter().map(|(label, value)| (*label, ConstCounter::new(*value))).collect();
+    one(encoder, name, help, &rows)
+}
+
+fn one<M: EncodeMetric + TypedMetric>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    rows: &[Row<M>],
+) -> Encoded {
+    let kind: MetricType = M::TYPE;
+    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+    for (label, value) in rows {
+        match label {
+            Some(label) => value.encode(metric.encode_family(&[*label])?)?,
+            // Only one row has no label.
+            None => return value.encode(metric),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! Deletes sessions that have outlived their timeouts, and persists when others were used.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::Client;
+use kube::api::{Api, DeleteParams, Preconditions};
+use serde_json::Value;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::condition::last_renewal;
+use crate::api::VmcpSession;
+use crate::controller::leader::LeadershipGuard;
+use crate::controller::ledger::Ledger;
+use crate::controller::ledger::standing::Standing;
+use crate::controller::status::{Seen, SessionStatusWriter, StatusPatch};
+use crate::core::expiry::Expired;
+use crate::core::session::ResourceVersion;
+use crate::core::session_ref::SessionRef;
+use crate::runtime::api_error::{ApiErrorKind, deadline};
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// Deletions, and uses that are persisted, in one tick. The rest waits.
+const BATCH: usize = 64;
+const CALLS: usize = 4;
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Deletes what is over.
+#[derive(Clone)]
+pub struct Reaper {
+    /// Where deadlines are kept.
+    pub ledger: Arc<Ledger>,
+    /// The API server.
+    pub client: Client,
+    /// Where the last use is written.
+    pub writer: SessionStatusWriter,
+    /// Whether this replica leads.
+    pub guard: LeadershipGuard,
+    /// How many were deleted.
+    pub reaped: Arc<Reaped>,
+}
+
+/// How many sessions were deleted, by reason.
+#[derive(Debug, Default)]
+pub struct Reaped {
+    idle: AtomicU64,
+    lifetime: AtomicU64,
+}
+
+impl Reaped {
+    /// How many were deleted for this reason.
+    pub fn by(&self, why: Expired) -> u64 {
+        self.of(why).load(Ordering::Relaxed)
+    }
+
+    const fn of(&self, why: Expired) -> &AtomicU64 {
+        match why {
+            Expired::Idle => &self.idle,
+            Expired::Lifetime => &self.lifetime,
+        }
+    }
+}
+
+impl Reaper {
+    /// Deletes until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                _ = ticks.tick() => {}
+            }
+            if !self.guard.is_leader() {
+                continue;
+            }
+            let expired = futures::stream::iter(self.ledger.expired(BATCH));
+            expired.for_each_concurrent(CALLS, |(session, seen, why)| self.delete(session, seen, why)).await;
+            self.persist();
+        }
+    }
+
+    /// Deletes just the object that was judged, as it was judged: whoever changed it meanwhile may have meant it to live.
+    async fn delete(&self, session: SessionRef, seen: ResourceVersion, why: Expired) {
+        let api: Api<VmcpSession> = Api::namespaced(self.client.clone(), session.key.namespace());
+        let preconditions =
+            Preconditions { uid: Some(session.uid.to_string()), resource_version: Some(seen.to_string()) };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        if !self.guard.is_leader() {
+            return;
+        }
+        let deleted = deadline(DEADLINE, async { api.delete(session.key.name(), &params).await.map(drop) }).await;
+        let reason = match why {
+            Expired::Idle => "nobody has used it for its idle timeout",
+            Expired::Lifetime => "it has reached its maximum lifetime",
+        };
+        match deleted {
+            Ok(()) => {
+                self.reaped.of(why).fetch_add(1, Ordering::Relaxed);
+                info!(%session, uid = %session.uid, reason, "session expired");
+            }
+            Err(error) => match error.kind() {
+                ApiErrorKind::NotFound | ApiErrorKind::UidMismatch => {}
+                ApiErrorKind::Conflict => debug!(%session, reason, "it has changed: it is judged again"),
+                _ => warn!(%session, reason, %error, "cannot delete an expired session; trying again"),
+            },
+        }
+    }
+
+    fn persist(&self) {
+        for persist in self.ledger.to_persist(BATCH) {
+            let Some(session) = self.ledger.session(&persist.key).filter(|s| s.uid == persist.uid && !s.terminating)
+            else {
+                continue;
+            };
+            let status = session.standing.as_ref().map_or(Value::Null, Standing::to_value);
+            let seen = Seen { status: &status, resource_version: session.resource_version };
+            let patch = StatusPatch::new(last_renewal(persist.used));
+            self.writer.offer(SessionRef { key: persist.key, uid: persist.uid }, patch, &seen);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Removes the markers of replicas that are no more: whoever wants a confirmation would wait for them.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kube::Client;
+use kube::api::Preconditions;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::controller::clock::now;
+use crate::controller::leader::LeadershipGuard;
+use crate::controller::marker;
+use crate::controller::shared::Shared;
+use crate::core::lease::with_drift;
+use crate::core::replica::{Registration, ScopeId};
+use crate::core::time::Time;
+use crate::runtime::api_error::ApiErrorKind;
+
+/// Removes markers.
+pub struct Retirer {
+    /// Which replicas are registered.
+    pub shared: Arc<Shared>,
+    /// The API server.
+    pub client: Client,
+    /// Whether this replica leads.
+    pub guard: LeadershipGuard,
+    /// Name of this replica, whose marker is its own business.
+    pub own: Arc<str>,
+    /// The collections, and where the markers of each are.
+    pub scopes: Vec<(ScopeId, String)>,
+    /// Length of a lease.
+    pub lease: Duration,
+    /// How many were removed.
+    pub removed: Arc<AtomicU64>,
+}
+
+impl Retirer {
+    /// Removes until `shutdown`. Every replica takes note of what it sees; only the leader removes.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
+        let mut ticks = interval((self.lease / 10).max(Duration::from_millis(100)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut silent: Vec<Silence> = self.scopes.iter().map(|_| Silence::new(self.lease)).collect();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                _ = ticks.tick() => {}
+            }
+            for ((scope, namespace), silence) in self.scopes.iter().zip(&mut silent) {
+                let dead = self.shared.with(|replica, now| silence.seen(replica.registered(*scope), now));
+                for (name, registration) in dead.into_iter().filter(|(name, _)| *name != self.own) {
+                    self.remove(namespace, &name, registration).await;
+                    silence.wait(&name, now());
+                }
+            }
+        }
+    }
+
+    async fn remove(&self, namespace: &str, name: &str, Registration { uid, resource_version }: Registration) {
+        if !self.guard.is_leader() {
+            return;
+        }
+        // If it was written meanwhile, the replica lives, and only our watch is behind.
+        let seen = Preconditions { uid: Some(uid.to_string()), resource_version: Some(resource_version.to_string()) };
+        match marker::remove(&self.client, namespace, name, Some(seen)).await {
+            Ok(()) => {
+                self.removed.fetch_add(1, Ordering::Relaxed);
+                info!(replica = name, "removed the marker of a replica that is no more");
+            }
+            Err(error) => match error.kind() {
+                ApiErrorKind::NotFound | ApiErrorKind::Conflict | ApiErrorKind::UidMismatch => {}
+                _ => warn!(replica = name, %error, "cannot remove the marker of a replica that is no more"),
+            },
+        }
+    }
+}
+
+/// For how long each marker has stood still.
+#[derive(Debug)]
+struct Silence {
+    longest: Duration,
+    seen: BTreeMap<Arc<str>, (Registration, Time)>,
+}
+
+impl Silence {
+    /// The leases that a replica granted end a lease after it sent the last marker that proved its watch, however late
+    /// it granted them. A marker is written about five times in a lease, so it is given the time of one more.
+    fn new(lease: Duration) -> Self {
+        Self { longest: with_drift(lease) + lease / 5, seen: BTreeMap::new() }
+    }
+
+    /// These are registered now. Returns those that have not moved for too long, by this process's own clock.
+    fn seen(&mut self, registered: &BTreeMap<Arc<str>, Registration>, now: Time) -> Vec<(Arc<str>, Registration)> {
+        self.seen.retain(|name, _| registered.contains_key(name));
+        let mut dead = Vec::new();
+        for (name, registration) in registered {
+            match self.seen.get(name) {
+                Some((known, since)) if known == registration => {
+                    if *since + self.longest <= now {
+                        dead.push((name.clone(), *registration));
+                    }
+                }
+                _ => {
+                    self.seen.insert(name.clone(), (*registration, now));
+                }
+            }
+        }
+        dead
+    }
+
+    /// It was tried to remove this one: not again at once.
+    fn wait(&mut self, name: &str, now: Time) {
+        if let Some((_, since)) = self.seen.get_mut(name) {
+            let again = now.saturating_since(Time::ZERO + self.longest);
+            *since = Time::ZERO + again + Duration::from_secs(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::session::{ResourceVersion, Uid};
+
+    fn at(millis: u64) -> Time {
+        Time::from_nanos(1_000_000_000_000 + millis * 1_000_000)
+    }
+
+    fn registered(markers: &[(&str, u64)]) -> BTreeMap<Arc<str>, Registration> {
+        let registration = |rv| Registration { uid: Uid::from_u128(1), resource_version: ResourceVersion(rv) };
+        markers.iter().map(|(name, rv)| (Arc::from(*name), registration(*rv))).collect()
+    }
+
+    #[test]
+    fn only_a_marker_that_stands_still_is_dead() {
+        let mut silence = Silence::new(Duration::from_secs(10));
+        let mut names = |markers: &[(&str, u64)], millis| {
+            let dead = silence.seen(&registered(markers), at(millis));
+            dead.into_iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
+        };
+        let none: [String; 0] = [];
+        assert_eq!(names(&[("a", 1), ("b", 2)], 0), none);
+        assert_eq!(names(&[("a", 1), ("b", 3)], 5_000), none);
+        assert_eq!(names(&[("a", 1), ("b", 3)], 12_099), none);
+        assert_eq!(names(&[("a", 1), ("b", 3)], 12_100), ["a"]);
+        assert_eq!(names(&[("a", 9), ("b", 3)], 12_200), none, "it lives");
+        assert_eq!(names(&[("b", 3)], 17_100), ["b"]);
+        assert_eq!(names(&[], 17_200), none);
+        assert_eq!(names(&[("a", 9)], 99_000), none, "what was forgotten is new");
+    }
+
+    #[test]
+    fn a_failed_removal_is_tried_again_after_a_second() {
+        let mut silence = Silence::new(Duration::from_secs(10));
+        let markers = registered(&[("a", 1)]);
+        silence.seen(&markers, at(0));
+        assert_eq!(silence.seen(&markers, at(12_100)).len(), 1);
+        silence.wait("a", at(12_100));
+        assert_eq!(silence.seen(&markers, at(13_099)).len(), 0);
+        assert_eq!(silence.seen(&markers, at(13_100)).len(), 1);
+    }
+}

@@ -1,0 +1,152 @@
+//! Since when, and up to when, the leader has heard of every use of every session.
+//!
+//! A leader that has just begun, that lost a stream to another replica, or that sees a replica come or go, may have
+//! missed renewals: what it has not heard proves nothing, and it begins to count anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::core::time::Time;
+
+/// A span of time of which every use is known that was reported in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// Its beginning.
+    pub since: Time,
+    /// Its end.
+    pub through: Time,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ear {
+    opened: Time,
+    /// When the last batch came.
+    through: Option<Time>,
+}
+
+/// Which replicas the leader hears.
+#[derive(Debug)]
+pub struct Hearing {
+    own: Arc<str>,
+    ears: BTreeMap<Arc<str>, Ear>,
+    registered: BTreeSet<Arc<str>>,
+    since: Time,
+}
+
+impl Hearing {
+    /// A leader of this name, which has begun at `now` to hear its own agents.
+    pub fn new(own: Arc<str>, now: Time) -> Self {
+        Self { own, ears: BTreeMap::new(), registered: BTreeSet::new(), since: now }
+    }
+
+    /// Nothing that was heard before `now` counts: renewals may have gone to somebody else.
+    pub fn restart(&mut self, now: Time) {
+        self.ears.clear();
+        self.since = now;
+    }
+
+    /// A stream to a replica was opened: it hands over what it hears from now on.
+    pub fn opened(&mut self, replica: Arc<str>, now: Time) {
+        self.ears.insert(replica, Ear { opened: now, through: None });
+    }
+
+    /// All that a replica had heard by `now` was handed over.
+    pub fn handed_over(&mut self, replica: &str, now: Time) {
+        if let Some(ear) = self.ears.get_mut(replica) {
+            ear.through = Some(now);
+        }
+    }
+
+    /// The stream to a replica is over. What it handed over last may be lost.
+    pub fn closed(&mut self, replica: &str, now: Time) {
+        self.ears.remove(replica);
+        self.since = now;
+    }
+
+    /// The replicas that are registered. One that went may have heard what nobody will hear any more.
+    pub fn registered(&mut self, replicas: BTreeSet<Arc<str>>, now: Time) {
+        if !self.registered.is_subset(&replicas) {
+            self.since = now;
+        }
+        self.registered = replicas;
+    }
+
+    /// What has been heard without a gap; `None` while some registered replica is not heard.
+    pub fn heard(&self, now: Time) -> Option<Heard> {
+        // A leader that does not see itself sees nobody.
+        if !self.registered.contains(&self.own) {
+            return None;
+        }
+        let mut heard = Heard { since: self.since, through: now };
+        for replica in self.registered.iter().filter(|replica| **replica != self.own) {
+            let ear = self.ears.get(replica)?;
+            heard.since = heard.since.max(ear.opened);
+            heard.through = heard.through.min(ear.through?);
+        }
+        Some(heard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: u64) -> Time {
+        Time::from_nanos(secs * 1_000_000_000)
+    }
+
+    fn replicas(names: &[&str]) -> BTreeSet<Arc<str>> {
+        names.iter().map(|name| Arc::from(*name)).collect()
+    }
+
+    fn leader(names: &[&str]) -> Hearing {
+        let mut hearing = Hearing::new("own".into(), at(10));
+        hearing.registered(replicas(names), at(10));
+        hearing
+    }
+
+    fn heard(since: u64, through: u64) -> Option<Heard> {
+        Some(Heard { since: at(since), through: at(through) })
+    }
+
+    #[test]
+    fn alone_it_hears_everything_as_soon_as_it_is_registered() {
+        assert_eq!(leader(&[]).heard(at(11)), None);
+        assert_eq!(leader(&["own"]).heard(at(11)), heard(10, 11));
+    }
+
+    #[test]
+    fn every_registered_replica_must_be_heard() {
+        let mut hearing = leader(&["own", "a", "b"]);
+        hearing.opened("a".into(), at(11));
+        hearing.handed_over("a", at(12));
+        assert_eq!(hearing.heard(at(13)), None, "b is missing");
+        hearing.opened("b".into(), at(14));
+        assert_eq!(hearing.heard(at(15)), None, "b has handed over nothing yet");
+        hearing.handed_over("b", at(16));
+        assert_eq!(hearing.heard(at(17)), heard(14, 12), "through the batch that is oldest");
+        hearing.handed_over("a", at(18));
+        assert_eq!(hearing.heard(at(19)), heard(14, 16));
+    }
+
+    #[test]
+    fn whatever_may_lose_renewals_begins_anew() {
+        let both = || {
+            let mut hearing = leader(&["own", "a"]);
+            hearing.opened("a".into(), at(11));
+            hearing.handed_over("a", at(12));
+            hearing
+        };
+        let mut hearing = both();
+        hearing.closed("a", at(20));
+        assert_eq!(hearing.heard(at(21)), None);
+        hearing.registered(replicas(&["own"]), at(22));
+        assert_eq!(hearing.heard(at(23)), heard(22, 23), "the replica is gone, with what it knew");
+        let mut hearing = both();
+        hearing.restart(at(20));
+        assert_eq!(hearing.heard(at(21)), None);
+        let mut hearing = both();
+        hearing.registered(replicas(&["own", "a", "new"]), at(20));
+        assert_eq!(hearing.heard(at(21)), None);
+    }
+}
