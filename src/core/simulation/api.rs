@@ -70,7 +70,6 @@ pub struct Call {
     pub caller: Process,
     pub request: Request,
     pub outcome: Outcome,
-    pub answer: Pace,
 }
 
 /// How the API server treats a caller.
@@ -99,7 +98,6 @@ impl Sim {
             caller,
             request,
             outcome: Outcome::Pending,
-            answer: access.answer,
         });
         let at = self.now.saturating_add(access.effect.delay(bits));
         self.schedule(at, Event::Effect(id));
@@ -120,6 +118,7 @@ impl Sim {
         let access = self.access(caller);
         let lost = access.lose > 0;
         access.lose = access.lose.saturating_sub(1);
+        let answer = access.answer;
         let by = match caller {
             Process::Agent(at, life) if !lost => Some((at, life)),
             _ => None,
@@ -127,7 +126,7 @@ impl Sim {
         let delay = if lost {
             super::LEASE
         } else {
-            self.calls[id].answer.delay(bits)
+            answer.delay(bits)
         };
         let before = self.world.rv();
         if !lost || bits % 2 == 0 {
