@@ -7,7 +7,7 @@ use std::time::Duration;
 use hashbrown::HashMap as FastMap;
 use thiserror::Error;
 
-use super::{AgentId, Confirmed, Entry, Replica, SignalId};
+use super::{AgentId, Confirmed, Entry, Owner, Replica, SignalId};
 use crate::core::cache::{Holding, Report};
 use crate::core::lease::{StreamId, with_drift};
 use crate::core::rules::Rule;
@@ -31,6 +31,12 @@ pub struct Hello {
     pub namespace: Arc<str>,
     /// Its pod.
     pub name: AgentName,
+}
+
+impl Hello {
+    fn owner(&self) -> Owner {
+        (self.namespace.clone(), self.name.clone(), self.instance)
+    }
 }
 
 /// Why a heartbeat gets no lease.
@@ -121,6 +127,10 @@ impl Agent {
         &self.hello.name
     }
 
+    pub fn namespace(&self) -> &Arc<str> {
+        &self.hello.namespace
+    }
+
     pub fn stream(&self) -> Option<StreamId> {
         self.stream
     }
@@ -148,6 +158,10 @@ impl Agent {
     pub fn queue_barrier(&mut self, key: SessionKey, id: SignalId, barrier: Barrier) {
         self.barriers.insert(id, (key, barrier));
     }
+
+    pub fn drop_barrier(&mut self, id: SignalId) {
+        self.barriers.remove(&id);
+    }
 }
 
 impl Replica {
@@ -156,7 +170,7 @@ impl Replica {
     #[must_use]
     pub fn stream_opened(&mut self, stream: StreamId, hello: Hello, now: Time) -> Option<StreamId> {
         let mut superseded = None;
-        let id = if let Some(id) = self.by_instance.get(&hello.instance).copied() {
+        let id = if let Some(id) = self.by_instance.get(&hello.owner()).copied() {
             superseded = self.agents.get(&id).and_then(Agent::stream);
             if let Some(old) = superseded {
                 self.stream_closed(old, now);
@@ -168,7 +182,7 @@ impl Replica {
         };
         let namespace = hello.namespace.clone();
         let remembered_until = self.agents.get(&id).map_or(Time::ZERO, Agent::remembered_until);
-        self.by_instance.insert(hello.instance, id);
+        self.by_instance.insert(hello.owner(), id);
         self.by_stream.insert(stream, id);
         self.by_namespace.entry(namespace.clone()).or_default().insert(id);
         let mut agent = Agent {
@@ -382,7 +396,7 @@ impl Replica {
         }
         let hello = agent.hello.clone();
         self.agents.remove(&id);
-        self.by_instance.remove(&hello.instance);
+        self.by_instance.remove(&hello.owner());
         if let Some(ids) = self.by_namespace.get_mut(&hello.namespace) {
             ids.remove(&id);
             if ids.is_empty() {

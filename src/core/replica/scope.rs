@@ -103,6 +103,12 @@ impl Scope {
         *self = Self::new(self.namespace.take());
     }
 
+    /// Whether a marker that was sent after `then` has come through the watch: whatever was committed until then has been
+    /// shown.
+    pub fn proven_after(&self, then: Time) -> bool {
+        self.proven > Some(then)
+    }
+
     /// How old the knowledge is; `None` if it never was proven.
     pub fn age(&self, now: Time) -> Option<Duration> {
         if !Rule::ProofBeforeLease.on() {

@@ -41,7 +41,8 @@ pub struct ReplicaEdge {
 
 impl ReplicaEdge {
     pub fn new(sim: &Sim, at: usize, life: u32) -> Self {
-        let config = Config { lease: lease(), holdings_per_agent: sim.setup.holdings, confirmations: 16 };
+        let holdings_per_agent = sim.setup.holdings;
+        let config = Config { lease: lease(), holdings_per_agent, confirmations: 16, confirmations_per_pod: 16 };
         let core = Replica::new(config, &[]);
         let scope = core.scopes().next().map(|(scope, _)| scope);
         let process = if Rule::NewProcessNewReplica.on() { life } else { 0 };
