@@ -9,6 +9,7 @@ mod eviction;
 mod leader;
 mod observer;
 mod rbac;
+mod reconcile;
 mod resource;
 mod staleness;
 mod status;

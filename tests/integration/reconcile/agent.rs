@@ -1,0 +1,139 @@
+//! An agent of few words: it holds what it is told to, acknowledges or does not, and says what was used.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
+use vmcp_session::core::cache::{Holding, Report};
+use vmcp_session::core::digest::{Digest, Metadata};
+use vmcp_session::core::session::{ResourceVersion, Uid};
+use vmcp_session::proto::v1::coherence_client::CoherenceClient;
+use vmcp_session::proto::v1::{self, agent_message, replica_message};
+use vmcp_session::proto::{PROTOCOL_VERSION, convert};
+use vmcp_session::runtime::transport::Transport;
+
+/// What it has heard.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Signals by session, the latest of each, and whether each is a barrier.
+    pub signals: BTreeMap<String, (u64, bool)>,
+    /// How many evictions came.
+    pub evictions: usize,
+    /// How many leases were granted.
+    pub leases: usize,
+}
+
+/// An agent on one stream. It is gone when it is dropped.
+pub struct Agent {
+    outbox: mpsc::Sender<v1::AgentMessage>,
+    pub heard: Arc<Mutex<Heard>>,
+    sequence: u64,
+    tasks: [tokio::task::JoinHandle<()>; 2],
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+impl Agent {
+    /// Connects with the token in a file. `obedient`: it acknowledges whatever it is told.
+    pub async fn connect(address: &str, token_file: std::path::PathBuf, instance: u128, obedient: bool) -> Self {
+        let transport = Transport { token_file: Some(token_file) };
+        let mut client = CoherenceClient::new(transport.connect(address).await.unwrap());
+        let (outbox, messages) = mpsc::channel(64);
+        let instance = instance.to_be_bytes().to_vec().into();
+        let hello = v1::Hello { protocol_version: PROTOCOL_VERSION, instance, software: "test".into() };
+        say(&outbox, agent_message::Message::Hello(hello)).await;
+        let reports = convert::reports_message([], Some(0));
+        say(&outbox, agent_message::Message::Reports(reports)).await;
+        let mut request = Request::new(ReceiverStream::new(messages));
+        transport.authorize(&mut request).await.unwrap();
+        let mut inbound = client.attach(request).await.unwrap().into_inner();
+        let heard: Arc<Mutex<Heard>> = Arc::default();
+        let (hears, answers) = (heard.clone(), outbox.clone());
+        let listening = tokio::spawn(async move {
+            while let Ok(Some(message)) = inbound.message().await {
+                match message.message {
+                    Some(replica_message::Message::Signals(signals)) => {
+                        let evictions = signals.evictions.iter().map(|e| (e.session.clone(), e.signal, false));
+                        let barriers = signals.barriers.iter().map(|b| {
+                            (b.state.as_ref().map(|s| s.session.clone()).unwrap_or_default(), b.signal, true)
+                        });
+                        let all: Vec<_> = evictions.chain(barriers).collect();
+                        let done = all.iter().map(|(s, n, _)| v1::Acknowledgement { session: s.clone(), signal: *n });
+                        let done = v1::Acknowledgements { done: done.collect() };
+                        {
+                            let mut heard = hears.lock();
+                            heard.evictions += signals.evictions.len();
+                            heard.signals.extend(all.into_iter().map(|(s, n, barrier)| (s, (n, barrier))));
+                        }
+                        if obedient {
+                            say(&answers, agent_message::Message::Acknowledgements(done)).await;
+                        }
+                    }
+                    Some(replica_message::Message::Lease(lease)) if lease.refused.is_empty() => {
+                        hears.lock().leases += 1;
+                    }
+                    _ => {}
+                }
+            }
+        });
+        let beats = outbox.clone();
+        let beating = tokio::spawn(async move {
+            for number in 1.. {
+                say(&beats, agent_message::Message::Heartbeat(v1::Heartbeat { number })).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+        Self { outbox, heard, sequence: 0, tasks: [listening, beating] }
+    }
+
+    /// Says that it holds a copy of this object.
+    pub async fn hold(&mut self, object: &Value) {
+        let metadata: Metadata = serde_json::from_value(object["spec"]["metadata"].clone()).unwrap();
+        let resource_version: ResourceVersion = text(&object["metadata"]["resourceVersion"]).parse().unwrap();
+        let holding = Holding {
+            uid: uid(object),
+            generation: object["metadata"]["generation"].as_u64().unwrap(),
+            digest: Digest::of(&metadata),
+            resource_version,
+        };
+        self.sequence += 1;
+        let name: Arc<str> = text(&object["metadata"]["name"]).into();
+        let reports = convert::reports_message([(name, Report::Held(holding))], Some(self.sequence));
+        say(&self.outbox, agent_message::Message::Reports(reports)).await;
+    }
+
+    /// Acknowledges the last signal about a session.
+    pub async fn acknowledge(&self, session: &str) {
+        let (signal, _) = self.heard.lock().signals[session];
+        let done = vec![v1::Acknowledgement { session: session.to_owned(), signal }];
+        say(&self.outbox, agent_message::Message::Acknowledgements(v1::Acknowledgements { done })).await;
+    }
+
+    /// Says that a session was used just now.
+    pub async fn renew(&self, object: &Value) {
+        let renewal = convert::renewal_message(text(&object["metadata"]["name"]), uid(object), Duration::ZERO);
+        say(&self.outbox, agent_message::Message::Renewals(v1::Renewals { used: vec![renewal] })).await;
+    }
+}
+
+async fn say(outbox: &mpsc::Sender<v1::AgentMessage>, message: agent_message::Message) {
+    // Whoever is not heard any more is found out by what it waits for.
+    let _ = outbox.send(v1::AgentMessage { message: Some(message) }).await;
+}
+
+fn uid(object: &Value) -> Uid {
+    text(&object["metadata"]["uid"]).parse().unwrap()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
