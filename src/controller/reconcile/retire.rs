@@ -60,7 +60,7 @@ impl Retirer {
         }
     }
 
-    async fn remove(&self, namespace: &str, name: &str, Registration { uid, resource_version }: Registration) {
+    async fn remove(&self, namespace: &str, name: &str, Registration { uid, resource_version, .. }: Registration) {
         if !self.guard.is_leader() {
             return;
         }
@@ -101,11 +101,11 @@ impl Silence {
             match self.seen.get(name) {
                 Some((known, since)) if known == registration => {
                     if *since + self.longest <= now {
-                        dead.push((name.clone(), *registration));
+                        dead.push((name.clone(), registration.clone()));
                     }
                 }
                 _ => {
-                    self.seen.insert(name.clone(), (*registration, now));
+                    self.seen.insert(name.clone(), (registration.clone(), now));
                 }
             }
         }

@@ -277,7 +277,7 @@ impl Replica {
             Some(age) if age >= self.config.lease => Err(Refusal::Outdated),
             Some(age) => Ok(age),
         };
-        self.counts.heartbeat(age);
+        self.counts.heartbeat(&age);
         if let Some(agent) = self.agents.get_mut(&id) {
             agent.heartbeat = Some(Heartbeat { number, received: now, age });
         }
@@ -367,7 +367,7 @@ impl Replica {
         known.evictions.insert(key.clone(), (id, state));
         let stream = known.stream;
         self.wake(stream);
-        self.counts.evicted(mark.fate);
+        self.counts.evicted(fate);
         self.round_evicted(key, agent, id, now);
     }
 

@@ -28,7 +28,7 @@ impl Counts {
         }
     }
 
-    pub(super) fn heartbeat<T>(&mut self, age: Result<T, Refusal>) {
+    pub(super) fn heartbeat<T>(&mut self, age: &Result<T, Refusal>) {
         match age {
             Ok(_) => self.leases += 1,
             Err(Refusal::Unproven) => self.unproven += 1,
