@@ -7,10 +7,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PROFILE ?= dev
-BUILD := cargo build --locked --profile $(PROFILE)
 OUT := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # The benchmarks are built by `make bench` alone: they bring dependencies that nothing else needs.
 ALL := --locked --workspace --exclude vmcp-bench
+BUILD := cargo build $(ALL) --profile $(PROFILE)
 STEP := bash hack/step.sh
 BESIDE := bash hack/with-controlplane.sh
 CRD := crds/vmcpsessions.vmcp.dev.yaml
@@ -44,7 +44,7 @@ test-unit: ## Unit and property tests, documentation examples: no control plane 
 
 .PHONY: test-integration
 test-integration: controlplane
-	@$(STEP) "build the programs under test" cargo build --locked --bins --examples
+	@$(STEP) "build the programs under test" cargo build $(ALL) --bins --examples
 	@$(STEP) "integration tests" cargo test $(ALL) --test '*'
 
 .PHONY: bench

@@ -131,7 +131,8 @@ mod tests {
     }
 
     fn registered(markers: &[(&str, u64)]) -> BTreeMap<Arc<str>, Registration> {
-        let registration = |rv| Registration { uid: Uid::from_u128(1), resource_version: ResourceVersion(rv) };
+        let registration =
+            |rv| Registration { namespace: "a".into(), uid: Uid::from_u128(1), resource_version: ResourceVersion(rv) };
         markers.iter().map(|(name, rv)| (Arc::from(*name), registration(*rv))).collect()
     }
 

@@ -310,8 +310,10 @@ impl Shard {
         let newer_known = known.is_some_and(|k| older(&found, k));
         let fenced = write.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
         if newer_known || fenced {
-            // What is known to be newer than the answer is also newer than a copy that the answer would replace.
-            let dropped = if newer_known && !self.is_suspended(name) {
+            // A copy that is servable has outlived, or was read after, whatever outdates the answer. But one that is
+            // older than the own write is older than the truth.
+            let outdated = known.is_some_and(|k| older(k, &found)) || self.is_suspended(name);
+            let dropped = if !outdated {
                 None
             } else if self.writes_in_flight(name) {
                 let below = write.fence.map_or(0, |f| f.outdates(found.uid));

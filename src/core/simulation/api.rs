@@ -70,7 +70,6 @@ pub struct Call {
     pub caller: Process,
     pub request: Request,
     pub outcome: Outcome,
-    pub answer: Pace,
 }
 
 /// How the API server treats a caller.
@@ -91,7 +90,7 @@ impl Sim {
         let access = *self.access(caller);
         let id = self.calls.len();
         let bits = self.bits(&[5, id as u64]);
-        self.calls.push(Call { caller, request, outcome: Outcome::Pending, answer: access.answer });
+        self.calls.push(Call { caller, request, outcome: Outcome::Pending });
         let at = self.now.saturating_add(access.effect.delay(bits));
         self.schedule(at, Event::Effect(id));
     }
@@ -111,11 +110,12 @@ impl Sim {
         let access = self.access(caller);
         let lost = access.lose > 0;
         access.lose = access.lose.saturating_sub(1);
+        let answer = access.answer;
         let by = match caller {
             Process::Agent(at, life) if !lost => Some((at, life)),
             _ => None,
         };
-        let delay = if lost { super::LEASE } else { self.calls[id].answer.delay(bits) };
+        let delay = if lost { super::LEASE } else { answer.delay(bits) };
         let before = self.world.rv();
         if !lost || bits % 2 == 0 {
             let outcome = self.execute(&request, by);

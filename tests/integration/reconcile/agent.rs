@@ -63,9 +63,10 @@ impl Agent {
                 match message.message {
                     Some(replica_message::Message::Signals(signals)) => {
                         let evictions = signals.evictions.iter().map(|e| (e.session.clone(), e.signal, false));
-                        let barriers = signals.barriers.iter().map(|b| {
-                            (b.state.as_ref().map(|s| s.session.clone()).unwrap_or_default(), b.signal, true)
-                        });
+                        let barriers = signals
+                            .barriers
+                            .iter()
+                            .map(|b| (b.state.as_ref().map(|s| s.session.clone()).unwrap_or_default(), b.signal, true));
                         let all: Vec<_> = evictions.chain(barriers).collect();
                         let done = all.iter().map(|(s, n, _)| v1::Acknowledgement { session: s.clone(), signal: *n });
                         let done = v1::Acknowledgements { done: done.collect() };
