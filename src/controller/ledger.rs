@@ -411,15 +411,12 @@ impl Witness for Ledger {
             }
         }
         drop(state);
-        let mut some = false;
         for fact in &facts {
             if let Fact::Settled(settled) = fact {
-                some = true;
                 self.settlements.settled(settled);
             }
         }
-        if some {
-            self.wakers.status.notify_one();
-        }
+        // Of a change too: it may come to be due by the passing of time.
+        self.wakers.status.notify_one();
     }
 }
