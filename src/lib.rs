@@ -8,9 +8,11 @@
 //! | [`api`] | `core` | the resource `VmcpSession` |
 //! | [`proto`] | `core` | the protocol between pods and controller |
 //! | [`runtime`] | nothing of ours | what every subcommand needs: signals, logs, admin endpoints, API client |
+//! | [`cache`] | `api`, `core`, `proto`, `runtime` | the pod's side as a library |
 //! | [`controller`] | `api`, `core`, `proto`, `runtime` | the controller: watch, streams, status, events, leader |
 
 pub mod api;
+pub mod cache;
 pub mod controller;
 pub mod core;
 pub mod proto;

@@ -1,4 +1,6 @@
 //! The `vmcp-session` command.
+// Doc comments of the command line are shown to people as they are.
+#![allow(clippy::doc_markdown)]
 
 use std::process::ExitCode;
 

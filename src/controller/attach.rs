@@ -23,7 +23,7 @@ use crate::proto::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
 /// How long an agent may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an agent may take to read a message. Nobody else waits for it; it only has no lease meanwhile.
-const READ_DEADLINE: Duration = Duration::from_secs(60);
+const READ_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Where a stream's messages go out.
 pub type Outbox = mpsc::Sender<Result<v1::ReplicaMessage, Status>>;
@@ -90,13 +90,12 @@ impl Attach {
             }
             Err(ended) => ended,
         };
-        match ended.status() {
-            Some(status) => {
-                warn!(agent = %pod.name, namespace = %pod.namespace, reason = %ended, "agent's stream ended");
-                // Nobody may be reading any more.
-                let _ = outbox.try_send(Err(status));
-            }
-            None => info!(agent = %pod.name, namespace = %pod.namespace, reason = %ended, "agent disconnected"),
+        if let Some(status) = ended.status() {
+            warn!(agent = %pod.name, namespace = %pod.namespace, reason = %ended, "agent's stream ended");
+            // Nobody may be reading any more.
+            let _ = outbox.try_send(Err(status));
+        } else {
+            info!(agent = %pod.name, namespace = %pod.namespace, reason = %ended, "agent disconnected");
         }
     }
 

@@ -136,6 +136,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
             ledger: ledger.clone(),
             reader,
             distrust: distrust.clone(),
+            patience: lease / 2,
         };
         let marker = marker::Marker {
             client: client.clone(),

@@ -8,9 +8,10 @@ use futures::Stream;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::attach::Attach;
@@ -97,14 +98,15 @@ impl Bound {
         let service = CoherenceServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        // The builder's own setting counts only where it binds the address itself.
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let serving = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
-            .tcp_nodelay(true)
             .max_concurrent_streams(Some(64))
             .timeout(Duration::from_secs(10))
             .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(self.listener));
+            .serve_with_incoming(incoming);
         // Streams never end by themselves, so there is nothing to wait for: they are told before this is cancelled.
         tokio::select! {
             served = serving => served.map_err(ServeError::Serve),

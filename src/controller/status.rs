@@ -37,8 +37,8 @@ pub trait StatusPayload: Coalesce + Clone + Send + Sync {
     /// The status as the watch shows it.
     type Status: ?Sized;
 
-    /// Whether writing `self` would change `current`, once `sent` has been written to it.
-    fn changes(&self, current: &Self::Status, sent: Option<&Self>) -> bool;
+    /// Takes note of what is there: `current`, with `sent` written to it. Says whether writing `self` would change that.
+    fn prepare(&mut self, current: &Self::Status, sent: Option<&Self>) -> bool;
 }
 
 /// Where statuses are written to.
@@ -150,15 +150,14 @@ where
 
     /// Says what the status of `key` shall be. Never waits. Returns whether it will be written; `false` means that it
     /// is so already, or that the queue is full (see [`Self::refused`]): offer it again at the next resync.
-    pub fn offer(&self, key: K, desired: P, seen: &Seen<'_, P::Status>) -> bool {
+    pub fn offer(&self, key: K, mut desired: P, seen: &Seen<'_, P::Status>) -> bool {
         let Shared { state, counts, wake, .. } = &*self.shared;
         let mut state = state.lock();
-        if state.queue.waiting(&key).is_none() {
-            let sent = state.recent.beyond(&key, seen.resource_version);
-            if !desired.changes(seen.status, sent) {
-                add(&counts.unchanged);
-                return false;
-            }
+        let sent = state.recent.beyond(&key, seen.resource_version);
+        let differs = desired.prepare(seen.status, sent);
+        if !differs && state.queue.waiting(&key).is_none() {
+            add(&counts.unchanged);
+            return false;
         }
         let offered = state.queue.insert(key, desired, now());
         drop(state);

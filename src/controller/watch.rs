@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rand::Rng;
 use thiserror::Error;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -28,8 +28,10 @@ use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
-/// How long one page of a list, or the beginning of a watch, may take.
-const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long one page of a list may take.
+const PAGE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the beginning of a watch may take.
+const WATCH_DEADLINE: Duration = Duration::from_secs(10);
 /// The API server ends a watch after this long, so that watches spread over API servers again.
 const WATCH_SECONDS: u32 = 290;
 const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(10);
@@ -70,8 +72,10 @@ pub struct Watch {
     pub ledger: Arc<Ledger>,
     /// Reads them.
     pub reader: Arc<Mutex<Reader>>,
-    /// Notified when the watch has been silent for too long to be trusted: it is begun anew.
+    /// Notified when the knowledge has become too old: a watch that is older than `patience` is then begun anew.
     pub distrust: Arc<Notify>,
+    /// How long a watch may take to show anything.
+    pub patience: Duration,
 }
 
 impl Watch {
@@ -80,17 +84,15 @@ impl Watch {
         let mut backoff = *BACKOFF.start();
         let mut listed = false;
         while !shutdown.is_cancelled() {
+            let begun = Instant::now();
             let result = tokio::select! {
                 () = shutdown.cancelled() => break,
                 result = self.once(&mut listed, &mut backoff) => result,
-                // The watch is open but shows nothing, or the list hangs.
-                () = self.distrust.notified() => {
-                    info!(scope = %self.name(), "the watch is silent: beginning it anew");
-                    continue;
-                }
             };
             match result {
-                Ok(Ended::Resume) => continue,
+                // One that ends as soon as it has begun must not be begun again and again.
+                Ok(Ended::Resume) if begun.elapsed() > *BACKOFF.end() => continue,
+                Ok(Ended::Resume) => {}
                 Ok(Ended::Relist) => listed = false,
                 Err(error) => {
                     // A position cannot be resumed from an API server that says that it is too old.
@@ -124,7 +126,7 @@ impl Watch {
         let mut params = ListParams::default().limit(PAGE);
         let mut reads: Vec<Read> = Vec::new();
         let position = loop {
-            let page = deadline(CALL_DEADLINE, async {
+            let page = deadline(PAGE_DEADLINE, async {
                 let request = Request::new(self.path()).list(&params).map_err(kube::Error::BuildRequest)?;
                 self.client.request::<ObjectList<Watched>>(request).await
             });
@@ -158,7 +160,7 @@ impl Watch {
     async fn watch(&self, backoff: &mut Duration) -> Result<Ended, WatchError> {
         let position = self.shared.with(|replica, _| replica.position(self.scope));
         let params = WatchParams::default().timeout(WATCH_SECONDS);
-        let begun = deadline(CALL_DEADLINE, async {
+        let begun = deadline(WATCH_DEADLINE, async {
             let request = Request::new(self.path()).watch(&params, &position.to_string());
             self.client.request_events::<Watched>(request.map_err(kube::Error::BuildRequest)?).await
         });
@@ -172,7 +174,20 @@ impl Watch {
         events: &mut (impl Stream<Item = kube::Result<WatchEvent<Watched>>> + Unpin),
         backoff: &mut Duration,
     ) -> Result<Ended, WatchError> {
-        while let Some(event) = events.next().await {
+        let begun = Instant::now();
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = self.distrust.notified() => {
+                    // A list may have taken long, and nothing of this watch be due yet.
+                    if begun.elapsed() < self.patience {
+                        continue;
+                    }
+                    info!(scope = %self.name(), "the watch is silent: beginning it anew");
+                    return Ok(Ended::Resume);
+                }
+            };
+            let Some(event) = event else { return Ok(Ended::Resume) };
             match event.map_err(ApiError::from)? {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     let read = self.reader.lock().read(object)?;
@@ -200,7 +215,6 @@ impl Watch {
             }
             *backoff = *BACKOFF.start();
         }
-        Ok(Ended::Resume)
     }
 
     fn path(&self) -> String {

@@ -30,3 +30,6 @@ pub mod session_ref;
 pub mod signal;
 pub mod storm;
 pub mod time;
+
+#[cfg(test)]
+mod simulation;

@@ -205,7 +205,17 @@ mod tests {
         assert_eq!(name("a\nb\u{1b}[31m\u{202e}", 64), "a\u{fffd}b\u{fffd}[31m\u{fffd}");
     }
 
+    #[test]
+    fn one_long_name_leaves_room_for_others() {
+        let text = list(["é".repeat(253).as_str(), "b"], 16, 500);
+        assert_eq!(text, format!("{}…, b", "é".repeat(30)));
+        assert_eq!(name(&"a".repeat(64), 64), "a".repeat(64));
+    }
+
     proptest! {
+        // Long texts in every alphabet take their time to make.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         /// However many and however long the names are, the note fits with room for its suffix, and its end is there.
         #[test]
         fn notes_fit(

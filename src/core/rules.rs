@@ -34,6 +34,8 @@ pub enum Rule {
     TerminatingIsGone,
     /// `gone` drops any copy of that uid, whatever its generation.
     GoneByUid,
+    /// Of two signals about one uid, `gone` is the later one.
+    GoneOutranks,
     /// A holding is compared with absence only when the replica's watch has reached the holding's resourceVersion.
     WaitForPosition,
     /// Copies are compared by digest, not by generation alone.
@@ -60,6 +62,24 @@ pub enum Rule {
     RecheckWaiting,
     /// A replica answers a confirmation only when its own watch shows the confirmed state.
     ConfirmWhenSeen,
+    /// Whoever does not ask waits until every lease has ended, not less.
+    WaitWholeLease,
+    /// A replica reads the clock after it received the heartbeat that it answers, and not before.
+    ReadClockLate,
+    /// A registration stays until the replica's last lease has ended.
+    StayRegistered,
+    /// An own write's answer marks every GET and every other write in flight.
+    WritesMark,
+    /// A marked "not found" never counts.
+    MarkedAbsence,
+    /// A copy that a GET confirms takes over the generation that was read.
+    AdoptGeneration,
+    /// A holding is compared when it is reported, too, not only when an object changes.
+    CompareOnReport,
+    /// A holding beyond the limit ends coverage by sequence numbers.
+    RefusedEndsCover,
+    /// A lease that was granted over an older stream is not given back over a newer one.
+    ReturnOwnLease,
 }
 
 #[cfg(test)]
@@ -71,6 +91,47 @@ mod switch {
     thread_local!(static OFF: Cell<u64> = const { Cell::new(0) });
 
     impl Rule {
+        /// Every rule.
+        pub const ALL: &[Self] = &[
+            Self::LeaseFromSend,
+            Self::LeaseMinusAge,
+            Self::ProofBeforeLease,
+            Self::ProofFromSend,
+            Self::EvictionsBeforeLease,
+            Self::CoverBySequence,
+            Self::NewCopyNewSequence,
+            Self::CoverFromSend,
+            Self::CoverByLeasesInForce,
+            Self::FenceRestores,
+            Self::FenceWrites,
+            Self::NoLateJoin,
+            Self::TerminatingIsGone,
+            Self::GoneByUid,
+            Self::GoneOutranks,
+            Self::WaitForPosition,
+            Self::CompareDigest,
+            Self::CompareGeneration,
+            Self::OwnWriteDecides,
+            Self::DiscardStaleList,
+            Self::BarrierToAll,
+            Self::RememberAgents,
+            Self::BarrierToNewStreams,
+            Self::AskEveryReplica,
+            Self::NewProcessNewReplica,
+            Self::NeverGoBack,
+            Self::RecheckWaiting,
+            Self::ConfirmWhenSeen,
+            Self::WaitWholeLease,
+            Self::ReadClockLate,
+            Self::StayRegistered,
+            Self::WritesMark,
+            Self::MarkedAbsence,
+            Self::AdoptGeneration,
+            Self::CompareOnReport,
+            Self::RefusedEndsCover,
+            Self::ReturnOwnLease,
+        ];
+
         /// Whether the rule is on in this thread.
         pub fn on(self) -> bool {
             OFF.get() & (1 << self as u8) == 0

@@ -1,6 +1,7 @@
 //! What replicas tell agents about a session, and which answers of the API server that outdates.
 
 use super::digest::Digest;
+use super::rules::Rule;
 use super::session::{ResourceVersion, Uid};
 
 /// What became of the copies of one uid.
@@ -40,6 +41,14 @@ impl Mark {
             }
     }
 
+    /// Copies of `uid` below this generation are outdated: all that there can be, unless it is known to live.
+    pub fn outdates(&self, uid: Uid) -> u64 {
+        match self.fate {
+            Fate::Stale { below } if self.uid == uid => below,
+            _ => u64::MAX,
+        }
+    }
+
     /// Whether an object that was read is provably not older than this knowledge.
     pub fn accepts(&self, uid: Uid, generation: u64, resource_version: ResourceVersion) -> bool {
         if uid == self.uid { !self.drops(uid, generation) } else { resource_version >= self.resource_version }
@@ -48,16 +57,22 @@ impl Mark {
     /// The later of two pieces of knowledge about one name.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
-        // At one resourceVersion there is one state; of two views of it, the one that rules out more wins.
-        let rank = |m: &Self| match m.fate {
-            Fate::Stale { below } => (m.resource_version, 0, below),
-            Fate::Gone => (m.resource_version, 1, 0),
-        };
-        if rank(&other) > rank(&self) { other } else { self }
+        let resource_version = self.resource_version.max(other.resource_version);
+        if self.uid == other.uid && Rule::GoneOutranks.on() {
+            // States of one uid are ordered by what became of it. Their resourceVersions do not order them: who deletes
+            // is not told that of the deletion, and marks it with one at which the object lived.
+            let fate = match (self.fate, other.fate) {
+                (Fate::Stale { below: one }, Fate::Stale { below: two }) => Fate::Stale { below: one.max(two) },
+                _ => Fate::Gone,
+            };
+            return Self { fate, resource_version, ..self };
+        }
+        if other.resource_version > self.resource_version { other } else { self }
     }
 }
 
-/// A committed state of which an agent must make sure that it serves nothing older.
+/// A committed state, and what a copy that equals it looks like. An eviction says that a copy of an older state was
+/// reported; a barrier, that the agent must make sure that it serves nothing older at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Barrier {
     /// The state: `Stale { below }` means that the object lives and has generation `below`.
@@ -108,5 +123,18 @@ mod tests {
         let new = mark(A, Fate::Gone, 12);
         assert_eq!(old.max(new), new);
         assert_eq!(new.max(old), new);
+        let successor = mark(B, Fate::Stale { below: 1 }, 20);
+        assert_eq!(new.max(successor), successor);
+        assert_eq!(successor.max(new), successor);
+    }
+
+    #[test]
+    fn gone_wins_though_its_resource_version_is_only_a_lower_bound() {
+        let gone = mark(A, Fate::Gone, 10);
+        let changed = mark(A, Fate::Stale { below: 4 }, 15);
+        for both in [gone.max(changed), changed.max(gone)] {
+            assert!(!both.accepts(A, 4, ResourceVersion(15)));
+            assert!(both.accepts(B, 1, ResourceVersion(16)), "a successor is newer");
+        }
     }
 }

@@ -158,13 +158,15 @@ pub fn state_message(session: &str, barrier: &Barrier) -> v1::State {
 }
 
 /// The name of a session and what to evict of it.
-pub fn eviction(eviction: &v1::Eviction) -> Result<(&str, Mark), Malformed> {
+pub fn eviction(eviction: &v1::Eviction) -> Result<(&str, Barrier), Malformed> {
     let fate = if eviction.gone { Fate::Gone } else { Fate::Stale { below: eviction.below } };
     let mark = Mark { uid: uid(&eviction.uid)?, fate, resource_version: ResourceVersion(eviction.resource_version) };
-    Ok((session_name(&eviction.session)?, mark))
+    let digest = if eviction.digest.is_empty() { None } else { Some(digest(&eviction.digest)?) };
+    Ok((session_name(&eviction.session)?, Barrier { mark, digest }))
 }
 
-fn eviction_message(key: &SessionKey, signal: SignalId, mark: Mark) -> v1::Eviction {
+fn eviction_message(key: &SessionKey, signal: SignalId, state: &Barrier) -> v1::Eviction {
+    let Barrier { mark, digest } = state;
     let (gone, below) = match mark.fate {
         Fate::Gone => (true, 0),
         Fate::Stale { below } => (false, below),
@@ -176,6 +178,7 @@ fn eviction_message(key: &SessionKey, signal: SignalId, mark: Mark) -> v1::Evict
         gone,
         below,
         resource_version: mark.resource_version.0,
+        digest: digest.map_or_else(Bytes::new, |d| Bytes::copy_from_slice(d.as_bytes())),
     }
 }
 
@@ -198,7 +201,7 @@ pub fn outgoing(outgoing: Outgoing) -> v1::ReplicaMessage {
     use v1::replica_message::Message;
     let message = match outgoing {
         Outgoing::Signals { evictions, barriers } => Message::Signals(v1::Signals {
-            evictions: evictions.iter().map(|(key, id, mark)| eviction_message(key, *id, *mark)).collect(),
+            evictions: evictions.iter().map(|(key, id, state)| eviction_message(key, *id, state)).collect(),
             barriers: barriers
                 .iter()
                 .map(|(key, id, barrier)| v1::Barrier { signal: id.0, state: Some(state_message(key.name(), barrier)) })

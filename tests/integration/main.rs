@@ -1,6 +1,24 @@
 //! What the product promises, on a real control plane: real etcd, kube-apiserver and kubectl, RBAC on, and every
 //! replica and every pod a process of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod balancer;
+mod cachelib;
+mod events;
+mod eviction;
+mod leader;
+mod observer;
+mod rbac;
 mod reconcile;
 mod resource;
-mod smoke;
+mod staleness;
+mod status;
+mod world;
+mod writes;
+
+/// The programs that cargo built for these tests.
+fn programs() -> testkit::Programs {
+    let mut programs = testkit::Programs::beside_this_one(env!("CARGO_MANIFEST_DIR")).unwrap();
+    programs.session = env!("CARGO_BIN_EXE_vmcp-session").into();
+    programs
+}

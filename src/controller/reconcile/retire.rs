@@ -60,7 +60,7 @@ impl Retirer {
         }
     }
 
-    async fn remove(&self, namespace: &str, name: &str, Registration { uid, resource_version }: Registration) {
+    async fn remove(&self, namespace: &str, name: &str, Registration { uid, resource_version, .. }: Registration) {
         if !self.guard.is_leader() {
             return;
         }
@@ -101,11 +101,11 @@ impl Silence {
             match self.seen.get(name) {
                 Some((known, since)) if known == registration => {
                     if *since + self.longest <= now {
-                        dead.push((name.clone(), *registration));
+                        dead.push((name.clone(), registration.clone()));
                     }
                 }
                 _ => {
-                    self.seen.insert(name.clone(), (*registration, now));
+                    self.seen.insert(name.clone(), (registration.clone(), now));
                 }
             }
         }
@@ -131,7 +131,8 @@ mod tests {
     }
 
     fn registered(markers: &[(&str, u64)]) -> BTreeMap<Arc<str>, Registration> {
-        let registration = |rv| Registration { uid: Uid::from_u128(1), resource_version: ResourceVersion(rv) };
+        let registration =
+            |rv| Registration { namespace: "a".into(), uid: Uid::from_u128(1), resource_version: ResourceVersion(rv) };
         markers.iter().map(|(name, rv)| (Arc::from(*name), registration(*rv))).collect()
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::HeaderValue;
-use http::header::ACCEPT;
+use http::header::{ACCEPT, CONTENT_TYPE};
 use kube::Client;
 use kube::api::{Patch, PatchParams};
 use kube::core::{PartialObjectMeta, Request};
@@ -13,14 +13,16 @@ use crate::controller::leader::FIELD_MANAGER;
 use crate::controller::status::{StatusPatch, StatusSink};
 use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;
-use crate::runtime::api_error::{ApiError, deadline};
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
-/// What a leader has sent ends before the next leader starts: this is no more than the margin between the default
-/// renew deadline and lease duration.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// What a leader has sent ends before the next leader starts: both requests that a status may take fit into the margin
+/// between the default renew deadline and lease duration.
+const DEADLINE: Duration = Duration::from_millis(2500);
 /// The answer need not repeat the map: it may be a mebibyte, and its values are nobody's business here.
 const METADATA_ONLY: HeaderValue =
     HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
+
+const JSON_PATCH: HeaderValue = HeaderValue::from_static("application/json-patch+json");
 
 /// The API server as a place for statuses.
 #[derive(Clone)]
@@ -43,21 +45,42 @@ impl std::fmt::Debug for KubeStatus {
 
 impl StatusSink<SessionRef, StatusPatch> for KubeStatus {
     async fn patch(&self, key: &SessionRef, payload: &StatusPatch) -> Result<Option<ResourceVersion>, ApiError> {
-        let request = request(key, payload)?;
-        let answer: PartialObjectMeta = deadline(DEADLINE, self.client.request(request)).await?;
+        let first = payload.is_first();
+        let answer = match self.send(key, payload, first).await {
+            // Either the object is another one, or it has a status where none was expected, or the other way round.
+            Err(error) if error.kind() == ApiErrorKind::Invalid => self.send(key, payload, !first).await?,
+            answer => answer?,
+        };
         Ok(answer.metadata.resource_version.and_then(|version| version.parse().ok()))
     }
 }
 
-/// The uid in the patch makes sure that a successor of the same name is not meant: the server answers 422.
-fn request(key: &SessionRef, payload: &StatusPatch) -> Result<http::Request<Vec<u8>>, ApiError> {
+impl KubeStatus {
+    async fn send(&self, key: &SessionRef, payload: &StatusPatch, first: bool) -> Result<PartialObjectMeta, ApiError> {
+        let request = request(key, payload, first)?;
+        deadline(DEADLINE, self.client.request(request)).await
+    }
+}
+
+/// A JSON patch, because it can test the uid: the status subresource takes nothing of the metadata from a merge patch,
+/// so that a uid there is ignored, and the status of a successor of the same name would be overwritten.
+fn request(key: &SessionRef, payload: &StatusPatch, first: bool) -> Result<http::Request<Vec<u8>>, ApiError> {
+    let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": key.uid.to_string()})];
+    if first {
+        operations.push(json!({"op": "test", "path": "/status", "value": null}));
+        operations.push(json!({"op": "add", "path": "/status", "value": payload.fields()}));
+    } else {
+        let set = |(field, value)| json!({"op": "add", "path": format!("/status/{field}"), "value": value});
+        operations.extend(payload.fields().iter().map(set));
+    }
     let (namespace, name) = (key.key.namespace(), key.key.name());
-    let body = json!({"metadata": {"uid": key.uid.to_string()}, "status": payload.fields()});
     let path = format!("/apis/vmcp.dev/v1alpha1/namespaces/{namespace}/vmcpsessions");
     let signed = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    // kube's own type for JSON patches comes with a feature, and a list serializes to the same.
     let mut request = Request::new(path)
-        .patch_subresource("status", name, &signed, &Patch::Merge(body))
+        .patch_subresource("status", name, &signed, &Patch::Merge(operations))
         .map_err(|error| ApiError::from(kube::Error::BuildRequest(error)))?;
+    request.headers_mut().insert(CONTENT_TYPE, JSON_PATCH);
     request.headers_mut().insert(ACCEPT, METADATA_ONLY);
     Ok(request)
 }
@@ -69,23 +92,29 @@ mod tests {
     use super::*;
     use crate::core::session::{SessionKey, Uid};
 
-    #[test]
-    fn a_patch_names_the_uid_and_the_manager_and_asks_for_no_map() {
+    fn sent(first: bool) -> http::Request<Vec<u8>> {
         let key = SessionRef { key: SessionKey::new("ns", "s"), uid: Uid::from_u128(7) };
-        let Value::Object(fields) = json!({"observedGeneration": 2}) else {
-            return;
-        };
-        let request = request(&key, &StatusPatch::new(fields)).unwrap();
+        let fields = [("observedGeneration".to_owned(), json!(2))];
+        request(&key, &StatusPatch::new(fields.into_iter().collect()), first).unwrap()
+    }
+
+    #[test]
+    fn a_patch_tests_the_uid_names_the_manager_and_asks_for_no_map() {
+        let request = sent(false);
         assert_eq!(request.method(), "PATCH");
-        let path = "/apis/vmcp.dev/v1alpha1/namespaces/ns/vmcpsessions/s/status";
-        assert_eq!(request.uri().path(), path);
+        assert_eq!(request.uri().path(), "/apis/vmcp.dev/v1alpha1/namespaces/ns/vmcpsessions/s/status");
         assert_eq!(request.uri().query(), Some("&fieldManager=vmcp-session-controller"));
-        assert_eq!(request.headers()["content-type"], "application/merge-patch+json");
+        assert_eq!(request.headers()["content-type"], "application/json-patch+json");
         assert_eq!(request.headers()["accept"], METADATA_ONLY);
         let body: Value = serde_json::from_slice(request.body()).unwrap();
-        assert_eq!(
-            body,
-            json!({"metadata": {"uid": "00000000-0000-0000-0000-000000000007"}, "status": {"observedGeneration": 2}})
-        );
+        let uid = json!({"op": "test", "path": "/metadata/uid", "value": "00000000-0000-0000-0000-000000000007"});
+        assert_eq!(body, json!([uid, {"op": "add", "path": "/status/observedGeneration", "value": 2}]));
+    }
+
+    #[test]
+    fn a_first_status_must_be_the_first() {
+        let body: Value = serde_json::from_slice(sent(true).body()).unwrap();
+        assert_eq!(body[1], json!({"op": "test", "path": "/status", "value": null}));
+        assert_eq!(body[2], json!({"op": "add", "path": "/status", "value": {"observedGeneration": 2}}));
     }
 }

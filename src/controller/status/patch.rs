@@ -1,79 +1,51 @@
-//! A change of a session's status, as a JSON merge patch that knows whether it would change anything.
+//! Some fields of a session's status, with the knowledge whether writing them would change anything.
 
 use serde_json::{Map, Value};
 
 use crate::controller::status::StatusPayload;
 use crate::core::coalesce::Coalesce;
 
-/// What the status shall be: the fields that are named get these values, `null` removes a field, and fields that are
-/// not named are left alone (so that two parts of the controller can care for different fields).
+/// What fields of the status shall be. Fields that are not named are left alone, so that two parts of the controller
+/// can care for different fields; those that are named are replaced as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct StatusPatch(Map<String, Value>);
+pub struct StatusPatch {
+    fields: Map<String, Value>,
+    first: bool,
+}
 
 impl StatusPatch {
     /// A patch of these fields.
     pub const fn new(fields: Map<String, Value>) -> Self {
-        Self(fields)
+        Self { fields, first: false }
     }
 
     /// The fields.
     pub const fn fields(&self) -> &Map<String, Value> {
-        &self.0
+        &self.fields
+    }
+
+    /// Whether the object had no status at all when this was offered. It may have one by now.
+    pub const fn is_first(&self) -> bool {
+        self.first
     }
 }
 
 impl Coalesce for StatusPatch {
-    /// Both patches in one. A field that was removed and then given an object again keeps what other members that
-    /// object had, since one merge patch cannot say both; the status has no such field.
     fn absorb(&mut self, newer: Self) {
-        merge(&mut self.0, newer.0, Nulls::Keep);
+        self.fields.extend(newer.fields);
+        self.first &= newer.first;
     }
 }
 
 impl StatusPayload for StatusPatch {
     type Status = Value;
 
-    fn changes(&self, current: &Value, sent: Option<&Self>) -> bool {
-        let mut before = match current {
-            Value::Object(fields) => fields.clone(),
-            _ => Map::new(),
-        };
-        if let Some(Self(sent)) = sent {
-            merge(&mut before, sent.clone(), Nulls::Remove);
-        }
-        let mut after = before.clone();
-        merge(&mut after, self.0.clone(), Nulls::Remove);
-        !same_fields(&before, &after)
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Nulls {
-    /// Onto another patch: a null is something to say.
-    Keep,
-    /// Onto an object: a null takes the field away.
-    Remove,
-}
-
-fn merge(target: &mut Map<String, Value>, patch: Map<String, Value>, nulls: Nulls) {
-    for (field, value) in patch {
-        match (value, nulls) {
-            (Value::Null, Nulls::Remove) => {
-                target.remove(&field);
-            }
-            (Value::Object(members), _) => {
-                let inner = target.entry(field).or_insert(Value::Null);
-                if !inner.is_object() {
-                    *inner = Value::Object(Map::new());
-                }
-                if let Value::Object(inner) = inner {
-                    merge(inner, members, nulls);
-                }
-            }
-            (value, _) => {
-                target.insert(field, value);
-            }
-        }
+    fn prepare(&mut self, current: &Value, sent: Option<&Self>) -> bool {
+        self.first = !current.is_object() && sent.is_none();
+        self.fields.iter().any(|(field, desired)| {
+            let current = sent.and_then(|sent| sent.fields.get(field)).or_else(|| current.get(field));
+            !current.is_some_and(|current| same(current, desired))
+        })
     }
 }
 
@@ -118,47 +90,64 @@ mod tests {
         }
     }
 
+    fn changes(value: Value, current: &Value) -> bool {
+        patch(value).prepare(current, None)
+    }
+
     #[test]
     fn what_is_so_already_is_no_change() {
         let current = json!({"observedGeneration": 3, "lastEviction": {"pods": 2, "generation": 3}});
-        assert!(!patch(json!({"observedGeneration": 3})).changes(&current, None));
-        assert!(!patch(json!({"lastEviction": {"generation": 3}})).changes(&current, None));
-        assert!(!patch(json!({"lastRenewTime": null})).changes(&current, None));
-        assert!(patch(json!({"observedGeneration": 4})).changes(&current, None));
-        assert!(patch(json!({"lastEviction": null})).changes(&current, None));
-        assert!(patch(json!({"lastRenewTime": "x"})).changes(&current, None));
-        assert!(patch(json!({"observedGeneration": 3})).changes(&Value::Null, None));
+        assert!(!changes(json!({"observedGeneration": 3}), &current));
+        assert!(!changes(json!({"lastEviction": {"generation": 3, "pods": 2}}), &current));
+        assert!(!changes(json!({}), &current));
+        assert!(changes(json!({"lastEviction": {"generation": 3}}), &current));
+        assert!(changes(json!({"observedGeneration": 4}), &current));
+        assert!(changes(json!({"lastRenewTime": "x"}), &current));
+        assert!(changes(json!({"observedGeneration": 3}), &Value::Null));
     }
 
     #[test]
     fn conditions_have_no_order() {
         let (a, b) = (json!({"type": "A", "status": "True"}), json!({"type": "B", "status": "True"}));
         let current = json!({"conditions": [a, b]});
-        assert!(!patch(json!({"conditions": [b, a]})).changes(&current, None));
-        assert!(patch(json!({"conditions": [a]})).changes(&current, None));
-        assert!(patch(json!({"conditions": [a, {"type": "B", "status": "False"}]})).changes(&current, None));
-        assert!(patch(json!({"conditions": [a, a]})).changes(&current, None));
+        assert!(!changes(json!({"conditions": [b, a]}), &current));
+        assert!(changes(json!({"conditions": [a]}), &current));
+        assert!(changes(json!({"conditions": [a, {"type": "B", "status": "False"}]}), &current));
+        assert!(changes(json!({"conditions": [a, a]}), &current));
     }
 
     #[test]
     fn other_lists_have_an_order() {
         let current = json!({"keys": ["a", "b"]});
-        assert!(patch(json!({"keys": ["b", "a"]})).changes(&current, None));
-        assert!(!patch(json!({"keys": ["a", "b"]})).changes(&current, None));
+        assert!(changes(json!({"keys": ["b", "a"]}), &current));
+        assert!(!changes(json!({"keys": ["a", "b"]}), &current));
     }
 
     #[test]
     fn what_was_sent_counts_as_current() {
-        let current = json!({"observedGeneration": 3});
+        let current = json!({"observedGeneration": 3, "lastRenewTime": "x"});
         let sent = patch(json!({"observedGeneration": 4}));
-        assert!(!sent.changes(&current, Some(&sent)));
-        assert!(patch(json!({"observedGeneration": 3})).changes(&current, Some(&sent)), "back again");
+        assert!(!sent.clone().prepare(&current, Some(&sent)));
+        assert!(!patch(json!({"lastRenewTime": "x"})).prepare(&current, Some(&sent)), "not in what was sent");
+        assert!(patch(json!({"observedGeneration": 3})).prepare(&current, Some(&sent)), "back again");
+    }
+
+    #[test]
+    fn the_first_status_is_known_as_such() {
+        let mut first = patch(json!({"a": 1}));
+        first.prepare(&Value::Null, None);
+        assert!(first.is_first());
+        let mut second = patch(json!({"b": 1}));
+        second.prepare(&Value::Null, Some(&first));
+        assert!(!second.is_first());
+        second.prepare(&json!({}), None);
+        assert!(!second.is_first());
     }
 
     #[test]
     fn two_patches_become_one() {
-        let mut both = patch(json!({"a": 1, "o": {"x": 1, "y": 1}, "gone": 1}));
-        both.absorb(patch(json!({"b": 2, "o": {"y": 2}, "gone": null})));
-        assert_eq!(both, patch(json!({"a": 1, "b": 2, "o": {"x": 1, "y": 2}, "gone": null})));
+        let mut both = patch(json!({"a": 1, "o": {"x": 1, "y": 1}}));
+        both.absorb(patch(json!({"b": 2, "o": {"y": 2}})));
+        assert_eq!(both, patch(json!({"a": 1, "b": 2, "o": {"y": 2}})));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::core::digest::{Digest, Metadata};
 use crate::core::session::{ResourceVersion, Uid};
+use crate::core::time::Time;
 
 /// A copy of a session: the `spec.metadata` that it was restored from, and which state of which object that was.
 #[derive(Clone, PartialEq, Eq)]
@@ -105,4 +106,6 @@ pub struct Dropped {
     pub copy: Arc<Copy>,
     /// Why.
     pub reason: DropReason,
+    /// When it was used last, or replaced.
+    pub used: Time,
 }

@@ -15,6 +15,7 @@ use super::reports::{Holding, Reporter};
 use crate::core::digest::Digest;
 use crate::core::lease::{Grant, LeaseTable, Provisional, StreamId};
 use crate::core::rules::Rule;
+use crate::core::session::Uid;
 use crate::core::signal::{Barrier, Fate, Mark};
 use crate::core::time::Time;
 
@@ -75,14 +76,36 @@ struct Entry {
     sequence: u64,
     /// Cover until a replica has processed that number.
     provisional: Provisional,
-    /// An own write is in flight and an eviction came: unservable until the write's answer decides.
-    suspended: bool,
+    /// An own write is in flight and an eviction of what is below this generation came: unservable until the write's
+    /// answer decides, or a state of this generation or a later one turns out to equal the copy.
+    suspended: Option<u64>,
     local: Option<Arc<LocalValues>>,
     /// Last use, stored by hits that share the shard.
     used: AtomicU64,
     /// Where it stands in the recency queue.
     queued: Time,
     footprint: usize,
+}
+
+impl Entry {
+    /// Takes over a later state of the same object, if the metadata is the same. False if it is not.
+    fn advance(&mut self, state: Barrier) -> bool {
+        let Fate::Stale { below } = state.mark.fate else {
+            return false;
+        };
+        let equal =
+            self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on();
+        if equal && self.copy.generation < below {
+            self.copy = Arc::new(Copy {
+                generation: below,
+                resource_version: state.mark.resource_version,
+                ..Copy::clone(&self.copy)
+            });
+            // A later state than the one that made it unservable equals it.
+            self.suspended = self.suspended.filter(|outdated| *outdated > below);
+        }
+        equal
+    }
 }
 
 /// Some of the copies of a pod.
@@ -96,6 +119,8 @@ pub struct Shard {
     recency: Recency,
     bytes: usize,
     last_flight: u64,
+    /// Copies that had to make room, until somebody asks.
+    crowded_out: Vec<Dropped>,
 }
 
 impl Shard {
@@ -110,6 +135,7 @@ impl Shard {
             recency: Recency::default(),
             bytes: 0,
             last_flight: 0,
+            crowded_out: Vec::new(),
         }
     }
 
@@ -117,12 +143,28 @@ impl Shard {
     /// clock after the request arrived.
     #[inline]
     pub fn get(&self, name: &str, now: Time) -> Option<&Arc<Copy>> {
-        let entry = self.entries.get(name)?;
-        if entry.suspended || !self.leases.covers(entry.sequence, &entry.provisional, now) {
+        self.get_named(name, now).map(|(_, copy)| copy)
+    }
+
+    /// The same with the name, so that a caller can keep both without allocating.
+    #[inline]
+    pub fn get_named(&self, name: &str, now: Time) -> Option<(&Arc<str>, &Arc<Copy>)> {
+        let (name, entry) = self.entries.get_key_value(name)?;
+        if !self.servable(entry, now) {
             return None;
         }
         entry.used.store(now.as_nanos(), Ordering::Relaxed);
-        Some(&entry.copy)
+        Some((name, &entry.copy))
+    }
+
+    /// Whether [`Self::get`] would find something at `now`. It does not count as a use.
+    pub fn is_servable(&self, name: &str, now: Time) -> bool {
+        self.entries.get(name).is_some_and(|entry| self.servable(entry, now))
+    }
+
+    #[inline]
+    fn servable(&self, entry: &Entry, now: Time) -> bool {
+        entry.suspended.is_none() && self.leases.covers(entry.sequence, &entry.provisional, now)
     }
 
     /// The copy of `name` whether or not it may be served, for diagnosis.
@@ -208,11 +250,11 @@ impl Shard {
             && entry.copy.uid == found.uid
             && entry.copy.digest == found.digest
         {
-            if entry.copy.generation != found.generation {
+            if entry.copy.generation != found.generation && Rule::AdoptGeneration.on() {
                 entry.copy = Arc::new(Copy { metadata: entry.copy.metadata.clone(), ..found });
             }
             entry.provisional = cover;
-            entry.suspended = false;
+            entry.suspended = None;
             entry.used.store(now.as_nanos(), Ordering::Relaxed);
             return Restored::Serve { copy: entry.copy.clone(), validated: true, dropped: None };
         }
@@ -221,7 +263,7 @@ impl Shard {
             _ => DropReason::Stale,
         };
         let (copy, replaced) = self.adopt(name, found, cover, None, now, reporter);
-        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(name, copy, reason)) }
+        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(name, copy, reason, now)) }
     }
 
     /// An own create or patch of `name` is sent now.
@@ -253,7 +295,7 @@ impl Shard {
             fate: if observed.terminating { Fate::Gone } else { Fate::Stale { below: found.generation } },
             resource_version: found.resource_version,
         };
-        if let Some(flights) = self.flights.get_mut(name) {
+        if let Some(flights) = self.flights.get_mut(name).filter(|_| Rule::WritesMark.on()) {
             flights.fence(mark);
         }
         if observed.terminating {
@@ -261,16 +303,21 @@ impl Shard {
             let dropped = if holds { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
             return Written { session: None, dropped };
         }
-        let foreign = found.digest != wrote;
         let known = self.entries.get(name).map(|e| &e.copy);
+        // What was held already is news to nobody, whoever wrote it.
+        let held = known.is_some_and(|k| k.uid == found.uid && k.digest == found.digest);
+        let foreign = found.digest != wrote && !held;
         let newer_known = known.is_some_and(|k| older(&found, k));
         let fenced = write.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
         if newer_known || fenced {
-            // What is known to be newer than the answer is also newer than a copy that the answer would replace.
-            let dropped = if newer_known && !self.is_suspended(name) {
+            // A copy that is servable has outlived, or was read after, whatever outdates the answer. But one that is
+            // older than the own write is older than the truth.
+            let outdated = known.is_some_and(|k| older(k, &found)) || self.is_suspended(name);
+            let dropped = if !outdated {
                 None
             } else if self.writes_in_flight(name) {
-                self.suspend(name);
+                let below = write.fence.map_or(0, |f| f.outdates(found.uid));
+                self.suspend(name, below);
                 None
             } else {
                 self.drop_copy(name, DropReason::Stale, reporter)
@@ -287,7 +334,7 @@ impl Shard {
         let reason = if same_uid { DropReason::Foreign } else { DropReason::Gone };
         Written {
             session: Some(copy),
-            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(name, c, reason)),
+            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(name, c, reason, now)),
         }
     }
 
@@ -300,28 +347,30 @@ impl Shard {
         None
     }
 
-    /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped.
-    pub fn evict(&mut self, name: &str, mark: Mark, reporter: &mut impl Reporter) -> Option<Dropped> {
-        let mark = match mark.fate {
-            Fate::Gone if !Rule::GoneByUid.on() => Mark { fate: Fate::Stale { below: 0 }, ..mark },
-            _ => mark,
+    /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped, unless
+    /// it equals the state that the eviction speaks of.
+    pub fn evict(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
+        let mark = match state.mark.fate {
+            Fate::Gone if !Rule::GoneByUid.on() => Mark { fate: Fate::Stale { below: 0 }, ..state.mark },
+            _ => state.mark,
         };
         if let Some(flights) = self.flights.get_mut(name) {
             flights.fence(mark);
         }
-        let entry = self.entries.get(name)?;
+        let entry = self.entries.get_mut(name)?;
         if !mark.drops(entry.copy.uid, entry.copy.generation) && Rule::CompareGeneration.on() {
             return None;
         }
         match mark.fate {
-            Fate::Stale { .. } => self.outdated(name, DropReason::Stale, reporter),
+            Fate::Stale { .. } if entry.advance(state) => None,
+            Fate::Stale { below } => self.outdated(name, below, reporter),
             Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
 
     /// A barrier came in: when this returns, nothing older than its state is served. A copy that equals it stays.
-    pub fn barrier(&mut self, name: &str, barrier: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
-        let mark = barrier.mark;
+    pub fn barrier(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
+        let mark = state.mark;
         if let Some(flights) = self.flights.get_mut(name) {
             flights.fence(mark);
         }
@@ -330,16 +379,9 @@ impl Shard {
         if mark.accepts(copy.uid, copy.generation, copy.resource_version) {
             return None;
         }
-        if copy.uid == mark.uid
-            && Some(copy.digest) == barrier.digest
-            && let Fate::Stale { below } = mark.fate
-        {
-            entry.copy =
-                Arc::new(Copy { generation: below, resource_version: mark.resource_version, ..Copy::clone(copy) });
-            return None;
-        }
         match mark.fate {
-            Fate::Stale { .. } if copy.uid == mark.uid => self.outdated(name, DropReason::Stale, reporter),
+            Fate::Stale { .. } if entry.advance(state) => None,
+            Fate::Stale { below } if entry.copy.uid == mark.uid => self.outdated(name, below, reporter),
             _ => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
@@ -357,6 +399,11 @@ impl Shard {
     /// A replica takes its lease back: it is about to stop.
     pub fn revoke(&mut self, stream: StreamId) {
         self.leases.revoke(stream);
+    }
+
+    /// Every lease ends at once: nobody tells this cache anything any more.
+    pub fn revoke_all(&mut self) {
+        self.leases.clear();
     }
 
     /// When the last lease ends; `None` if none is in force.
@@ -395,6 +442,11 @@ impl Shard {
         (entry.copy.uid == of.uid && entry.copy.digest == of.digest).then_some(entry.local.as_ref()).flatten()
     }
 
+    /// Sessions for which a restore or a write is in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
     /// Copies that are kept.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -408,6 +460,19 @@ impl Shard {
     /// Bytes that the copies take, by estimate.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Copies that were used at or after `since`, with their last use.
+    pub fn used_since(&self, since: Time) -> impl Iterator<Item = (&Arc<str>, Uid, Time)> {
+        self.entries.iter().filter_map(move |(name, entry)| {
+            let used = Time::from_nanos(entry.used.load(Ordering::Relaxed));
+            (used >= since).then_some((name, entry.copy.uid, used))
+        })
+    }
+
+    /// Copies that were dropped to make room since this was asked last. Ask after each change: they wait here.
+    pub fn take_crowded_out(&mut self) -> Vec<Dropped> {
+        std::mem::take(&mut self.crowded_out)
     }
 
     /// Names of all copies, for diagnosis.
@@ -445,7 +510,7 @@ impl Shard {
                 copy: copy.clone(),
                 sequence,
                 provisional,
-                suspended: false,
+                suspended: None,
                 local,
                 used: AtomicU64::new(now.as_nanos()),
                 queued: now,
@@ -470,23 +535,25 @@ impl Shard {
                 },
             );
             let Some(name) = popped else { return };
-            self.drop_copy(&name, DropReason::Capacity, reporter);
+            let dropped = self.drop_copy(&name, DropReason::Capacity, reporter);
+            self.crowded_out.extend(dropped);
         }
     }
 
-    /// A copy is outdated: dropped, or if an own write is in flight, unservable until the answer decides.
-    fn outdated(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
+    /// A copy below this generation is outdated: dropped, or if an own write is in flight, unservable until the answer
+    /// decides.
+    fn outdated(&mut self, name: &str, below: u64, reporter: &mut impl Reporter) -> Option<Dropped> {
         if self.writes_in_flight(name) && Rule::OwnWriteDecides.on() {
-            self.suspend(name);
+            self.suspend(name, below);
             return None;
         }
-        self.drop_copy(name, reason, reporter)
+        self.drop_copy(name, DropReason::Stale, reporter)
     }
 
     fn drop_copy(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
         let (name, entry) = self.take(name)?;
         reporter.released(&name);
-        Some(Dropped { name, copy: entry.copy, reason })
+        Some(Dropped { name, copy: entry.copy, reason, used: Time::from_nanos(entry.used.into_inner()) })
     }
 
     fn take(&mut self, name: &str) -> Option<(Arc<str>, Entry)> {
@@ -496,14 +563,14 @@ impl Shard {
         Some((name, entry))
     }
 
-    fn suspend(&mut self, name: &str) {
+    fn suspend(&mut self, name: &str, below: u64) {
         if let Some(entry) = self.entries.get_mut(name) {
-            entry.suspended = true;
+            entry.suspended = entry.suspended.max(Some(below));
         }
     }
 
     fn is_suspended(&self, name: &str) -> bool {
-        self.entries.get(name).is_some_and(|e| e.suspended)
+        self.entries.get(name).is_some_and(|e| e.suspended.is_some())
     }
 
     fn writes_in_flight(&self, name: &str) -> bool {
@@ -537,7 +604,7 @@ impl Shard {
 /// Whether an answer is provably not older than what came in while it was under way, and than the copy held.
 fn answer_counts(answer: &Answer, fence: Option<Mark>, known: Option<&Arc<Copy>>) -> bool {
     match answer {
-        Answer::NotFound => fence.is_none(),
+        Answer::NotFound => fence.is_none() || !Rule::MarkedAbsence.on(),
         Answer::Found(Observed { copy, terminating }) => {
             let fenced = fence.is_some_and(|f| {
                 // An object that is being deleted is just what "gone" speaks of.
@@ -558,6 +625,6 @@ fn holding(copy: &Copy) -> Holding {
     Holding { uid: copy.uid, generation: copy.generation, digest: copy.digest, resource_version: copy.resource_version }
 }
 
-fn dropped(name: &str, copy: Arc<Copy>, reason: DropReason) -> Dropped {
-    Dropped { name: name.into(), copy, reason }
+fn dropped(name: &str, copy: Arc<Copy>, reason: DropReason, used: Time) -> Dropped {
+    Dropped { name: name.into(), copy, reason, used }
 }

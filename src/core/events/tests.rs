@@ -115,6 +115,15 @@ fn a_name_is_the_same_at_every_attempt_and_another_for_another_event() {
     assert_ne!(one.object_name("i"), one.object_name("j"));
 }
 
+#[test]
+fn a_name_that_is_cut_ends_like_a_name() {
+    let mut event = event("a", "Changed", "one");
+    event.session.key = SessionKey::new("ns", format!("{}-.-{}", "a".repeat(233), "b".repeat(10)));
+    let name = event.object_name("i");
+    assert_eq!(name.len(), 233 + 1 + 16);
+    assert!(name.starts_with(&format!("{}.", "a".repeat(233))), "{name}");
+}
+
 proptest! {
     /// Names of events are valid for every valid name of a session, and notes fit whatever they say.
     #[test]

@@ -12,7 +12,7 @@ use crate::core::cache::{Holding, Report};
 use crate::core::lease::{StreamId, with_drift};
 use crate::core::rules::Rule;
 use crate::core::session::{ResourceVersion, SessionKey};
-use crate::core::signal::{Barrier, Fate, Mark};
+use crate::core::signal::{Barrier, Fate};
 use crate::core::time::Time;
 
 /// A process of an agent: random, so that a restarted one is another.
@@ -53,7 +53,7 @@ pub enum Outgoing {
     /// Copies to drop, and barriers to acknowledge.
     Signals {
         /// Sessions by name, each with what became of it.
-        evictions: Vec<(SessionKey, SignalId, Mark)>,
+        evictions: Vec<(SessionKey, SignalId, Barrier)>,
         /// Sessions by name, each with its state.
         barriers: Vec<(SessionKey, SignalId, Barrier)>,
     },
@@ -94,8 +94,15 @@ pub(super) struct Agent {
     processed: u64,
     /// The inventory is complete: `processed` means something.
     complete: bool,
+    /// A holding beyond the limit was not taken: nothing new is covered over this stream, since a sequence number
+    /// cannot leave one copy out.
+    refused: bool,
+    /// The last signal before the stream was opened: up to it, nothing was sent over this stream.
+    opened_after: SignalId,
     remembered_until: Time,
-    evictions: FastMap<SessionKey, (SignalId, Mark)>,
+    /// When the last lease ends that was granted over an older stream. Such a lease is not given back over this one.
+    older_until: Time,
+    evictions: FastMap<SessionKey, (SignalId, Barrier)>,
     barriers: BTreeMap<SignalId, (SessionKey, Barrier)>,
     heartbeat: Option<Heartbeat>,
     revoke: bool,
@@ -144,10 +151,14 @@ impl Agent {
 }
 
 impl Replica {
-    /// An agent opened a stream. An older stream of the same process is over.
-    pub fn stream_opened(&mut self, stream: StreamId, hello: Hello, now: Time) {
+    /// An agent opened a stream. Another stream of the same process is over: it is returned, and its connection must be
+    /// ended, since the agent may still hold on to it (the network may have delivered the older hello last).
+    #[must_use]
+    pub fn stream_opened(&mut self, stream: StreamId, hello: Hello, now: Time) -> Option<StreamId> {
+        let mut superseded = None;
         let id = if let Some(id) = self.by_instance.get(&hello.instance).copied() {
-            if let Some(old) = self.agents.get(&id).and_then(Agent::stream) {
+            superseded = self.agents.get(&id).and_then(Agent::stream);
+            if let Some(old) = superseded {
                 self.stream_closed(old, now);
             }
             id
@@ -166,7 +177,10 @@ impl Replica {
             holdings: FastMap::new(),
             processed: 0,
             complete: false,
+            refused: false,
+            opened_after: SignalId(self.last_signal),
             remembered_until,
+            older_until: remembered_until,
             evictions: FastMap::new(),
             barriers: BTreeMap::new(),
             heartbeat: None,
@@ -182,6 +196,7 @@ impl Replica {
         }
         self.agents.insert(id, agent);
         self.wake(Some(stream));
+        superseded
     }
 
     /// A stream ended. The agent is remembered until its last lease has ended.
@@ -225,16 +240,22 @@ impl Replica {
         let mut within = true;
         for (key, report) in reports {
             match report {
-                Report::Held(holding) => within &= self.hold(id, key, holding, now),
+                Report::Held(holding) => within &= self.hold(id, &key, holding, now),
                 Report::Released => self.release(id, &key, now),
             }
         }
         let Some(agent) = self.agents.get_mut(&id) else {
             return within;
         };
-        if let Some(through) = through.filter(|_| within) {
-            agent.processed = agent.processed.max(through);
-            agent.complete = true;
+        agent.refused |= !within && Rule::RefusedEndsCover.on();
+        if let Some(through) = through {
+            if !agent.refused && (within || Rule::RefusedEndsCover.on()) {
+                agent.processed = agent.processed.max(through);
+            }
+            if !std::mem::replace(&mut agent.complete, true) {
+                let before = agent.opened_after;
+                self.round_reconnected(id, before, now);
+            }
         }
         within
     }
@@ -272,16 +293,15 @@ impl Replica {
         self.round_acknowledged(agent, key, signal, now);
     }
 
-    /// The agent has given back its leases: nothing that it serves rests on this replica.
+    /// The agent has given back what it was leased over this stream: nothing that it serves rests on that.
     pub fn lease_returned(&mut self, stream: StreamId) {
         let Some(id) = self.by_stream.get(&stream).copied() else {
             return;
         };
         if let Some(agent) = self.agents.get_mut(&id) {
-            agent.remembered_until = Time::ZERO;
+            agent.remembered_until = if Rule::ReturnOwnLease.on() { agent.older_until } else { Time::ZERO };
         }
-        self.lease_over(id);
-        self.confirm_ready();
+        // What is over by now is forgotten by the next `poll`.
     }
 
     /// No lease is granted from now on, and those in force are called back.
@@ -326,7 +346,7 @@ impl Replica {
     }
 
     /// Queues an eviction of what `agent` holds of `key`, unless it was told so already.
-    pub(super) fn evict(&mut self, key: &SessionKey, agent: AgentId, mark: Mark, now: Time) {
+    pub(super) fn evict(&mut self, key: &SessionKey, agent: AgentId, state: Barrier, now: Time) {
         let id = self.next_signal();
         let Some(known) = self.agents.get_mut(&agent) else {
             return;
@@ -334,7 +354,8 @@ impl Replica {
         let Some(held) = known.holdings.get_mut(key) else {
             return;
         };
-        let told = match (held.told, mark.fate) {
+        let fate = state.mark.fate;
+        let told = match (held.told, fate) {
             (Some(Fate::Gone), _) => true,
             (Some(Fate::Stale { below: told }), Fate::Stale { below }) => told >= below,
             _ => false,
@@ -342,11 +363,11 @@ impl Replica {
         if told {
             return;
         }
-        held.told = Some(mark.fate);
-        known.evictions.insert(key.clone(), (id, mark));
+        held.told = Some(fate);
+        known.evictions.insert(key.clone(), (id, state));
         let stream = known.stream;
         self.wake(stream);
-        self.counts.evicted(mark.fate);
+        self.counts.evicted(fate);
         self.round_evicted(key, agent, id, now);
     }
 
@@ -379,7 +400,7 @@ impl Replica {
         }
     }
 
-    fn hold(&mut self, id: AgentId, key: SessionKey, holding: Holding, now: Time) -> bool {
+    fn hold(&mut self, id: AgentId, key: &SessionKey, holding: Holding, now: Time) -> bool {
         let Some(scope) = self.scope_of(key.namespace()) else {
             return false;
         };
@@ -388,11 +409,11 @@ impl Replica {
             return true;
         };
         let new = Held { holding, waits_for: None, told: None };
-        if agent.holdings.len() >= most && !agent.holds(&key) {
+        if agent.holdings.len() >= most && !agent.holds(key) {
             return false;
         }
         // The new copy took the old one's place: what was queued for that one is settled.
-        let settled = agent.evictions.remove(&key);
+        let settled = agent.evictions.remove(key);
         if let Some(old) = agent.holdings.insert(key.clone(), new) {
             if let Some(until) = old.waits_for {
                 self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
@@ -401,10 +422,12 @@ impl Replica {
             self.entries.entry(key.clone()).or_default().holders.push(id);
         }
         if let Some((signal, _)) = settled {
-            self.round_acknowledged(id, &key, signal, now);
+            self.round_acknowledged(id, key, signal, now);
         }
-        let position = self.position(scope);
-        self.compare_one(&key, id, position, now);
+        if Rule::CompareOnReport.on() {
+            let position = self.position(scope);
+            self.compare_one(key, id, position, now);
+        }
         true
     }
 
@@ -442,8 +465,10 @@ impl Agent {
         }
         let room = most - barriers.len();
         let keys: Vec<SessionKey> = self.evictions.keys().take(room).cloned().collect();
-        let evictions =
-            keys.into_iter().filter_map(|key| self.evictions.remove(&key).map(|(id, mark)| (key, id, mark))).collect();
+        let evictions = keys
+            .into_iter()
+            .filter_map(|key| self.evictions.remove(&key).map(|(id, state)| (key, id, state)))
+            .collect();
         Outgoing::Signals { evictions, barriers }
     }
 

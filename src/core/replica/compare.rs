@@ -4,7 +4,7 @@ use super::Truth;
 use crate::core::cache::Holding;
 use crate::core::rules::Rule;
 use crate::core::session::ResourceVersion;
-use crate::core::signal::{Fate, Mark};
+use crate::core::signal::{Barrier, Fate, Mark};
 
 /// The outcome of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,14 +13,18 @@ pub enum Verdict {
     Keep,
     /// The pod knows more than the watch: compare again when the watch has reached this resourceVersion.
     Wait(ResourceVersion),
-    /// The copy differs from the truth.
-    Evict(Mark),
+    /// The copy differs from this truth.
+    Evict(Barrier),
 }
 
 /// Compares a holding with the object of its name, at this position of the watch.
 pub(crate) fn compare(held: &Holding, truth: Option<&Truth>, position: ResourceVersion) -> Verdict {
     let evict = |fate, at: Option<&Truth>| {
-        Verdict::Evict(Mark { uid: held.uid, fate, resource_version: at.map_or(position, |t| t.resource_version) })
+        Verdict::Evict(Barrier {
+            mark: Mark { uid: held.uid, fate, resource_version: at.map_or(position, |t| t.resource_version) },
+            // By now the agent may hold a newer copy that equals this state, though its generation is lower.
+            digest: at.filter(|_| fate != Fate::Gone).map(|t| t.summary.digest),
+        })
     };
     // A watch that has reached what the pod read knows at least as much as the pod.
     let caught_up = position >= held.resource_version || !Rule::WaitForPosition.on();

@@ -103,6 +103,21 @@ impl Replica {
         }
     }
 
+    /// The agent has told all that it holds over a new stream. What it was signalled over an older one, up to
+    /// `before`, it will not acknowledge any more: it has obeyed, or was just signalled again.
+    pub(super) fn round_reconnected(&mut self, agent: AgentId, before: SignalId, now: Time) {
+        let mut over = Vec::new();
+        for (key, round) in &mut self.rounds {
+            if round.waiting.get(&agent).is_some_and(|w| w.0 <= before) {
+                round.waiting.remove(&agent);
+                over.push(key.clone());
+            }
+        }
+        for key in over {
+            self.settle(&key, now);
+        }
+    }
+
     /// The watch showed a session; whoever must be evicted was signalled already.
     pub(super) fn changed(&mut self, key: &SessionKey, old: Option<&Truth>, new: &Truth, now: Time) {
         let same = old.filter(|o| o.uid == new.uid);

@@ -34,8 +34,10 @@ pub struct ProofError {
 }
 
 /// A replica's registration: the object that is its marker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
+    /// The marker's namespace. An object of the same name in another one has nothing to do with it.
+    pub namespace: Arc<str>,
     /// The marker's uid.
     pub uid: Uid,
     /// Its last write that the watch has shown.
@@ -65,6 +67,14 @@ impl Scope {
             unproven: BTreeMap::new(),
             registered: BTreeMap::new(),
             waiting: BTreeSet::new(),
+        }
+    }
+
+    /// The marker `key` is gone, or is a session now.
+    pub fn unregister(&mut self, key: &SessionKey) {
+        let known = self.registered.get(key.name());
+        if known.is_some_and(|r| r.namespace == *key.namespace()) {
+            self.registered.remove(key.name());
         }
     }
 

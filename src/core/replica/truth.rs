@@ -86,20 +86,16 @@ impl Replica {
             return Err(StaleList { listed: position, seen });
         }
         let listed: HashSet<SessionKey> = objects.iter().map(|o| o.key.clone()).collect();
-        let namespaces = &self.scopes[scope.0];
-        let markers = namespaces.registered.keys().filter(|name| !listed.iter().any(|k| k.name() == &***name));
-        let markers: Vec<_> = markers.cloned().collect();
+        let watched = &mut self.scopes[scope.0];
+        watched
+            .registered
+            .retain(|name, registration| listed.contains(&SessionKey::new(registration.namespace.clone(), &**name)));
         let gone: Vec<SessionKey> = self
             .entries
             .iter()
-            .filter(|(key, entry)| {
-                entry.truth.is_some() && namespaces.contains(key.namespace()) && !listed.contains(*key)
-            })
+            .filter(|(key, entry)| entry.truth.is_some() && watched.contains(key.namespace()) && !listed.contains(*key))
             .map(|(key, _)| key.clone())
             .collect();
-        for name in markers {
-            self.scopes[scope.0].registered.remove(&name);
-        }
         for key in gone {
             self.remove(scope, &key, position, now);
         }
@@ -139,11 +135,15 @@ impl Replica {
         let summary = match kind {
             Kind::Session(summary) => summary,
             Kind::Marker => {
-                let registration = Registration { uid, resource_version };
+                let registration = Registration { namespace: key.namespace().clone(), uid, resource_version };
+                if self.truth(&key).is_some() {
+                    self.remove(scope, &key, resource_version, now);
+                }
                 self.scopes[scope.0].registered.insert(key.name().into(), registration);
                 return;
             }
         };
+        self.scopes[scope.0].unregister(&key);
         let entry = self.entries.entry(key.clone()).or_default();
         let new = Truth { uid, generation, resource_version, terminating, summary };
         let Entry { truth, holders } = entry;
@@ -160,7 +160,7 @@ impl Replica {
     }
 
     fn remove(&mut self, scope: ScopeId, key: &SessionKey, position: ResourceVersion, now: Time) {
-        self.scopes[scope.0].registered.remove(key.name());
+        self.scopes[scope.0].unregister(key);
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
@@ -200,7 +200,7 @@ impl Replica {
                 held.waits_for = Some(until);
                 waiting.insert((until, agent, key.clone()));
             }
-            Verdict::Evict(mark) => self.evict(key, agent, mark, now),
+            Verdict::Evict(state) => self.evict(key, agent, state, now),
         }
     }
 

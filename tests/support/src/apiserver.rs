@@ -40,7 +40,7 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Starts one, without waiting until it is ready.
-    pub(crate) async fn start(shared: &Arc<Shared>, extra: &[String]) -> Result<Self> {
+    pub(crate) async fn start(shared: &Arc<Shared>, etcd_url: &str, extra: &[String]) -> Result<Self> {
         let name = format!("kube-apiserver-{}", shared.apiservers.fetch_add(1, Ordering::Relaxed) + 1);
         let address = shared.loopback.free_socket()?;
         let url = format!("https://{address}");
@@ -55,7 +55,7 @@ impl ApiServer {
         let key = shared.dir.write(format!("{name}/tls.key"), &serving.key)?;
 
         let mut args = vec![
-            format!("--etcd-servers={}", shared.etcd_url),
+            format!("--etcd-servers={etcd_url}"),
             format!("--bind-address={}", address.ip()),
             format!("--advertise-address={}", address.ip()),
             format!("--secure-port={}", address.port()),

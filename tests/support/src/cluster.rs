@@ -2,7 +2,7 @@
 //! that may do just what it must.
 
 use crate::{ControlPlane, ControlPlaneOptions, Controller, Error, Result, VmcpPod, policy_rule};
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Namespace of the controller.
 pub(crate) const OPERATOR: &str = "vmcp-system";
@@ -18,7 +18,7 @@ pub struct Programs {
     pub session: PathBuf,
     /// The example `pod`.
     pub pod: PathBuf,
-    /// The generated CustomResourceDefinition.
+    /// The generated `CustomResourceDefinition`.
     pub crd: PathBuf,
 }
 
@@ -61,10 +61,14 @@ pub struct ClusterOptions {
     pub namespace: String,
     /// Whether each process reaches the API server through a proxy of its own, which can be made hostile.
     pub api_proxies: bool,
+    /// Where those proxies lead: the API server, unless it is said otherwise. It counts for what is started afterwards.
+    pub api_server: Option<SocketAddr>,
     /// Whether each pod reaches each replica through a proxy of its own.
     pub stream_proxies: bool,
     /// More arguments for each replica.
     pub controller_args: Vec<String>,
+    /// How long tokens last. Nobody renews them.
+    pub token_lifetime: Duration,
     /// The control plane's options.
     pub plane: ControlPlaneOptions,
 }
@@ -77,8 +81,10 @@ impl Default for ClusterOptions {
             lease: Duration::from_secs(15),
             namespace: "vmcp".into(),
             api_proxies: false,
+            api_server: None,
             stream_proxies: false,
             controller_args: Vec::new(),
+            token_lifetime: Duration::from_hours(1),
             plane: ControlPlaneOptions::default(),
         }
     }
@@ -138,7 +144,7 @@ impl Cluster {
         plane.create_service_account(OPERATOR, CONTROLLER_ACCOUNT).await?;
         plane.create_service_account(&options.namespace, POD_ACCOUNT).await?;
         let mut cluster = Self { controllers: vec![], pods: vec![], plane, options, programs, started: 0 };
-        cluster.grant().await?;
+        tokio::try_join!(cluster.grant(), cluster.first_write())?;
         for _ in 0..cluster.options.controllers {
             cluster.add_controller().await?;
         }
@@ -152,6 +158,12 @@ impl Cluster {
             pod.wait_leases(cluster.controllers.len()).await?;
         }
         Ok(cluster)
+    }
+
+    /// The first write of a new resource takes an API server two seconds, longer than a replica with short leases waits.
+    async fn first_write(&self) -> Result<()> {
+        self.apply("first", &serde_json::json!({})).await?;
+        self.kubectl(&["delete", "vmcps", "first"]).await.map(drop)
     }
 
     /// Just what each account needs.

@@ -1,7 +1,7 @@
 //! etcd, an API server and, on demand, the rest.
 
 use crate::{
-    ApiServer, AuditLog, Component, Error, LoopbackAddr, Process, Result,
+    ApiServer, AuditLog, Component, Error, LoopbackAddr, Process, Result, TcpProxy,
     assets::Assets,
     eventually,
     kubectl::Kubectl,
@@ -166,7 +166,7 @@ impl ControlPlane {
 
         // Both at once: the API server waits for etcd anyway.
         let etcd = start_etcd(&shared)?;
-        let apiserver = ApiServer::start(&shared, &options.apiserver_args).await?;
+        let apiserver = ApiServer::start(&shared, &shared.etcd_url, &options.apiserver_args).await?;
         let kubeconfig = shared.kubeconfig(apiserver.url(), &Credential::Certificate(&shared.admin));
         let kubeconfig = shared.dir.write("kubeconfig", kubeconfig.to_string())?;
         let kubectl = Kubectl::new(&shared.assets, kubeconfig, shared.dir.path().to_owned())?;
@@ -203,7 +203,16 @@ impl ControlPlane {
     /// Starts another API server on the same etcd, with a URL and an audit log of its own, and waits until it is ready.
     /// It ends when the value is dropped.
     pub async fn start_second_apiserver(&self) -> Result<ApiServer> {
-        let second = ApiServer::start(&self.shared, &self.options.apiserver_args).await?;
+        self.second_apiserver(&self.shared.etcd_url).await
+    }
+
+    /// The same, but it reaches etcd through this proxy: when that is silent, it goes on with what it knows, and is stale.
+    pub async fn start_second_apiserver_behind(&self, etcd: &TcpProxy) -> Result<ApiServer> {
+        self.second_apiserver(&format!("http://{}", etcd.address())).await
+    }
+
+    async fn second_apiserver(&self, etcd_url: &str) -> Result<ApiServer> {
+        let second = ApiServer::start(&self.shared, etcd_url, &self.options.apiserver_args).await?;
         second.wait_ready().await?;
         Ok(second)
     }

@@ -24,7 +24,8 @@ pub struct Controller {
     pub name: String,
     program: PathBuf,
     args: Vec<String>,
-    access: TokenAccess,
+    /// The files with its tokens.
+    pub access: TokenAccess,
     _ip: LoopbackAddr,
 }
 
@@ -36,10 +37,10 @@ impl Controller {
         let api = if cluster.options.api_proxies { Some(api_proxy(cluster).await?) } else { None };
         let url = api.as_ref().map_or_else(|| plane.url().to_owned(), TcpProxy::https_url);
         let pod = plane.create_pod(OPERATOR, name, CONTROLLER_ACCOUNT, ip.ip()).await?;
-        let hour = Duration::from_secs(3600);
-        let token = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &[], hour).await?;
+        let lifetime = cluster.options.token_lifetime;
+        let token = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &[], lifetime).await?;
         let access = plane.kubeconfig_for_token(name, &url, &token)?;
-        let peer = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &["vmcp.dev"], hour).await?;
+        let peer = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &["vmcp.dev"], lifetime).await?;
         let peer = plane.kubeconfig_for_token(&format!("{name}-peer"), &url, &peer)?;
         let mut args: Vec<String> = vec![
             "controller".into(),
@@ -59,6 +60,7 @@ impl Controller {
     }
 
     /// Starts it again, after it has ended.
+    #[expect(clippy::unused_async, reason = "called as a pod's restart is, which waits")]
     pub async fn restart(&mut self) -> Result<()> {
         self.process = spawn(&self.name, &self.program, &self.args, &self.access)?;
         Ok(())
@@ -88,7 +90,7 @@ impl Controller {
 }
 
 pub(crate) async fn api_proxy(cluster: &Cluster) -> Result<TcpProxy> {
-    TcpProxy::start(cluster.plane.apiserver().address()).await
+    TcpProxy::start(cluster.options.api_server.unwrap_or(cluster.plane.apiserver().address())).await
 }
 
 fn spawn(name: &str, program: &std::path::Path, args: &[String], access: &TokenAccess) -> Result<Process> {

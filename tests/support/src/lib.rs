@@ -5,7 +5,7 @@
 //! |---|---|
 //! | etcd and kube-apiserver, started, stopped, killed, paused | [`ControlPlane`], [`ApiServer`], [`Component`] |
 //! | connections that are slow, silent or cut | [`TcpProxy`] |
-//! | a whole cluster: controllers and pods as processes | [`Cluster`], [`Controller`], [`VmcpPod`] |
+//! | a whole cluster: controllers and pods as processes | [`Cluster`], [`Controller`], [`VmcpPod`], [`PodClient`] |
 //! | a program under supervision | [`Process`] |
 //! | service accounts, roles, pods and tokens bound to them | the methods of [`ControlPlane`] |
 //! | the requests that an API server has answered | [`AuditLog`] |
@@ -13,6 +13,7 @@
 //! | a condition to come true | [`eventually`] |
 //!
 //! Nothing stays behind: every child process dies with this one, however this one ends (see [`Process`]).
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod apiserver;
 mod assets;
@@ -45,5 +46,5 @@ pub use kubectl::KubectlOutput;
 pub use loopback::{LoopbackAddr, free_port};
 pub use process::{Process, ProcessBuilder};
 pub use proxy::{ProxyMode, TcpProxy};
-pub use vmcp_pod::{Reply, VmcpPod};
+pub use vmcp_pod::{PodClient, Reply, VmcpPod};
 pub use wait::eventually;

@@ -66,3 +66,20 @@ pub fn free_port(ip: IpAddr) -> Result<u16> {
     let bound = TcpListener::bind((ip, 0)).and_then(|l| l.local_addr());
     Ok(bound.map_err(Error::io(format!("looking for a free port on {ip}")))?.port())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_holds_for_every_process_and_ends_with_the_value() {
+        let address = LoopbackAddr::claim().unwrap();
+        let ip = address.ip;
+        UdpSocket::bind((ip, CLAIM_PORT)).unwrap_err();
+        // Another process may come to the same address first.
+        NEXT.fetch_sub(1, Ordering::Relaxed);
+        assert_ne!(LoopbackAddr::claim().unwrap().ip, ip);
+        drop(address);
+        UdpSocket::bind((ip, CLAIM_PORT)).unwrap();
+    }
+}

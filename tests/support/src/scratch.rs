@@ -76,3 +76,28 @@ fn sweep(parent: &Path) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn only_what_was_left_behind_is_swept_away() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = |name: &str, age: Duration| {
+            let dir = parent.path().join(format!("{PREFIX}{name}"));
+            fs::create_dir(&dir).unwrap();
+            let owner = File::create(dir.join(OWNER)).unwrap();
+            owner.set_modified(SystemTime::now() - age).unwrap();
+            (dir, owner)
+        };
+        let (left, owner) = folder("left", SETTLED * 2);
+        drop(owner);
+        let (used, owner) = folder("used", SETTLED * 2);
+        owner.try_lock().unwrap();
+        let (young, _) = folder("young", Duration::ZERO);
+        sweep(parent.path());
+        assert!(!left.exists() && used.exists() && young.exists());
+    }
+}

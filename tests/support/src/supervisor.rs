@@ -9,8 +9,10 @@
 //!
 //! All three are one process, by exec: the child's id, exit status and signals are those of the program itself.
 
-use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid},
+};
 use std::{
     ffi::OsStr,
     io,
@@ -129,5 +131,20 @@ impl Drop for Supervised {
         if let Some(waiter) = self.waiter.take() {
             let _ = waiter.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_whose_parent_is_gone_already_does_not_start() {
+        let run = |parent: u32| {
+            let parent = parent.to_string();
+            Command::new("sh").args(["-c", CHECK, "sh", &parent, "sh", "-c", "exit 7"]).status().unwrap().code()
+        };
+        assert_eq!(run(process::id()), Some(7));
+        assert_eq!(run(1), Some(125));
     }
 }

@@ -11,11 +11,11 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::Value;
-use std::{net::SocketAddr, path::PathBuf, sync::LazyLock, time::Duration};
+use std::{net::SocketAddr, ops::Deref, path::PathBuf, sync::LazyLock, time::Duration};
 
 const READY: Duration = Duration::from_secs(30);
 /// How long an answer may take: longer than a write waits that must be visible everywhere while a replica is dead.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_mins(1);
 
 /// An answer over HTTP.
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ impl Reply {
     }
 }
 
-/// A pod.
+/// A pod. What it can be asked for is in [`PodClient`].
 pub struct VmcpPod {
     /// Its process.
     pub process: Process,
@@ -51,12 +51,9 @@ pub struct VmcpPod {
     pub api: Option<TcpProxy>,
     /// The proxies through which it reaches the replicas, if the cluster has them.
     pub streams: Vec<TcpProxy>,
-    /// Its name.
-    pub name: String,
-    /// Where it is driven.
-    pub address: SocketAddr,
     /// The files with its tokens.
     pub access: TokenAccess,
+    client: PodClient,
     program: PathBuf,
     args: Vec<String>,
     _ip: LoopbackAddr,
@@ -81,10 +78,10 @@ impl VmcpPod {
             }
         }
         let pod = plane.create_pod(namespace, name, POD_ACCOUNT, ip.ip()).await?;
-        let hour = Duration::from_secs(3600);
-        let token = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &[], hour).await?;
+        let lifetime = cluster.options.token_lifetime;
+        let token = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &[], lifetime).await?;
         let access = plane.kubeconfig_for_token(name, &url, &token)?;
-        let stream = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &["vmcp.dev"], hour).await?;
+        let stream = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &["vmcp.dev"], lifetime).await?;
         let stream = plane.kubeconfig_for_token(&format!("{name}-stream"), &url, &stream)?;
         let args = vec![
             format!("--listen={address}"),
@@ -96,8 +93,8 @@ impl VmcpPod {
         ];
         let program = cluster.programs.pod.clone();
         let process = spawn(name, &program, &args, &access)?;
-        let name = name.to_owned();
-        let pod = Self { process, api, streams, name, address, access, program, args, _ip: ip };
+        let client = PodClient { name: name.to_owned(), address };
+        let pod = Self { process, api, streams, access, client, program, args, _ip: ip };
         pod.wait_listening().await?;
         Ok(pod)
     }
@@ -114,6 +111,30 @@ impl VmcpPod {
         Ok(())
     }
 
+    /// What it is driven with. It stays of use when the pod is started again.
+    pub fn client(&self) -> PodClient {
+        self.client.clone()
+    }
+}
+
+impl Deref for VmcpPod {
+    type Target = PodClient;
+
+    fn deref(&self) -> &PodClient {
+        &self.client
+    }
+}
+
+/// Drives a pod over HTTP.
+#[derive(Debug, Clone)]
+pub struct PodClient {
+    /// The pod's name.
+    pub name: String,
+    /// Where it is driven.
+    pub address: SocketAddr,
+}
+
+impl PodClient {
     /// Waits until it has a lease in force from so many replicas.
     pub async fn wait_leases(&self, replicas: usize) -> Result<()> {
         let what = format!("{} has {replicas} leases", self.name);

@@ -9,8 +9,12 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Calls `check` until it returns something, and returns that; fails when it has not within `deadline`.
 ///
-/// A check that hangs is given up at the deadline too.
-pub async fn eventually<T>(deadline: Duration, what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> Result<T> {
+/// A check that hangs is given up at the deadline too. Not `AsyncFnMut`: with that, the futures of callers are not
+/// `Send` in the compiler's eyes.
+pub async fn eventually<T, F>(deadline: Duration, what: &str, mut check: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Option<T>>,
+{
     let end = Instant::now() + deadline;
     loop {
         match timeout_at(end, check()).await {

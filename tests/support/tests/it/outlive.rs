@@ -1,6 +1,6 @@
 //! Nothing outlives the process that started it.
 
-use crate::SOON;
+use crate::{SILENCE, SOON};
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -8,6 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::{Command, Stdio},
+    thread,
 };
 use testkit::{Process, eventually};
 
@@ -44,7 +45,7 @@ async fn a_panic_takes_the_processes_along() {
         let _sleep = Process::builder("sleep", "sleep").arg(&mark).spawn().unwrap();
         let seen = || processes_with(&mark).iter().any(|l| l.starts_with("sleep"));
         while !seen() {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         panic!("on purpose");
     }));
@@ -54,9 +55,16 @@ async fn a_panic_takes_the_processes_along() {
 
 #[test]
 fn processes_outlive_the_thread_that_started_them() {
-    let process =
-        std::thread::spawn(|| Process::builder("sleep", "sleep").arg("86400").spawn().unwrap()).join().unwrap();
+    let start = || {
+        let process = Process::builder("sleep", "sh").args(["-c", "echo ready; exec sleep 86400"]).spawn().unwrap();
+        // The kernel has been asked by then to tie it to the thread that forked.
+        while !process.log().contains("ready") {
+            thread::yield_now();
+        }
+        process
+    };
+    let process = thread::spawn(start).join().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let early = runtime.block_on(process.wait(crate::SILENCE));
-    assert!(early.is_err(), "{early:?}: {}", process.log());
+    let ended = runtime.block_on(async { process.wait(SILENCE).await });
+    assert!(ended.is_err(), "{ended:?}");
 }

@@ -4,7 +4,7 @@ use crate::{config_maps, control_plane, create_config_map};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
-    api::{ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 use std::time::Duration;
@@ -28,7 +28,7 @@ async fn requests_are_counted_by_who_asked_for_what() {
     theirs.list(&ListParams::default()).await.unwrap();
     let patch = Patch::Merge(json!({ "data": { "k": "w" } }));
     theirs.patch("theirs-1", &PatchParams::default(), &patch).await.unwrap();
-    theirs.delete("theirs-1", &Default::default()).await.unwrap_err();
+    theirs.delete("theirs-1", &DeleteParams::default()).await.unwrap_err();
     let address = LoopbackAddr::claim().unwrap();
     plane.create_pod("default", "p", "writer", address.ip()).await.unwrap();
     plane.apiserver().audit_flush().await.unwrap();

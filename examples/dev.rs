@@ -1,0 +1,175 @@
+//! `make dev`: the demo's cluster, left running. Prints what to try, and writes what another terminal or a script needs
+//! to `target/dev/env`. Ctrl-C ends it, and everything that it started.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use testkit::{Cluster, ClusterOptions, LoopbackAddr, Programs};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Anything that ends this before its end.
+type Failed = Box<dyn std::error::Error>;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// Longer than anybody leaves it running.
+const TOKENS: Duration = Duration::from_hours(30 * 24);
+/// The pod that nobody has started yet: yours.
+const YOURS: &str = "yours";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dev: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Failed> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let ended = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    let mut ended = std::pin::pin!(ended);
+    println!("starting etcd, kube-apiserver, two controllers and three pods ...");
+    let programs = Programs::beside_this_one(ROOT)?;
+    let options = ClusterOptions { token_lifetime: TOKENS, ..ClusterOptions::default() };
+    let cluster = tokio::select! {
+        cluster = Cluster::start(programs.clone(), options) => cluster?,
+        () = &mut ended => return Ok(()),
+    };
+    let address = LoopbackAddr::claim()?;
+    let guest = Guest::admit(&cluster, &address, &programs).await?;
+    let env = EnvFile::write(&cluster, &guest)?;
+    print!("{}", help(&cluster));
+    ended.await;
+    println!("\nending");
+    drop(env);
+    Ok(())
+}
+
+/// A pod that the cluster knows and that does not run: whoever has its tokens can be it.
+struct Guest {
+    program: PathBuf,
+    listen: String,
+    kubeconfig: PathBuf,
+    token_file: PathBuf,
+}
+
+impl Guest {
+    async fn admit(cluster: &Cluster, address: &LoopbackAddr, programs: &Programs) -> Result<Self, Failed> {
+        let (plane, namespace) = (&cluster.plane, &cluster.options.namespace);
+        let account = "vmcp-server";
+        let pod = plane.create_pod(namespace, YOURS, account, address.ip()).await?;
+        let token = plane.token_for_pod(namespace, account, &pod, &[], TOKENS).await?;
+        let api = plane.kubeconfig_for_token(YOURS, plane.url(), &token)?;
+        let token = plane.token_for_pod(namespace, account, &pod, &["vmcp.dev"], TOKENS).await?;
+        let stream = plane.kubeconfig_for_token(&format!("{YOURS}-stream"), plane.url(), &token)?;
+        let listen = address.free_socket()?.to_string();
+        let program = programs.pod.clone();
+        Ok(Self { program, listen, kubeconfig: api.kubeconfig, token_file: stream.token_file })
+    }
+}
+
+/// `target/dev/env`. It goes when the cluster goes.
+struct EnvFile(PathBuf);
+
+impl EnvFile {
+    fn write(cluster: &Cluster, guest: &Guest) -> Result<Self, Failed> {
+        let path = Path::new(ROOT).join("target/dev/env");
+        fs::create_dir_all(path.with_file_name(""))?;
+        let pods: Vec<String> = cluster.pods.iter().map(|p| p.address.to_string()).collect();
+        let admin: Vec<String> = cluster.controllers.iter().map(|c| c.admin.to_string()).collect();
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+        let variables = [
+            ("KUBECONFIG", "administrator of the cluster", cluster.plane.kubeconfig_path().display().to_string()),
+            ("VMCP_NAMESPACE", "where the pods and their sessions are", cluster.options.namespace.clone()),
+            ("VMCP_CONTROLLERS", "where agents connect", controllers(cluster)),
+            ("VMCP_CONTROLLERS_ADMIN", "their /readyz and /metrics", admin.join(",")),
+            ("VMCP_PODS", "the pods' HTTP", pods.join(",")),
+            ("VMCP_POD_NAME", "a pod that you can run yourself", YOURS.to_owned()),
+            ("VMCP_POD_LISTEN", "its address", guest.listen.clone()),
+            ("VMCP_POD_KUBECONFIG", "its rights at the API server", guest.kubeconfig.display().to_string()),
+            ("VMCP_TOKEN_FILE", "its token for the controllers", guest.token_file.display().to_string()),
+            ("VMCP_POD_PROGRAM", "the example pod", guest.program.display().to_string()),
+        ];
+        let mut text = "# Made by `make dev`, gone when it ends. Use it with: . target/dev/env\n".to_owned();
+        for (name, what, value) in variables {
+            writeln!(text, "# {what}\nexport {name}={}", quoted(&value))?;
+        }
+        // Behind everything else: a kubectl of one's own goes first.
+        let built = quoted(&Path::new(ROOT).join("target/controlplane").display().to_string());
+        writeln!(text, "# a kubectl, where there is none\nexport PATH=\"$PATH:\"{built}")?;
+        fs::write(&path, text)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for EnvFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn controllers(cluster: &Cluster) -> String {
+    let addresses: Vec<String> = cluster.controllers.iter().map(|c| c.address.to_string()).collect();
+    addresses.join(",")
+}
+
+fn help(cluster: &Cluster) -> String {
+    let namespace = &cluster.options.namespace;
+    let kubeconfig = cluster.plane.kubeconfig_path().display();
+    let pod = cluster.pods.first().map_or_else(String::new, |p| p.address.to_string());
+    let admin = cluster.controllers.first().map_or_else(String::new, |c| c.admin.to_string());
+    let controllers = cluster.controllers.iter().map(|c| (&c.name, c.process.pid(), c.address.to_string()));
+    let pods = cluster.pods.iter().map(|p| (&p.name, p.process.pid(), format!("http://{}", p.address)));
+    let line = |(name, pid, address)| format!("  {name:<14} pid {pid:<8} {address}\n");
+    let running: String = controllers.chain(pods).map(line).collect();
+    format!(
+        r#"
+the cluster is running:
+{running}
+in another terminal, from this folder:
+
+  . target/dev/env          # or: export KUBECONFIG={kubeconfig}
+
+make a session, and read it from a pod (twice: the second time it comes from the cache):
+
+  echo '{{"apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession", "metadata": {{"name": "erin"}},
+    "spec": {{"metadata": {{"backends": "weather,search"}}}}}}' | kubectl -n {namespace} apply --server-side -f -
+  curl -s http://{pod}/sessions/erin
+
+change it, and see that the pod dropped its copy:
+
+  kubectl -n {namespace} patch vmcps erin --type=merge -p '{{"spec":{{"metadata":{{"backends":"weather"}}}}}}'
+  curl -s 'http://{pod}/evictions?after=0'
+  curl -s http://{pod}/sessions/erin
+
+write through a pod, answered when no pod can serve the old state any more:
+
+  curl -s -X PATCH 'http://{pod}/sessions/erin?visibility=everywhere' -d '{{"backends":"search"}}'
+
+look around:
+
+  kubectl -n {namespace} get vmcps
+  kubectl -n {namespace} get events
+  curl -s http://{pod}/held
+  curl -s http://{pod}/state
+  curl -s http://{admin}/metrics
+
+run a pod of your own:
+
+  KUBECONFIG=$VMCP_POD_KUBECONFIG $VMCP_POD_PROGRAM --pod-name=$VMCP_POD_NAME
+
+kill a controller, stop a pod (kill -STOP), and see what happens. ctrl-C ends it all.
+"#
+    )
+}

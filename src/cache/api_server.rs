@@ -1,0 +1,190 @@
+//! Calls to the API server, each with a deadline, and what their answers mean.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Status;
+use kube::core::response::reason;
+use serde_json::Value;
+use thiserror::Error;
+
+use super::events::count;
+use crate::api::{VmcpSession, VmcpSessionSpec};
+use crate::core::cache::{Answer, Copy, Observed};
+use crate::core::digest::Digest;
+use crate::core::session::Uid;
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+
+/// Why a call brought no answer that counts.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(super) enum CallError {
+    /// The API server refused, or did not answer.
+    #[error("{0}")]
+    Api(ApiError),
+    /// There is no object of that name.
+    #[error("not found")]
+    NotFound,
+    /// The API server knows no sessions at all (now): that says nothing about one of them.
+    #[error("the API server does not serve VmcpSession objects: is its definition installed?")]
+    NotServed,
+    /// What was answered cannot be the state of a session.
+    #[error("the API server's answer is not a session: {0}")]
+    NotASession(String),
+}
+
+impl CallError {
+    /// Whether a write that ended like this may have been committed all the same.
+    pub fn outcome_unknown(&self) -> bool {
+        match self {
+            Self::Api(error) => error.outcome_unknown(),
+            Self::NotFound | Self::NotServed => false,
+            Self::NotASession(_) => true,
+        }
+    }
+
+    pub fn kind(&self) -> Option<ApiErrorKind> {
+        match self {
+            Self::Api(error) => Some(error.kind()),
+            _ => None,
+        }
+    }
+}
+
+/// The sessions of one namespace at the API server.
+pub(super) struct ApiServer {
+    api: Api<VmcpSession>,
+    field_manager: String,
+    deadline: Duration,
+    calls: AtomicU64,
+}
+
+impl ApiServer {
+    pub fn new(client: kube::Client, namespace: &str, field_manager: String, deadline: Duration) -> Self {
+        Self { api: Api::namespaced(client, namespace), field_manager, deadline, calls: AtomicU64::new(0) }
+    }
+
+    /// Requests that were sent so far.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// A consistent GET: without a resourceVersion, so that no API server may answer from what it happens to have.
+    pub async fn get(&self, name: &str) -> Result<Answer, CallError> {
+        match self.call(name, self.api.get(name)).await {
+            Ok(object) => observed(object).map(Answer::Found),
+            Err(CallError::NotFound) => Ok(Answer::NotFound),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates a session.
+    pub async fn create(&self, name: &str, spec: VmcpSessionSpec) -> Result<Observed, CallError> {
+        let params = PostParams { field_manager: Some(self.field_manager.clone()), ..PostParams::default() };
+        let object = VmcpSession::new(name, spec);
+        observed(self.call(name, self.api.create(&params, &object)).await?)
+    }
+
+    /// Applies a JSON merge patch.
+    pub async fn patch(&self, name: &str, patch: &Value) -> Result<Observed, CallError> {
+        let params = PatchParams { field_manager: Some(self.field_manager.clone()), ..PatchParams::default() };
+        observed(self.call(name, self.api.patch(name, &params, &Patch::Merge(patch))).await?)
+    }
+
+    /// Deletes the session with this uid. If finalizers hold it, its state with the deletionTimestamp is returned.
+    pub async fn delete(&self, name: &str, uid: Uid) -> Result<Option<Observed>, CallError> {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match self.call(name, self.api.delete(name, &params)).await?.left() {
+            Some(object) => observed(object).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes a call, and tells a missing object from an API server that serves no such objects.
+    async fn call<T>(&self, name: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
+        count(&self.calls);
+        let told = async {
+            match call.await {
+                Ok(answer) => Ok(Some(answer)),
+                Err(kube::Error::Api(status)) if is_missing_object(&status, name) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        match deadline(self.deadline, told).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(CallError::NotFound),
+            Err(error) if error.kind() == ApiErrorKind::NotFound => Err(CallError::NotServed),
+            Err(error) => Err(CallError::Api(error)),
+        }
+    }
+}
+
+/// Whether a 404 speaks of the object, not of its type or namespace.
+fn is_missing_object(status: &Status, name: &str) -> bool {
+    let about_it = |d: &kube::core::response::StatusDetails| d.name == name && d.kind == crate::api::PLURAL;
+    status.code == 404 && status.reason == reason::NOT_FOUND && status.details.as_ref().is_some_and(about_it)
+}
+
+/// Reads an object of the API server.
+fn observed(object: VmcpSession) -> Result<Observed, CallError> {
+    let malformed = |what: &dyn std::fmt::Display| CallError::NotASession(what.to_string());
+    let meta = object.metadata;
+    let uid: Uid = meta.uid.unwrap_or_default().parse().map_err(|e| malformed(&e))?;
+    let resource_version = meta.resource_version.unwrap_or_default();
+    let resource_version = resource_version.parse().map_err(|e| malformed(&e))?;
+    let generation = meta.generation.and_then(|g| u64::try_from(g).ok());
+    let generation = generation.ok_or_else(|| malformed(&"it has no generation"))?;
+    let metadata = object.spec.metadata;
+    Ok(Observed {
+        copy: Copy { uid, generation, resource_version, digest: Digest::of(&metadata), metadata: Arc::new(metadata) },
+        terminating: meta.deletion_timestamp.is_some(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn status(details: &Value) -> Status {
+        let text = json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound", "message": "",
+            "details": details});
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn a_404_of_something_else_is_no_missing_session() {
+        let missing = |details| is_missing_object(&status(&details), "s1");
+        assert!(missing(json!({"name": "s1", "group": "vmcp.dev", "kind": "vmcpsessions"})));
+        assert!(!missing(json!({})), "the type is not served");
+        assert!(!missing(json!({"name": "s1", "kind": "namespaces"})));
+        assert!(!missing(json!({"name": "s2", "kind": "vmcpsessions"})));
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_compared_is_refused_without_its_values() {
+        let object = |meta: Value| -> Result<Observed, CallError> {
+            let object = json!({"apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession", "metadata": meta,
+                "spec": {"metadata": {"k": "canary"}}});
+            observed(serde_json::from_value(object).unwrap())
+        };
+        let uid = "0189ab00-0000-4000-8000-00000000beef";
+        let good = object(json!({"uid": uid, "resourceVersion": "7", "generation": 2})).unwrap();
+        assert_eq!((good.copy.generation, good.terminating), (2, false));
+        assert!(!format!("{good:?}").contains("canary"));
+        for bad in [
+            json!({"uid": "x", "resourceVersion": "7", "generation": 2}),
+            json!({"uid": uid, "resourceVersion": "x", "generation": 2}),
+            json!({"uid": uid, "resourceVersion": "7"}),
+        ] {
+            let error = object(bad).unwrap_err();
+            assert!(error.outcome_unknown(), "a write answered like this was done");
+            assert!(!format!("{error} {error:?}").contains("canary"));
+        }
+    }
+}

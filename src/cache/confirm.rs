@@ -1,0 +1,251 @@
+//! Waiting until nobody can serve anything older than a committed state (I4, I8).
+//!
+//! Every open stream carries the request. It is done when one replica has answered and every replica that it names as
+//! registered has answered too; else when every lease that could cover an older state has ended. Whatever goes wrong
+//! (a refusal, a replica that is gone, a stream that was never open) only means waiting.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::core::lease::with_drift;
+use crate::core::signal::Barrier;
+use crate::proto::convert;
+use crate::proto::v1;
+
+/// Requests under way at once. Further ones wait for the leases to end without asking anybody.
+const MOST: usize = 4_096;
+/// Replicas that one answer may name, and names that are remembered of one request.
+const MAX_REPLICAS: usize = 256;
+
+/// Asks, and counts the answers.
+#[derive(Debug)]
+pub(super) struct Confirmer {
+    state: Mutex<State>,
+    /// The number of the latest request: streams wait for it to change.
+    latest: watch::Sender<u64>,
+    fallback: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The longest lease that any replica has told.
+    longest: Option<Duration>,
+    pending: BTreeMap<u64, Pending>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    state: v1::State,
+    answered: HashSet<Arc<str>>,
+    /// What each answer named as registered.
+    registered: Vec<Vec<Arc<str>>>,
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl Pending {
+    /// One list that was answered by everybody on it is enough: it holds every replica that may have granted a lease
+    /// without knowing of the state.
+    fn is_done(&self) -> bool {
+        self.registered.iter().any(|list| list.iter().all(|replica| self.answered.contains(replica)))
+    }
+}
+
+/// How a confirmation came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Confirmed {
+    /// Every registered replica has answered.
+    Answered,
+    /// Every lease has ended.
+    Waited,
+}
+
+/// Forgets a request when nobody waits for it any more.
+struct Request<'a> {
+    confirmer: &'a Confirmer,
+    number: u64,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        self.confirmer.state.lock().pending.remove(&self.number);
+    }
+}
+
+impl Confirmer {
+    pub fn new(fallback: Duration) -> Self {
+        Self { state: Mutex::default(), latest: watch::Sender::new(0), fallback }
+    }
+
+    /// A replica told how long its leases are.
+    pub fn told_lease(&self, length: Duration) {
+        let mut state = self.state.lock();
+        state.longest = state.longest.max(Some(length));
+    }
+
+    /// How long a lease that somebody granted can be, at most.
+    pub fn longest_lease(&self) -> Duration {
+        self.state.lock().longest.unwrap_or(self.fallback)
+    }
+
+    /// Requests under way.
+    pub fn pending(&self) -> usize {
+        self.state.lock().pending.len()
+    }
+
+    /// Waits until nobody serves anything older than `barrier`, a state that was committed before `answered`.
+    pub async fn confirm(&self, session: &str, barrier: &Barrier, answered: Instant) -> Confirmed {
+        let over = answered + with_drift(self.longest_lease());
+        let (done, told) = oneshot::channel();
+        let request = self.ask(convert::state_message(session, barrier), done);
+        let answer = timeout_at(over, told).await;
+        if let (Ok(Ok(())), Some(_)) = (answer, &request) {
+            return Confirmed::Answered;
+        }
+        // Where nothing was asked, there was nothing to wait for but time.
+        tokio::time::sleep_until(over).await;
+        Confirmed::Waited
+    }
+
+    /// Waits until every lease has ended that was granted before `answered`.
+    pub async fn leases_over(&self, answered: Instant) {
+        tokio::time::sleep_until(answered + with_drift(self.longest_lease())).await;
+    }
+
+    fn ask(&self, state: v1::State, done: oneshot::Sender<()>) -> Option<Request<'_>> {
+        let number = {
+            let mut known = self.state.lock();
+            if known.pending.len() >= MOST {
+                return None;
+            }
+            // Under the lock, so that whoever sees a number finds every request up to it.
+            let number = *self.latest.borrow() + 1;
+            let pending = Pending { state, answered: HashSet::new(), registered: Vec::new(), done: Some(done) };
+            known.pending.insert(number, pending);
+            self.latest.send_replace(number);
+            number
+        };
+        Some(Request { confirmer: self, number })
+    }
+
+    /// Changes when there is a new request.
+    pub fn requests(&self) -> watch::Receiver<u64> {
+        self.latest.subscribe()
+    }
+
+    /// The first request after number `sent` that somebody still waits for. A new stream starts at 0, so that it carries
+    /// what an older one could not.
+    pub fn next_after(&self, sent: u64) -> Option<v1::ConfirmRequest> {
+        let state = self.state.lock();
+        let after = (std::ops::Bound::Excluded(sent), std::ops::Bound::Unbounded);
+        let (number, pending) = state.pending.range(after).next()?;
+        Some(v1::ConfirmRequest { number: *number, state: Some(pending.state.clone()) })
+    }
+
+    /// The replica `replica` has answered request `number`, naming those that were registered.
+    pub fn answered(&self, replica: &Arc<str>, number: u64, registered: &[String]) {
+        let mut state = self.state.lock();
+        let Some(pending) = state.pending.get_mut(&number) else {
+            return;
+        };
+        if pending.answered.len() >= MAX_REPLICAS {
+            return;
+        }
+        pending.answered.insert(replica.clone());
+        // A replica that does not see its own registration speaks of another collection, or of a state before it.
+        let names_itself = registered.iter().any(|name| **name == **replica);
+        if names_itself && registered.len() <= MAX_REPLICAS && pending.registered.len() < MAX_REPLICAS {
+            let registered = registered.iter().map(|name| name.as_str().into()).collect();
+            pending.registered.push(registered);
+        }
+        if pending.is_done()
+            && let Some(done) = pending.done.take()
+        {
+            // Whoever waited may have left.
+            let _ = done.send(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::session::{ResourceVersion, Uid};
+    use crate::core::signal::{Fate, Mark};
+
+    const LEASE: Duration = Duration::from_secs(10);
+
+    fn barrier() -> Barrier {
+        let mark = Mark { uid: Uid::from_u128(1), fate: Fate::Gone, resource_version: ResourceVersion(7) };
+        Barrier { mark, digest: None }
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|n| (*n).to_owned()).collect()
+    }
+
+    /// Confirms while `answers` are given, and tells how, and after how long.
+    async fn confirm(confirmer: &Confirmer, answers: impl FnOnce(u64)) -> (Confirmed, Duration) {
+        let start = Instant::now();
+        let barrier = barrier();
+        let asked = confirmer.confirm("s", &barrier, start);
+        let answering = async {
+            let mut requests = confirmer.requests();
+            requests.wait_for(|n| *n > 0).await.unwrap();
+            let number = confirmer.next_after(0).unwrap().number;
+            assert!(confirmer.next_after(number).is_none());
+            answers(number);
+        };
+        let (how, ()) = tokio::join!(asked, answering);
+        assert_eq!(confirmer.pending(), 0, "nothing is left behind");
+        (how, start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_replica_on_one_list_must_have_answered() {
+        let confirmer = Confirmer::new(LEASE);
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let (how, took) = confirm(&confirmer, |n| {
+            confirmer.answered(&a, n, &names(&["a", "b"]));
+            confirmer.answered(&b, n, &names(&["a", "b", "c"]));
+        })
+        .await;
+        assert_eq!((how, took), (Confirmed::Answered, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_of_one_means_waiting_for_the_longest_lease() {
+        let confirmer = Confirmer::new(LEASE);
+        let a: Arc<str> = "a".into();
+        let (how, took) = confirm(&confirmer, |n| confirmer.answered(&a, n, &names(&["a", "b"]))).await;
+        assert_eq!(how, Confirmed::Waited);
+        assert!(took >= with_drift(LEASE) && took < LEASE * 2, "{took:?}");
+        confirmer.told_lease(Duration::from_secs(3));
+        confirmer.told_lease(Duration::from_secs(2));
+        let (_, took) = confirm(&confirmer, |_| {}).await;
+        assert!(took >= with_drift(Duration::from_secs(3)) && took < Duration::from_secs(4), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_does_not_see_itself_registered_proves_nothing() {
+        let confirmer = Confirmer::new(LEASE);
+        let a: Arc<str> = "a".into();
+        for registered in [names(&[]), names(&["b"])] {
+            let (how, _) = confirm(&confirmer, |n| confirmer.answered(&a, n, &registered)).await;
+            assert_eq!(how, Confirmed::Waited, "{registered:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_nobody_waits_for_is_forgotten() {
+        let confirmer = Confirmer::new(LEASE);
+        let barrier = barrier();
+        let asked = tokio::time::timeout(LEASE / 2, confirmer.confirm("s", &barrier, Instant::now()));
+        assert!(asked.await.is_err());
+        assert_eq!(confirmer.pending(), 0);
+    }
+}

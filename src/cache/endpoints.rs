@@ -1,0 +1,150 @@
+//! Which replicas there are: a stream to each.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use rand::Rng;
+use tokio::net::lookup_host;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+use super::shared::Shared;
+use super::stream::{self, Want};
+
+/// Streams at once. [`MAX_LEASES`](crate::core::lease::MAX_LEASES) of them give cover, the others help to confirm writes.
+const MOST: usize = 16;
+/// For one name to be resolved.
+const RESOLVE: Duration = Duration::from_secs(5);
+
+/// Keeps a stream to each replica until the cache ends. No lease is left then.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut streams =
+        Streams { shared: shared.clone(), wants: BTreeMap::new(), tasks: JoinSet::new(), addresses: HashMap::new() };
+    let mut names = Names::default();
+    loop {
+        let round = async {
+            streams.want(&names.resolve(&shared.config.controllers).await);
+            let jitter = rand::rng().random_range(0.9..1.0);
+            let pause = sleep(shared.config.resolve_every.mul_f64(jitter));
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => return,
+                    Some(ended) = streams.tasks.join_next_with_id() => streams.ended(ended),
+                }
+            }
+        };
+        tokio::select! {
+            () = shared.ended.cancelled() => break,
+            () = round => {}
+        }
+    }
+    streams.tasks.shutdown().await;
+    shared.store.revoke_all();
+}
+
+/// The streams that are run.
+struct Streams {
+    shared: Arc<Shared>,
+    wants: BTreeMap<SocketAddr, watch::Sender<Want>>,
+    tasks: JoinSet<()>,
+    addresses: HashMap<Id, SocketAddr>,
+}
+
+impl Streams {
+    /// There are replicas at these addresses, as far as is known.
+    fn want(&mut self, addresses: &BTreeSet<SocketAddr>) {
+        if addresses.len() > MOST {
+            warn!(replicas = addresses.len(), "only {MOST} replicas are connected to");
+        }
+        let wanted: BTreeSet<SocketAddr> = addresses.iter().take(MOST).copied().collect();
+        let mut room = MOST - wanted.len();
+        for (address, want) in &self.wants {
+            // A name server that forgets a replica for a moment must not cost its lease.
+            let now = if wanted.contains(address) {
+                Want::Always
+            } else if room > 0 {
+                room -= 1;
+                Want::WhileItLasts
+            } else {
+                Want::Never
+            };
+            want.send_if_modified(|want| std::mem::replace(want, now) != now);
+        }
+        for address in wanted {
+            if let Entry::Vacant(entry) = self.wants.entry(address) {
+                let receiver = entry.insert(watch::Sender::new(Want::Always)).subscribe();
+                self.shared.streams.wanted(address);
+                let task = self.tasks.spawn(stream::run(self.shared.clone(), address, receiver));
+                self.addresses.insert(task.id(), address);
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+        if let Some(address) = self.addresses.remove(&id) {
+            self.wants.remove(&address);
+            self.shared.streams.forgotten(address);
+        }
+    }
+}
+
+/// What names were resolved to last.
+#[derive(Default)]
+struct Names {
+    known: HashMap<String, Vec<SocketAddr>>,
+    failing: BTreeSet<String>,
+}
+
+impl Names {
+    async fn resolve(&mut self, controllers: &[String]) -> BTreeSet<SocketAddr> {
+        let lookups = join_all(controllers.iter().map(|name| lookup(name))).await;
+        for (name, addresses) in controllers.iter().zip(lookups) {
+            match addresses {
+                Ok(addresses) => {
+                    self.failing.remove(name);
+                    self.known.insert(name.clone(), addresses);
+                }
+                // What was known is kept: a name server that fails is no reason to let go of the replicas.
+                Err(error) if self.failing.insert(name.clone()) => {
+                    warn!(controller = %name, reason = %error.kind(), "cannot resolve the controller's name");
+                }
+                Err(_) => {}
+            }
+        }
+        self.known.values().flatten().copied().collect()
+    }
+}
+
+async fn lookup(name: &str) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = name.parse() {
+        return Ok(vec![address]);
+    }
+    let found = timeout(RESOLVE, lookup_host(name)).await;
+    found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(Iterator::collect)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn addresses_need_no_name_server_and_what_was_known_is_kept() {
+        let mut names = Names::default();
+        let address: SocketAddr = "127.0.0.1:7070".parse().unwrap();
+        let found = names.resolve(&["127.0.0.1:7070".into(), "no such host:1".into()]).await;
+        assert_eq!(found, BTreeSet::from([address]));
+        names.known.insert("no such host:1".into(), vec!["127.0.0.2:1".parse().unwrap()]);
+        let found = names.resolve(&["127.0.0.1:7070".into(), "no such host:1".into()]).await;
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(names.failing.contains("no such host:1"));
+    }
+}

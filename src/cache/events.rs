@@ -1,0 +1,129 @@
+//! What happens in the cache: for subscribers, logs, and counters.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+use tracing::{debug, info};
+
+use crate::core::cache::{DropReason, Dropped};
+use crate::core::session::Uid;
+use crate::core::time::Time;
+
+/// A copy was dropped. Whatever a client made from it is out of date.
+#[derive(Clone, Debug)]
+pub struct Eviction {
+    /// The session's name.
+    pub name: Arc<str>,
+    /// The uid of the copy.
+    pub uid: Uid,
+    /// The generation of the copy.
+    pub generation: u64,
+    /// Why it was dropped.
+    pub reason: DropReason,
+    /// When, on the machine's clock since boot (`CLOCK_BOOTTIME`).
+    pub at: Time,
+}
+
+/// What a [`Subscription`] brings.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A copy was dropped.
+    Evicted(Eviction),
+    /// So many evictions were missed, because they were not read in time. Whoever keeps state by session asks anew.
+    Missed(u64),
+}
+
+/// Evictions from the moment of the subscription on.
+#[derive(Debug)]
+pub struct Subscription(broadcast::Receiver<Eviction>);
+
+impl Subscription {
+    /// Waits for the next event; `None` when the cache has ended.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.0.recv().await {
+            Ok(eviction) => Some(Event::Evicted(eviction)),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// Copies that were dropped, with the last use of each: it must still be told to the controller.
+const DEPARTED: usize = 65_536;
+
+/// All reasons, in the order of the counters.
+const REASONS: [DropReason; 5] =
+    [DropReason::Stale, DropReason::Gone, DropReason::Foreign, DropReason::Capacity, DropReason::Reset];
+
+/// Counters of what is not a hit. Hits are counted where they happen.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub validated: AtomicU64,
+    pub restored: AtomicU64,
+    pub not_found: AtomicU64,
+    pub overloaded: AtomicU64,
+    pub unavailable: AtomicU64,
+    pub written: AtomicU64,
+    pub write_errors: AtomicU64,
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Tells everybody of evictions.
+#[derive(Debug)]
+pub(super) struct Events {
+    evictions: broadcast::Sender<Eviction>,
+    by_reason: [AtomicU64; REASONS.len()],
+    departed: Mutex<VecDeque<(Arc<str>, Uid, Time)>>,
+}
+
+impl Events {
+    pub fn new(backlog: usize) -> Self {
+        Self { evictions: broadcast::Sender::new(backlog), by_reason: Default::default(), departed: Mutex::default() }
+    }
+
+    pub fn subscribe(&self) -> Subscription {
+        Subscription(self.evictions.subscribe())
+    }
+
+    /// A copy was dropped at `at`. Call it without holding a lock: it logs.
+    pub fn dropped(&self, dropped: Dropped, at: Time) {
+        let Dropped { name, copy, reason, used } = dropped;
+        let (uid, generation) = (copy.uid, copy.generation);
+        if let Some(counter) = REASONS.iter().position(|r| *r == reason) {
+            count(&self.by_reason[counter]);
+        }
+        if reason != DropReason::Gone {
+            let mut departed = self.departed.lock();
+            if departed.len() == DEPARTED {
+                departed.pop_front();
+            }
+            departed.push_back((name.clone(), uid, used));
+        }
+        if reason == DropReason::Capacity {
+            // Nothing changed, and a cache that is too small would fill the log.
+            debug!(session = %name, %uid, generation, "made room");
+        } else {
+            info!(session = %name, %uid, generation, reason = reason.as_str(), "evicted");
+        }
+        // Nobody may have subscribed.
+        let _ = self.evictions.send(Eviction { name, uid, generation, reason, at });
+    }
+
+    /// Dropped copies that were used at or after `since`.
+    pub fn departed_since(&self, since: Time) -> Vec<(Arc<str>, Uid, Time)> {
+        let departed = self.departed.lock();
+        departed.iter().filter(|(_, _, used)| *used >= since).cloned().collect()
+    }
+
+    /// Evictions so far, by reason.
+    pub fn by_reason(&self) -> Vec<(DropReason, u64)> {
+        let counts = self.by_reason.iter().map(|c| c.load(Ordering::Relaxed));
+        REASONS.into_iter().zip(counts).collect()
+    }
+}

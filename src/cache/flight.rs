@@ -1,0 +1,242 @@
+//! Misses: GETs that several requests share, bounded so that a flood of them is not passed on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::api_server::CallError;
+use super::error::GetError;
+use super::events::count;
+use super::limiter::Bucket;
+use super::name::is_object_name;
+use super::session::{Origin, Session};
+use super::shared::Shared;
+use super::store::now;
+use crate::core::cache::{Answer, FlightId, Join, Restored};
+use crate::runtime::api_error::ApiErrorKind;
+
+/// How often one GET is sent, at most: an answer may be outdated by what came in meanwhile, or not come at all.
+const ATTEMPTS: u32 = 8;
+/// Pause before the second attempt; it doubles.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What those who wait for a GET are told.
+type Outcome = Result<Session, GetError>;
+
+/// A GET that requests wait for.
+pub(super) struct Pending {
+    id: FlightId,
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+/// Bounds of all GETs together.
+pub(super) struct Gets {
+    permits: Semaphore,
+    unknown: Mutex<Bucket>,
+    waiting: AtomicUsize,
+    most: usize,
+    patience: Duration,
+}
+
+impl Gets {
+    pub fn new(config: &super::CacheConfig) -> Self {
+        Self {
+            permits: Semaphore::new(config.concurrent_gets),
+            unknown: Mutex::new(Bucket::new(config.unknown_per_second, config.unknown_burst, now())),
+            waiting: AtomicUsize::new(0),
+            most: config.waiting_gets,
+            patience: config.call_deadline,
+        }
+    }
+
+    /// Sessions that are waited for.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self) -> bool {
+        let enter = |n: usize| (n < self.most).then_some(n + 1);
+        self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
+    }
+}
+
+/// A GET on its way. However it ends, those who wait for it are told and the next one can be sent.
+struct Flight {
+    shared: Arc<Shared>,
+    name: Arc<str>,
+    id: FlightId,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.shared.store.change(&self.name, |state, _, _| {
+            // Over already, unless it failed.
+            state.shard.restore_failed(&self.name, self.id);
+            if let Some(pending) = state.waited_for.get_mut(&self.name) {
+                pending.retain(|p| p.id != self.id);
+                if pending.is_empty() {
+                    state.waited_for.remove(&self.name);
+                }
+            }
+            ((), None)
+        });
+        self.shared.gets.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a request that found nothing to serve does.
+enum Found {
+    Serve(Session),
+    Wait(watch::Receiver<Option<Outcome>>),
+    Lead(Flight, watch::Sender<Option<Outcome>>, Option<watch::Receiver<Option<Outcome>>>),
+    Overloaded,
+    Lost,
+}
+
+impl Shared {
+    /// Restores or validates a session that cannot be served from the cache alone.
+    pub async fn restore(self: &Arc<Self>, name: &str) -> Outcome {
+        if !is_object_name(name) {
+            count(&self.counters.not_found);
+            return Err(GetError::NotFound);
+        }
+        let mut outcome = match self.join(name) {
+            Found::Serve(session) => return Ok(session),
+            Found::Wait(outcome) => outcome,
+            Found::Lead(flight, teller, before) => {
+                let outcome = teller.subscribe();
+                // A task of its own: a request that is given up must not take the others with it.
+                tokio::spawn(flight.run(teller, before));
+                outcome
+            }
+            Found::Overloaded => {
+                count(&self.counters.overloaded);
+                return Err(GetError::Overloaded);
+            }
+            Found::Lost => return Err(GetError::unavailable("the request was given up")),
+        };
+        let told = outcome.wait_for(Option::is_some).await;
+        let told = told.ok().and_then(|outcome| outcome.clone());
+        told.unwrap_or_else(|| Err(GetError::unavailable("the request was given up")))
+    }
+
+    fn join(self: &Arc<Self>, name: &str) -> Found {
+        self.store.change(name, |state, _, now| {
+            let found = match state.shard.join(name, now) {
+                Join::Serve(copy) => Found::Serve(Session::new(name.into(), copy, Origin::Cache)),
+                Join::Follow(id) => {
+                    let pending = state.waited_for.get(name).into_iter().flatten();
+                    let pending = pending.into_iter().find(|p| p.id == id);
+                    pending.map_or(Found::Lost, |p| Found::Wait(p.outcome.clone()))
+                }
+                Join::Lead(id) if !self.gets.enter() => {
+                    state.shard.restore_failed(name, id);
+                    Found::Overloaded
+                }
+                Join::Lead(id) => {
+                    let name: Arc<str> = name.into();
+                    let teller = watch::Sender::new(None);
+                    let pending = state.waited_for.entry(name.clone()).or_default();
+                    let before = pending.last().map(|p| p.outcome.clone());
+                    pending.push(Pending { id, outcome: teller.subscribe() });
+                    Found::Lead(Flight { shared: self.clone(), name, id }, teller, before)
+                }
+            };
+            (found, None)
+        })
+    }
+}
+
+impl Flight {
+    async fn run(self, teller: watch::Sender<Option<Outcome>>, before: Option<watch::Receiver<Option<Outcome>>>) {
+        if let Some(mut before) = before {
+            // An error means that it is over too.
+            let _ = before.wait_for(Option::is_some).await;
+        }
+        let outcome = self.admitted().await;
+        let counters = &self.shared.counters;
+        count(match &outcome {
+            Ok(session) if session.origin() == Origin::Validated => &counters.validated,
+            Ok(_) => &counters.restored,
+            Err(GetError::NotFound) => &counters.not_found,
+            Err(GetError::Overloaded) => &counters.overloaded,
+            Err(GetError::Unavailable { .. }) => &counters.unavailable,
+        });
+        // Those who are told find nothing of it any more.
+        drop(self);
+        teller.send_replace(Some(outcome));
+    }
+
+    /// Waits for its turn.
+    async fn admitted(&self) -> Outcome {
+        let gets = &self.shared.gets;
+        let turn = Instant::now() + gets.patience;
+        let known = self.shared.store.look(&self.name, |shard| shard.peek(&self.name).is_some());
+        if !known {
+            let wait = gets.unknown.lock().take(now(), gets.patience);
+            sleep(wait.ok_or(GetError::Overloaded)?).await;
+        }
+        let outcome = match timeout_at(turn, gets.permits.acquire()).await {
+            Ok(Ok(_permit)) => self.ask().await,
+            Ok(Err(_)) => Err(GetError::unavailable("the cache has ended")),
+            Err(_) => Err(GetError::unavailable("waited too long for other requests to the API server")),
+        };
+        if !known && !matches!(outcome, Err(GetError::NotFound)) {
+            gets.unknown.lock().give_back();
+        }
+        outcome
+    }
+
+    async fn ask(&self) -> Outcome {
+        let Self { shared, name, id, .. } = self;
+        let end = Instant::now() + shared.gets.patience;
+        let mut pause = PAUSE;
+        let mut last = GetError::unavailable("it changes faster than it can be read");
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                sleep(pause).await;
+                pause *= 2;
+                if Instant::now() >= end {
+                    break;
+                }
+            }
+            shared.store.change(name, |state, _, now| {
+                state.shard.restore_sent(name, *id, now);
+                ((), None)
+            });
+            match shared.api.get(name).await {
+                Ok(answer) => {
+                    if let Some(outcome) = self.answered(answer) {
+                        return outcome;
+                    }
+                }
+                // A connection that was kept open may have been closed by the other side: worth another try at once.
+                Err(error) if attempt < 2 && is_transient(&error) => last = GetError::unavailable(error),
+                Err(error) => return Err(GetError::unavailable(error)),
+            }
+        }
+        Err(last)
+    }
+
+    /// Takes an answer; `None` if it must be asked for again.
+    fn answered(&self, answer: Answer) -> Option<Outcome> {
+        let Self { shared, name, id, .. } = self;
+        shared.store.change(name, |state, tell, now| {
+            let serve = |copy, origin| Some(Ok(Session::new(name.clone(), copy, origin)));
+            match state.shard.restore_answered(name, *id, answer, now, tell) {
+                Restored::Serve { copy, validated: true, dropped } => (serve(copy, Origin::Validated), dropped),
+                Restored::Serve { copy, dropped, .. } => (serve(copy, Origin::Restored), dropped),
+                Restored::NotFound { dropped } => (Some(Err(GetError::NotFound)), dropped),
+                Restored::AskAgain => (None, None),
+            }
+        })
+    }
+}
+
+fn is_transient(error: &CallError) -> bool {
+    matches!(error.kind(), Some(ApiErrorKind::Unreachable | ApiErrorKind::ServerError))
+}

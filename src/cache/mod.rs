@@ -1,0 +1,207 @@
+//! The pod's side: a cache of sessions that drops what changed, and serves only what is covered.
+//!
+//! A [`Cache`] keeps copies of the sessions of one namespace. While a replica of the controller vouches for them (a
+//! lease, renewed all the time), a [`get`](Cache::get) takes a copy from memory without asking anyone; when a session
+//! changes, the replicas say so and the copy is dropped. Without such cover each `get` asks the API server, and when that
+//! cannot be reached either, it fails: nothing old is ever served on a guess.
+//!
+//! ```no_run
+//! use std::collections::BTreeMap;
+//! use vmcp_session::cache::{Cache, CacheConfig, CreateOptions, GetError, WriteOptions};
+//! use vmcp_session::runtime::kube_client::{KubeArgs, Timeouts};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = KubeArgs::default().client(Timeouts::default()).await?;
+//! let cache = Cache::connect(
+//!     client,
+//!     CacheConfig {
+//!         controllers: vec!["vmcp-session-controller.vmcp-system.svc:7070".into()],
+//!         token_file: Some("/var/run/secrets/vmcp.dev/token".into()),
+//!         ..CacheConfig::new("team-a", "vmcp-0")
+//!     },
+//! )?;
+//!
+//! // What another pod wrote is read here, and kept.
+//! let session = match cache.get("session-1").await {
+//!     Ok(session) => session,
+//!     Err(GetError::NotFound) => {
+//!         let metadata = BTreeMap::from([("backends".into(), "weather".into())]);
+//!         cache.create("session-1", metadata, CreateOptions::default()).await?
+//!     }
+//!     Err(error) => return Err(error.into()),
+//! };
+//!
+//! // Only the keys that differ are sent, so pods that change different keys at once both win.
+//! let mut metadata = session.metadata().clone();
+//! metadata.insert("backends".into(), "weather,search".into());
+//! let session = cache.update(&session, metadata, WriteOptions::default()).await?;
+//!
+//! // What is true in this pod only stays beside the copy, and goes with it.
+//! cache.set_local(&session, "connection", "17");
+//!
+//! // When this returns, no pod serves the session any more.
+//! cache.delete(&session, WriteOptions::EVERYWHERE).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every decision is made in [`crate::core::cache`]; this module does the I/O around it.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+mod api_server;
+mod backoff;
+mod config;
+mod confirm;
+mod delete;
+mod difference;
+mod endpoints;
+mod error;
+mod events;
+mod flight;
+mod limiter;
+mod link;
+mod name;
+mod outbox;
+#[cfg(test)]
+mod scripted_replica;
+mod session;
+mod shared;
+mod state;
+mod store;
+mod stream;
+mod transport;
+mod write;
+
+pub use crate::core::cache::{DropReason, LocalValues};
+pub use crate::core::digest::{Digest, Metadata};
+pub use crate::core::session::{ResourceVersion, Uid};
+pub use config::{CacheConfig, ConfigError};
+pub use error::{GetError, WriteError};
+pub use events::{Event, Eviction, Subscription};
+pub use session::{Origin, Session};
+pub use state::{CacheState, StreamState};
+pub use write::{CreateOptions, Visibility, WriteOptions};
+
+use shared::Shared;
+
+/// A cache of the sessions of one namespace. Clones share it; when the last one is dropped, its streams end.
+#[derive(Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+    alive: Arc<Alive>,
+}
+
+/// Ends the background tasks with the last handle.
+struct Alive {
+    ended: CancellationToken,
+    streams: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let namespace = &self.shared.config.namespace;
+        f.debug_struct("Cache").field("namespace", namespace).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// A cache that reads and writes through `client`, and connects to the controller in the background. Returns at once;
+    /// until a replica has granted a lease, each `get` asks the API server. Must be called within a tokio runtime.
+    pub fn connect(client: kube::Client, config: CacheConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let shared = Shared::new(client, config);
+        let streams = tokio::spawn(endpoints::run(shared.clone()));
+        let alive = Alive { ended: shared.ended.clone(), streams: Mutex::new(Some(streams)) };
+        Ok(Self { shared, alive: Arc::new(alive) })
+    }
+
+    /// The session, if it may be served without asking anyone. Never waits, and allocates nothing.
+    #[inline]
+    pub fn hit(&self, name: &str) -> Option<Session> {
+        self.shared.store.hit(name)
+    }
+
+    /// The session: from the cache, confirmed by the API server, or read anew.
+    pub async fn get(&self, name: &str) -> Result<Session, GetError> {
+        match self.hit(name) {
+            Some(session) => Ok(session),
+            None => self.shared.restore(name).await,
+        }
+    }
+
+    /// Creates a session.
+    pub async fn create(&self, name: &str, metadata: Metadata, options: CreateOptions) -> Result<Session, WriteError> {
+        self.shared.create(name, metadata, options).await
+    }
+
+    /// Changes the metadata of a session from what `base` was to `metadata`, by sending the difference: other keys stay as
+    /// somebody else may have left them meanwhile. Returns the session as it is then.
+    pub async fn update(
+        &self,
+        base: &Session,
+        metadata: Metadata,
+        options: WriteOptions,
+    ) -> Result<Session, WriteError> {
+        self.shared.update(base, metadata, options.visibility).await
+    }
+
+    /// Deletes a session, but none that took its name since. If it is visible everywhere, no pod serves the session when
+    /// this returns, also if it was gone before (`NotFound`, `Replaced`).
+    pub async fn delete(&self, session: &Session, options: WriteOptions) -> Result<(), WriteError> {
+        let alive = Some(session.resource_version());
+        self.shared.delete(session.name(), session.uid(), alive, options.visibility).await
+    }
+
+    /// Deletes the session `name` if it has this uid.
+    pub async fn delete_uid(&self, name: &str, uid: Uid, options: WriteOptions) -> Result<(), WriteError> {
+        self.shared.delete(name, uid, None, options.visibility).await
+    }
+
+    /// Evictions from now on.
+    pub fn subscribe(&self) -> Subscription {
+        self.shared.store.events.subscribe()
+    }
+
+    /// Keeps a value that is true only in this pod beside the copy that `session` is. It goes when the copy does. False if
+    /// that copy is not held any more.
+    pub fn set_local(&self, session: &Session, key: &str, value: &str) -> bool {
+        self.shared.store.set_local(session, key, value)
+    }
+
+    /// The pod-local values beside the copy that `session` is; `None` if there are none, or the copy is not held any more.
+    pub fn local(&self, session: &Session) -> Option<Arc<LocalValues>> {
+        self.shared.store.local(session)
+    }
+
+    /// All copies, each with whether it may be served at this instant without asking anyone. For diagnosis: it does not
+    /// count as a use, and must not be served from.
+    pub fn held(&self) -> Vec<(Session, bool)> {
+        self.shared.store.held()
+    }
+
+    /// What the cache is doing.
+    pub fn state(&self) -> CacheState {
+        self.shared.state()
+    }
+
+    /// Ends the streams, and with them all leases: from now on each `get` asks the API server.
+    pub async fn shutdown(&self) {
+        self.alive.ended.cancel();
+        let streams = self.alive.streams.lock().take();
+        if let Some(streams) = streams {
+            // It can only have been cancelled with the runtime.
+            let _ = streams.await;
+        }
+    }
+}

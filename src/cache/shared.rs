@@ -1,0 +1,47 @@
+//! What the parts of a cache share.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::api_server::ApiServer;
+use super::config::CacheConfig;
+use super::confirm::Confirmer;
+use super::events::Counters;
+use super::flight::Gets;
+use super::state::Streams;
+use super::store::Store;
+use super::write::Writes;
+use crate::core::cache::Limits;
+
+/// A cache without its background tasks.
+pub(super) struct Shared {
+    pub config: CacheConfig,
+    pub store: Store,
+    pub api: ApiServer,
+    pub gets: Gets,
+    pub writes: Writes,
+    pub confirmer: Confirmer,
+    pub streams: Streams,
+    pub counters: Counters,
+    /// Cancelled when the cache ends.
+    pub ended: CancellationToken,
+}
+
+impl Shared {
+    pub fn new(client: kube::Client, config: CacheConfig) -> Arc<Self> {
+        let limits = Limits { entries: config.entries, bytes: config.bytes };
+        let manager = config.field_manager.clone();
+        Arc::new(Self {
+            store: Store::new(limits, config.backlog),
+            api: ApiServer::new(client, &config.namespace, manager, config.call_deadline),
+            gets: Gets::new(&config),
+            writes: Writes::new(&config),
+            confirmer: Confirmer::new(config.lease_upper_bound),
+            streams: Streams::default(),
+            counters: Counters::default(),
+            ended: CancellationToken::new(),
+            config,
+        })
+    }
+}

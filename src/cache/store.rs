@@ -1,0 +1,284 @@
+//! The copies, in shards: where the core's decisions are applied. No I/O.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hashbrown::DefaultHashBuilder;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use super::events::Events;
+use super::flight::Pending;
+use super::session::{Origin, Session};
+use crate::core::cache::{Dropped, Holding, Limits, LocalValues, Report, Reporter, Reports, Shard};
+use crate::core::lease::{Grant, StreamId};
+use crate::core::session::Uid;
+use crate::core::signal::Barrier;
+use crate::core::time::Time;
+use crate::runtime::clock;
+
+/// Shards, at most.
+const SHARDS: usize = 64;
+/// A shard has room for at least so much, so that a small cache is not cut into pieces that hold nothing.
+const ENTRIES_PER_SHARD: usize = 1_024;
+const BYTES_PER_SHARD: usize = 4 << 20;
+
+/// The clock that leases are measured on, now.
+#[inline]
+pub(super) fn now() -> Time {
+    Time::from_nanos(clock::boottime_nanos())
+}
+
+/// A shard, and the requests that wait for its sessions.
+pub(super) struct State {
+    pub shard: Shard,
+    pub waited_for: HashMap<Arc<str>, Vec<Pending>>,
+}
+
+/// A shard on cache lines of its own. The counter stands beside the lock, whose line a hit owns anyway.
+#[repr(align(128))]
+struct Slot {
+    hits: AtomicU64,
+    state: RwLock<State>,
+}
+
+/// The copies.
+pub(super) struct Store {
+    slots: Box<[Slot]>,
+    hasher: DefaultHashBuilder,
+    reports: Mutex<Reports>,
+    reported: watch::Sender<()>,
+    pub events: Events,
+}
+
+/// Takes reports of all shards. A shard's lock is held meanwhile, so this one comes after it, always.
+pub(super) struct Tell<'a> {
+    reports: &'a Mutex<Reports>,
+    told: bool,
+}
+
+impl Reporter for Tell<'_> {
+    fn held(&mut self, name: &Arc<str>, holding: Holding) -> u64 {
+        self.told = true;
+        self.reports.lock().held(name, holding)
+    }
+
+    fn released(&mut self, name: &Arc<str>) {
+        self.told = true;
+        self.reports.lock().released(name);
+    }
+}
+
+impl Store {
+    pub fn new(limits: Limits, backlog: usize) -> Self {
+        let fit = (limits.entries / ENTRIES_PER_SHARD).min(limits.bytes / BYTES_PER_SHARD);
+        // A power of two, so that a shard is found without a division.
+        let shards = (fit.max(1) + 1).next_power_of_two() / 2;
+        let shards = shards.min(SHARDS);
+        let limits = Limits { entries: (limits.entries / shards).max(1), bytes: (limits.bytes / shards).max(1) };
+        let slot = || Slot {
+            hits: AtomicU64::new(0),
+            state: RwLock::new(State { shard: Shard::new(limits), waited_for: HashMap::new() }),
+        };
+        Self {
+            slots: std::iter::repeat_with(slot).take(shards).collect(),
+            hasher: DefaultHashBuilder::default(),
+            reports: Mutex::default(),
+            reported: watch::Sender::new(()),
+            events: Events::new(backlog),
+        }
+    }
+
+    #[inline]
+    fn slot(&self, name: &str) -> &Slot {
+        let hash = usize::try_from(self.hasher.hash_one(name) >> 32).unwrap_or_default();
+        &self.slots[hash & (self.slots.len() - 1)]
+    }
+
+    /// The session, if it may be served without asking anyone.
+    #[inline]
+    pub fn hit(&self, name: &str) -> Option<Session> {
+        let slot = self.slot(name);
+        let state = slot.state.read();
+        // Read as late as possible: the serving instant is the lease check.
+        let (name, copy) = state.shard.get_named(name, now())?;
+        let session = Session::new(name.clone(), copy.clone(), Origin::Cache);
+        slot.hits.fetch_add(1, Ordering::Relaxed);
+        Some(session)
+    }
+
+    /// Changes what belongs to `name`. A copy that `change` says was dropped is told to everybody.
+    pub fn change<R>(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut State, &mut Tell<'_>, Time) -> (R, Option<Dropped>),
+    ) -> R {
+        self.change_slot(self.slot(name), |state, tell, now| {
+            let (result, dropped) = change(state, tell, now);
+            (result, dropped.into_iter().collect())
+        })
+    }
+
+    fn change_slot<R>(
+        &self,
+        slot: &Slot,
+        change: impl FnOnce(&mut State, &mut Tell<'_>, Time) -> (R, Vec<Dropped>),
+    ) -> R {
+        let mut tell = Tell { reports: &self.reports, told: false };
+        let (result, dropped, at) = {
+            let mut state = slot.state.write();
+            let (result, mut dropped) = change(&mut state, &mut tell, now());
+            dropped.extend(state.shard.take_crowded_out());
+            let at = if dropped.is_empty() { Time::ZERO } else { now() };
+            (result, dropped, at)
+        };
+        if tell.told {
+            self.reported.send_replace(());
+        }
+        for dropped in dropped {
+            self.events.dropped(dropped, at);
+        }
+        result
+    }
+
+    /// Looks at what belongs to `name`.
+    pub fn look<R>(&self, name: &str, look: impl FnOnce(&Shard) -> R) -> R {
+        look(&self.slot(name).state.read().shard)
+    }
+
+    /// An eviction came in.
+    pub fn evict(&self, name: &str, eviction: Barrier) {
+        self.change(name, |state, tell, _| ((), state.shard.evict(name, eviction, tell)));
+    }
+
+    /// A barrier came in: when this returns, nothing older than its state is served.
+    pub fn barrier(&self, name: &str, barrier: Barrier) {
+        self.change(name, |state, tell, _| ((), state.shard.barrier(name, barrier, tell)));
+    }
+
+    /// All knowledge is void.
+    pub fn reset(&self) {
+        for slot in &self.slots {
+            self.change_slot(slot, |state, tell, _| ((), state.shard.reset(tell)));
+        }
+    }
+
+    /// A heartbeat was answered.
+    pub fn grant(&self, stream: StreamId, length: Duration, grant: Grant) {
+        for slot in &self.slots {
+            slot.state.write().shard.grant(stream, length, grant, now());
+        }
+    }
+
+    /// A stream's lease ends now.
+    pub fn revoke(&self, stream: StreamId) {
+        for slot in &self.slots {
+            slot.state.write().shard.revoke(stream);
+        }
+    }
+
+    /// All leases end now.
+    pub fn revoke_all(&self) {
+        for slot in &self.slots {
+            slot.state.write().shard.revoke_all();
+        }
+    }
+
+    /// How long leases are.
+    pub fn set_lease_length(&self, length: Duration) {
+        for slot in &self.slots {
+            slot.state.write().shard.set_lease_length(length);
+        }
+    }
+
+    /// When the last lease ends; `None` if none is in force.
+    pub fn leased_until(&self) -> Option<Time> {
+        self.slots.first()?.state.read().shard.leased_until(now())
+    }
+
+    /// Opens the outbox of a stream. Returns up to which sequence number the inventory must tell.
+    pub fn open(&self, stream: StreamId) -> u64 {
+        self.reports.lock().open(stream)
+    }
+
+    /// Closes the outbox of a stream.
+    pub fn close(&self, stream: StreamId) {
+        self.reports.lock().close(stream);
+    }
+
+    /// Changes when there are new reports.
+    pub fn reported(&self) -> watch::Receiver<()> {
+        self.reported.subscribe()
+    }
+
+    /// Takes reports for a stream, see [`Reports::take`].
+    pub fn take_reports(&self, stream: StreamId, most: usize) -> (Vec<(Arc<str>, Report)>, u64) {
+        self.reports.lock().take(stream, most)
+    }
+
+    /// Whether reports wait for a stream.
+    pub fn has_reports(&self, stream: StreamId) -> bool {
+        self.reports.lock().waiting(stream) > 0
+    }
+
+    /// How many parts an inventory has.
+    pub fn parts(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// A part of the inventory: copies with a sequence number up to `through`.
+    pub fn inventory(&self, part: usize, through: u64) -> Vec<(Arc<str>, Holding)> {
+        let Some(slot) = self.slots.get(part) else {
+            return Vec::new();
+        };
+        let state = slot.state.read();
+        let holdings = state.shard.inventory(through);
+        holdings.map(|(name, holding)| (name.clone(), holding)).collect()
+    }
+
+    /// Sessions that were used at or after `since`, those among them whose copies are gone. One may come twice.
+    pub fn used_since(&self, since: Time) -> Vec<(Arc<str>, Uid, Time)> {
+        let mut used = self.events.departed_since(since);
+        for slot in &self.slots {
+            let state = slot.state.read();
+            used.extend(state.shard.used_since(since).map(|(name, uid, at)| (name.clone(), uid, at)));
+        }
+        used
+    }
+
+    /// Names of all copies, each with whether it may be served now.
+    pub fn held(&self) -> Vec<(Session, bool)> {
+        let mut held = Vec::new();
+        for slot in &self.slots {
+            let State { shard, .. } = &*slot.state.read();
+            held.extend(shard.names().filter_map(|name| {
+                let session = Session::new(name.clone(), shard.peek(name)?.clone(), Origin::Cache);
+                Some((session, shard.is_servable(name, now())))
+            }));
+        }
+        held
+    }
+
+    /// Keeps a pod-local value beside the copy that `of` is. False if that is not held any more.
+    pub fn set_local(&self, of: &Session, key: &str, value: &str) -> bool {
+        let mut state = self.slot(of.name()).state.write();
+        state.shard.set_local(of.name(), of.copy(), key, value)
+    }
+
+    /// The pod-local values beside the copy that `of` is.
+    pub fn local(&self, of: &Session) -> Option<Arc<LocalValues>> {
+        self.look(of.name(), |shard| shard.local(of.name(), of.copy()).cloned())
+    }
+
+    /// Copies, the bytes that they take, and hits so far.
+    pub fn totals(&self) -> (usize, usize, u64) {
+        self.slots.iter().fold((0, 0, 0), |(entries, bytes, hits), slot| {
+            let state = slot.state.read();
+            let hits = hits + slot.hits.load(Ordering::Relaxed);
+            (entries + state.shard.len(), bytes + state.shard.bytes(), hits)
+        })
+    }
+}

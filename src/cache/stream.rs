@@ -1,0 +1,128 @@
+//! The stream to one replica, connected again whenever it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::Status;
+use tracing::{debug, info, warn};
+
+use super::backoff::Backoff;
+use super::link::{Link, Settings};
+use super::shared::Shared;
+use super::transport::{self, TransportError, status_text};
+use crate::core::lease::StreamId;
+use crate::proto::PROTOCOL_VERSION;
+use crate::proto::convert::Malformed;
+use crate::proto::v1::{self, agent_message, replica_message};
+
+/// For a replica to be connected to, and to say how long its leases are.
+const OPEN: Duration = Duration::from_secs(10);
+/// Messages on their way out. Everything else waits where later news can take its place.
+const OUTGOING: usize = 4;
+/// What we are, for the replica's logs.
+const SOFTWARE: &str = concat!("vmcp-session/", env!("CARGO_PKG_VERSION"));
+
+static LAST_STREAM: AtomicU32 = AtomicU32::new(0);
+
+/// How much a stream is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// It is connected again and again.
+    Always,
+    /// It may go on, but is not connected again: the address is not known as that of a replica any more.
+    WhileItLasts,
+    /// It ends.
+    Never,
+}
+
+/// Why a stream ended.
+#[derive(Debug, Error)]
+pub(super) enum Ended {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("the replica breaks the protocol: {0}")]
+    Malformed(#[from] Malformed),
+    #[error("{}", status_text(_0))]
+    Status(Status),
+    #[error("not connected within {} s", OPEN.as_secs())]
+    Deadline,
+    #[error("closed by the replica")]
+    Closed,
+}
+
+/// Keeps the stream to `address` for as long as it is wanted.
+pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: watch::Receiver<Want>) {
+    let mut backoff = Backoff::new(shared.config.reconnect_at_most);
+    // One for each address, random: a replica takes a stream of the same instance for the older one's successor.
+    let instance: [u8; 16] = rand::random();
+    let mut failing = false;
+    loop {
+        let mut lasted = Duration::ZERO;
+        let opened = tokio::select! {
+            opened = open(&shared, address, instance) => opened,
+            _ = wanted.wait_for(|want| *want == Want::Never) => return,
+        };
+        let ended = match opened {
+            Ok(link) => {
+                failing = false;
+                info!(%address, replica = %link.replica(), "connected to the controller");
+                let begun = Instant::now();
+                let ended = tokio::select! {
+                    ended = link.run() => ended,
+                    _ = wanted.wait_for(|want| *want == Want::Never) => return,
+                };
+                lasted = begun.elapsed();
+                ended
+            }
+            Err(ended) => ended,
+        };
+        shared.streams.closed(address, ended.to_string().into());
+        if std::mem::replace(&mut failing, true) {
+            debug!(%address, reason = %ended, "not connected to the controller");
+        } else {
+            warn!(%address, reason = %ended, "not connected to the controller; trying again");
+        }
+        tokio::select! {
+            () = sleep(backoff.pause(lasted)) => {}
+            _ = wanted.wait_for(|want| *want == Want::Never) => return,
+        }
+        if *wanted.borrow() != Want::Always {
+            return;
+        }
+    }
+}
+
+/// Connects, says hello, and hears how long leases are.
+async fn open(shared: &Arc<Shared>, address: SocketAddr, instance: [u8; 16]) -> Result<Link, Ended> {
+    let (sender, outgoing) = mpsc::channel(OUTGOING);
+    let hello = v1::Hello {
+        protocol_version: PROTOCOL_VERSION,
+        instance: instance.to_vec().into(),
+        software: SOFTWARE.to_owned(),
+    };
+    let hello = v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
+    sender.try_send(hello).map_err(|_| Ended::Closed)?;
+    let opening = async {
+        let token = shared.config.token_file.as_deref();
+        let (channel, mut inbound) = transport::attach(address, token, outgoing).await?;
+        let first = inbound.message().await.map_err(Ended::Status)?.ok_or(Ended::Closed)?;
+        let Some(replica_message::Message::Settings(settings)) = first.message else {
+            return Err(Malformed::Unexpected { expected: "Settings" }.into());
+        };
+        let settings = Settings::read(&settings)?;
+        Ok((channel, inbound, settings))
+    };
+    let opened = timeout(OPEN, opening).await.unwrap_or(Err(Ended::Deadline));
+    let (channel, inbound, settings) = opened?;
+    let stream = StreamId(LAST_STREAM.fetch_add(1, Ordering::Relaxed) + 1);
+    Ok(Link::new(shared.clone(), address, stream, settings, channel, inbound, sender))
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -1,0 +1,90 @@
+//! Whoever promises that no pod serves an older state: asks every replica, or waits until every lease has ended.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::network::Up;
+use super::{Event, LEASE, Sim, TICK, lease};
+use crate::core::lease::with_drift;
+use crate::core::replica::Confirmed;
+use crate::core::rules::Rule;
+use crate::core::signal::Barrier;
+use crate::core::time::Time;
+
+/// A confirmation that an agent waits for.
+pub struct Confirm {
+    record: usize,
+    barrier: Barrier,
+    /// When the write was answered, on the agent's clock.
+    since: Time,
+    /// The replicas of which each must have confirmed.
+    registered: Option<Vec<Arc<str>>>,
+    confirmed: BTreeSet<Arc<str>>,
+}
+
+impl Sim {
+    /// An own write was answered, and its client wants to know when nobody serves anything older.
+    pub fn confirm(&mut self, at: usize, record: usize, barrier: Barrier) {
+        let now = self.agent_now(at);
+        let agent = &mut self.agents[at];
+        agent.last_request += 1;
+        let (id, life) = (agent.last_request, agent.life);
+        let confirm = Confirm { record, barrier, since: now, registered: None, confirmed: BTreeSet::new() };
+        agent.confirms.insert(id, confirm);
+        let conns: Vec<usize> = agent.streams.keys().copied().collect();
+        let key = self.world.records[record].key.clone();
+        for conn in conns {
+            self.send_up(conn, Up::Confirm(id, key.clone(), barrier));
+        }
+        self.schedule(self.now + LEASE / 2, Event::Unconfirmed(at, life, id));
+    }
+
+    /// A stream was opened: what is not confirmed yet is asked there, too.
+    pub fn ask_again(&mut self, at: usize, conn: usize) {
+        let pending: Vec<(u64, usize, Barrier)> =
+            self.agents[at].confirms.iter().map(|(id, c)| (*id, c.record, c.barrier)).collect();
+        for (id, record, barrier) in pending {
+            let key = self.world.records[record].key.clone();
+            self.send_up(conn, Up::Confirm(id, key, barrier));
+        }
+    }
+
+    pub fn replica_confirmed(&mut self, at: usize, conn: usize, answer: Confirmed) {
+        let agent = &mut self.agents[at];
+        let name = agent.streams.get(&conn).and_then(|s| s.name.clone());
+        let (Some(confirm), Some(name)) = (agent.confirms.get_mut(&answer.request), name) else {
+            return;
+        };
+        confirm.confirmed.insert(name);
+        let registered = confirm.registered.get_or_insert(answer.registered);
+        let all = registered.iter().all(|r| confirm.confirmed.contains(r));
+        if all || !Rule::AskEveryReplica.on() {
+            self.confirm_over(at, answer.request, "every replica");
+        }
+    }
+
+    /// Whatever lease could still cover an older state has ended.
+    pub fn unconfirmed(&mut self, at: usize, id: u64) {
+        let now = self.agent_now(at);
+        let agent = &self.agents[at];
+        let Some(confirm) = agent.confirms.get(&id) else {
+            return;
+        };
+        let wait = if Rule::WaitWholeLease.on() { with_drift(lease()) } else { lease() / 2 };
+        let over = confirm.since + wait;
+        if now < over {
+            let left = over.saturating_since(now).as_nanos() as u64 / TICK + 1;
+            let event = Event::Unconfirmed(at, agent.life, id);
+            self.schedule(self.now + left, event);
+        } else {
+            self.confirm_over(at, id, "the end of all leases");
+        }
+    }
+
+    fn confirm_over(&mut self, at: usize, id: u64, why: &str) {
+        if let Some(confirm) = self.agents[at].confirms.remove(&id) {
+            self.tell(|| format!("agent {at} has confirmation {id} by {why}"));
+            self.confirmed(confirm.record, confirm.barrier);
+        }
+    }
+}

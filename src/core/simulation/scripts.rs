@@ -1,0 +1,194 @@
+//! Histories that lead to a place where a rule matters: the steps in their order, everything else left to chance.
+
+use super::LEASE;
+use super::api::Access;
+use super::generate::{CONFIRM, MIXED, Rng, Theme, action, themed};
+use super::history::{Action, History, Setup};
+use super::network::{Pace, Path};
+use crate::core::rules::Rule;
+
+const GOOD: Path = Path { up: Pace::Fast, down: Pace::Fast, reachable: true };
+const APART: Path = Path { reachable: false, ..GOOD };
+const SLOW_ANSWER: Access = Access { answer: Pace::Slow, ..Access::GOOD };
+const SLOW: Access = Access { effect: Pace::Slow, ..SLOW_ANSWER };
+
+/// Agent 0 reaches both replicas, agent 1 only replica 0.
+const WRITER: usize = 0;
+const READER: usize = 1;
+const ONLY: usize = 0;
+
+struct Script<'a> {
+    rng: &'a mut Rng,
+    setup: Setup,
+    actions: Vec<(u64, Action)>,
+}
+
+impl Script<'_> {
+    /// A step, after a pause of between `from` and `to` ticks. Now and then something else happens before.
+    fn step(&mut self, from: u64, to: u64, step: Action) -> &mut Self {
+        let mut pause = from + self.rng.next() % (to - from + 1);
+        if self.rng.chance(15) {
+            let theme: Theme = if self.rng.chance(50) { MIXED } else { CONFIRM };
+            let other = action(self.rng, &self.setup, &theme);
+            self.actions.push((pause / 2, other));
+            pause -= pause / 2;
+        }
+        self.actions.push((pause, step));
+        self
+    }
+
+    fn write(&mut self, agent: usize, everywhere: bool) -> Action {
+        let (key, value) = (self.rng.below(2), self.rng.below(4));
+        Action::OwnWrite(agent, 0, key, value, everywhere)
+    }
+
+    /// The reader is cut off until its lease has ended and the replica has forgotten it.
+    fn forget_reader(&mut self) {
+        self.step(0, 20, Action::Path(READER, ONLY, APART));
+        self.step(0, 5, Action::Cut(READER, ONLY, 3, 3));
+        self.step(LEASE, LEASE + 400, Action::Label(0));
+    }
+}
+
+/// A random history in which this rule is likely to matter.
+pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
+    let setup = Setup {
+        seed: rng.next(),
+        agents: 2,
+        replicas: 2,
+        sessions: 1,
+        reach: vec![3, 1],
+        drift: rng.chance(20),
+        entries: 100,
+        holdings: 100,
+        chunk: 1 + rng.below(3),
+    };
+    let mut s = Script { rng, setup, actions: Vec::new() };
+    let get = |agent| Action::Get(agent, 0);
+    let everywhere = s.write(WRITER, true);
+    let change = Action::Write(0, s.rng.below(2), s.rng.below(4));
+    s.step(0, 30, get(WRITER));
+    match rule {
+        Rule::LeaseFromSend => {
+            let late = Path { down: Pace::Slow, ..GOOD };
+            s.step(0, 30, get(READER)).step(0, 60, Action::Path(READER, ONLY, late));
+            s.step(0, 200, Action::Watch(ONLY, Pace::Hung)).step(0, 20, change);
+        }
+        Rule::EvictionsBeforeLease => {
+            let hung = Path { down: Pace::Hung, ..GOOD };
+            let slow = Path { down: Pace::Slow, ..GOOD };
+            s.step(0, 30, get(READER)).step(0, 30, Action::Path(READER, ONLY, hung));
+            s.step(600, 1200, change).step(150, 500, Action::Path(READER, ONLY, slow));
+            s.step(0, 300, Action::Cut(READER, ONLY, 3, 1)).step(0, 5, Action::Path(READER, ONLY, APART));
+        }
+        Rule::NewCopyNewSequence => {
+            // A, seen; B, read late by a GET; A again, before the watch of the only replica goes on with a list.
+            s.step(0, 30, get(READER)).step(20, 60, Action::Watch(ONLY, Pace::Hung));
+            s.step(LEASE, LEASE + 100, Action::Write(0, 0, 2));
+            s.step(0, 5, Action::Access(true, READER, SLOW_ANSWER)).step(0, 3, get(READER));
+            s.step(5, 30, Action::Write(0, 0, 1)).step(0, 5, Action::Watch(ONLY, Pace::Fast));
+            let hung = Path { up: Pace::Hung, ..GOOD };
+            s.step(0, 0, Action::Relist(ONLY, 0)).step(200, 500, Action::Path(READER, ONLY, hung));
+        }
+        Rule::FenceRestores | Rule::BarrierToAll | Rule::NoLateJoin => {
+            s.step(0, 30, Action::Access(true, READER, SLOW_ANSWER));
+            s.step(0, 30, get(READER)).step(2, 12, everywhere).step(5, 60, get(READER));
+        }
+        Rule::FenceWrites => {
+            s.step(0, 30, get(READER)).step(0, 30, Action::Access(true, READER, SLOW_ANSWER));
+            let own = s.write(READER, false);
+            s.step(0, 20, own).step(2, 12, everywhere);
+        }
+        Rule::CoverByLeasesInForce => {
+            s.forget_reader();
+            s.step(0, 5, Action::Access(true, READER, SLOW_ANSWER));
+            s.step(0, 20, get(READER)).step(2, 12, everywhere);
+        }
+        Rule::RememberAgents => {
+            s.step(0, 30, get(READER)).step(0, 20, Action::Path(READER, ONLY, APART));
+            s.step(0, 5, Action::Cut(READER, ONLY, 0, 3)).step(0, 200, everywhere);
+        }
+        Rule::GoneOutranks => {
+            s.step(0, 30, get(READER)).step(0, 30, Action::Pause(false, ONLY));
+            s.step(LEASE, LEASE + 100, Action::Access(true, READER, SLOW));
+            let own = s.write(READER, false);
+            s.step(0, 5, own).step(0, 40, get(READER)).step(0, 60, Action::OwnDelete(READER, 0, false, true));
+        }
+        Rule::BarrierToNewStreams | Rule::ConfirmWhenSeen => {
+            s.step(0, 30, get(READER));
+            s.forget_reader();
+            s.step(0, 200, Action::Watch(ONLY, Pace::Hung)).step(0, 20, everywhere);
+            s.step(5, 60, Action::Path(READER, ONLY, GOOD));
+            let late = Path { down: Pace::Slow, ..GOOD };
+            s.step(60, 300, Action::Path(READER, ONLY, late)).step(0, 20, Action::Watch(ONLY, Pace::Fast));
+        }
+        Rule::NewProcessNewReplica => {
+            s.step(0, 30, get(READER)).step(0, 20, Action::Path(READER, ONLY, APART));
+            s.step(0, 20, Action::CrashReplica(ONLY)).step(10, 600, everywhere);
+        }
+        Rule::ReturnOwnLease => {
+            s.step(0, 30, get(READER)).step(0, 20, Action::Cut(READER, ONLY, 3, 3));
+            s.step(0, 60, Action::StopReplica(ONLY)).step(60, 300, everywhere);
+        }
+        Rule::RecheckWaiting => {
+            s.step(0, 20, Action::Delete(0, false)).step(10, 60, Action::Watch(ONLY, Pace::Hung));
+            s.step(0, 60, Action::Recreate(0, 3)).step(0, 20, get(READER));
+            s.step(5, 40, Action::Delete(0, false)).step(0, 60, Action::Relist(ONLY, 0));
+            s.step(0, 5, Action::Watch(ONLY, Pace::Fast));
+        }
+        Rule::AskEveryReplica | Rule::WaitWholeLease => {
+            let mute = Path { up: Pace::Hung, ..GOOD };
+            s.step(0, 30, get(READER)).step(0, 60, Action::Watch(ONLY, Pace::Hung));
+            s.step(0, 60, Action::Path(WRITER, ONLY, mute)).step(0, 20, everywhere);
+        }
+        Rule::ReadClockLate => {
+            s.step(0, 30, get(READER)).step(0, 60, Action::Watch(ONLY, Pace::Hung));
+            s.step(0, 20, change).step(0, 30, Action::Pause(false, ONLY)).step(300, 900, Action::Resume(false, ONLY));
+        }
+        Rule::StayRegistered => {
+            s.step(0, 30, get(READER)).step(0, 30, Action::Pause(false, ONLY));
+            s.step(500, 900, everywhere);
+        }
+        Rule::RefusedEndsCover => {
+            s.setup.holdings = 1;
+            s.setup.sessions = 2;
+            for agent in [WRITER, READER] {
+                for session in [0, 1] {
+                    s.step(0, 20, Action::Get(agent, session));
+                }
+            }
+            s.step(0, 250, change).step(0, 250, Action::Write(1, 0, 2));
+        }
+        Rule::WritesMark | Rule::NeverGoBack => {
+            // The own copy may be gone for want of room before an older answer comes.
+            s.setup.sessions = 2;
+            s.setup.entries = 1;
+            s.step(0, 30, get(READER)).step(0, 30, Action::Pause(false, ONLY));
+            s.step(LEASE, LEASE + 100, Action::Access(true, READER, SLOW_ANSWER));
+            let own = s.write(READER, false);
+            s.step(0, 5, get(READER)).step(5, 20, Action::Access(true, READER, Access::GOOD)).step(0, 5, own);
+            if rule == Rule::WritesMark {
+                s.step(5, 20, Action::Get(READER, 1));
+            }
+        }
+        Rule::AdoptGeneration => {
+            s.step(0, 30, get(READER)).step(20, 60, Action::Watch(ONLY, Pace::Hung));
+            s.step(LEASE, LEASE + 100, Action::Write(0, 0, 2));
+            s.step(0, 5, Action::Write(0, 0, 1)).step(0, 3, get(READER)).step(10, 40, Action::Watch(ONLY, Pace::Fast));
+        }
+        Rule::MarkedAbsence => {
+            s.step(0, 20, Action::Delete(0, false)).step(0, 60, Action::Access(true, READER, SLOW_ANSWER));
+            s.step(0, 20, get(READER)).step(0, 20, Action::Access(true, READER, Access::GOOD)).step(
+                0,
+                20,
+                Action::OwnCreate(READER, 0, 3, true),
+            );
+        }
+        _ => {
+            let theme = if s.rng.chance(50) { MIXED } else { CONFIRM };
+            return themed(s.rng, &theme);
+        }
+    }
+    s.step(0, 60, get(READER));
+    History { setup: s.setup, actions: s.actions }
+}

@@ -1,0 +1,205 @@
+//! A cluster for a test, and what the tests do with it again and again.
+
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
+use testkit::{Cluster, ClusterOptions, PodClient, eventually};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use vmcp_session::api::{LABEL_REPLICA, VmcpSession};
+
+/// Longer than anything takes that works, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Clusters that may run at once: this machine is not to be the reason why something is late.
+static ROOM: Semaphore = Semaphore::const_new(ROOMS);
+const ROOMS: usize = 2;
+
+/// A cluster, and its share of the machine. Everything in it ends when it is dropped.
+pub struct World {
+    cluster: Cluster,
+    fences: u64,
+    _room: SemaphorePermit<'static>,
+}
+
+impl World {
+    /// Starts a cluster beside at most one other.
+    pub async fn start(options: ClusterOptions) -> Self {
+        Self::with_room(options, 1).await
+    }
+
+    /// Starts a cluster that has the machine for itself.
+    pub async fn start_alone(options: ClusterOptions) -> Self {
+        Self::with_room(options, ROOMS).await
+    }
+
+    async fn with_room(options: ClusterOptions, rooms: usize) -> Self {
+        let room = ROOM.acquire_many(u32::try_from(rooms).unwrap()).await.unwrap();
+        let cluster = Cluster::start(crate::programs(), options).await.unwrap();
+        Self { cluster, fences: 0, _room: room }
+    }
+
+    /// What drives the pods.
+    pub fn clients(&self) -> Vec<PodClient> {
+        self.pods.iter().map(|pod| pod.client()).collect()
+    }
+
+    /// Sessions, with all rights.
+    pub fn sessions(&self) -> Api<VmcpSession> {
+        Api::namespaced(self.cluster.plane.client(), &self.cluster.options.namespace)
+    }
+
+    /// Merges `metadata` into that of a session, as an administrator. Quicker than kubectl.
+    pub async fn merge(&self, name: &str, metadata: &Value) -> VmcpSession {
+        let patch = json!({"spec": {"metadata": metadata}});
+        self.sessions().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()
+    }
+
+    /// Lets these pods hold a copy of a session, covered by a lease of each replica that they are connected to.
+    pub async fn hold(&self, name: &str, pods: &[usize]) {
+        for pod in pods.iter().map(|at| &self.pods[*at]) {
+            eventually(PATIENCE, &format!("{} serves {name} from its cache", pod.name), async || {
+                let reply = pod.get(name).await.ok()?;
+                (reply.status == 200 && reply.from() == "cache").then_some(())
+            })
+            .await
+            .unwrap();
+        }
+    }
+
+    /// Waits until so many replicas are registered, no more and no less.
+    pub async fn wait_registered(&self, replicas: usize) {
+        let markers: Api<VmcpSession> = Api::namespaced(self.plane.client(), "vmcp-system");
+        let labelled = ListParams::default().labels(LABEL_REPLICA);
+        eventually(PATIENCE, &format!("{replicas} replicas are registered"), async || {
+            (markers.list(&labelled).await.ok()?.items.len() == replicas).then_some(())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Returns when every replica has seen everything that was committed before, and every pod has done all that the
+    /// replicas had to tell it of that: what has not happened by then does not happen.
+    ///
+    /// The answer to a write that is visible everywhere shows that each replica has seen it. What a replica says to
+    /// a pod stays in order, so the second write's barriers come after all that the replica had to say of what came before
+    /// the first.
+    pub async fn fence(&mut self) {
+        for _ in 0..2 {
+            self.fences += 1;
+            let body = json!({"n": self.fences.to_string()});
+            let pod = &self.pods[0];
+            // Something may have been broken a moment ago, so that the first attempt finds a connection that is dead.
+            eventually(PATIENCE, "the fence is written", async || {
+                let reply = match pod.get("fence").await.ok()?.status {
+                    404 => pod.create("fence", &body, "everywhere").await.ok()?,
+                    _ => pod.patch("fence", &body, "everywhere").await.ok()?,
+                };
+                (200..300).contains(&reply.status).then_some(())
+            })
+            .await
+            .unwrap();
+        }
+    }
+}
+
+impl Deref for World {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Cluster {
+        &mut self.cluster
+    }
+}
+
+/// An eviction that a pod has seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eviction {
+    pub session: String,
+    pub uid: String,
+    /// The generation of the copy that was dropped.
+    pub generation: u64,
+    pub reason: String,
+}
+
+/// What a pod has seen since some moment.
+pub struct Evictions {
+    pod: PodClient,
+    after: u64,
+}
+
+impl Evictions {
+    /// From now on.
+    pub async fn of(pod: &PodClient) -> Self {
+        Self { pod: pod.clone(), after: pod.last_eviction().await.unwrap() }
+    }
+
+    /// Of several pods.
+    pub async fn of_all<'a>(pods: impl IntoIterator<Item = &'a PodClient>) -> Vec<Self> {
+        let mut all = Vec::new();
+        for pod in pods {
+            all.push(Self::of(pod).await);
+        }
+        all
+    }
+
+    /// Name of the pod.
+    pub fn pod(&self) -> &str {
+        &self.pod.name
+    }
+
+    /// All of them so far.
+    pub async fn seen(&self) -> Vec<Eviction> {
+        let text = |e: &Value, key: &str| e[key].as_str().unwrap_or_else(|| panic!("no {key} in {e}")).to_owned();
+        let all = self.pod.evictions(self.after).await.unwrap();
+        let eviction = |e: &Value| Eviction {
+            session: text(e, "name"),
+            uid: text(e, "uid"),
+            generation: e["generation"].as_u64().unwrap(),
+            reason: text(e, "reason"),
+        };
+        all.iter().map(eviction).collect()
+    }
+
+    /// Those of one session.
+    pub async fn of_session(&self, name: &str) -> Vec<Eviction> {
+        let mut seen = self.seen().await;
+        seen.retain(|e| e.session == name);
+        seen
+    }
+
+    /// Waits until there are so many of a session, and returns them.
+    pub async fn wait(&self, name: &str, count: usize) -> Vec<Eviction> {
+        let what = format!("{} sees {count} evictions of {name}", self.pod.name);
+        let enough = async || Some(self.of_session(name).await).filter(|seen| seen.len() >= count);
+        eventually(PATIENCE, &what, enough).await.unwrap()
+    }
+
+    /// No change cost two evictions (I3): between two evictions of a session its copy must have become another.
+    pub async fn check_each_once(&self) {
+        let mut last: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for Eviction { session, uid, generation, reason } in self.seen().await {
+            if reason == "capacity" {
+                continue;
+            }
+            let before = last.insert((session.clone(), uid), generation);
+            let pod = &self.pod.name;
+            assert!(before.is_none_or(|b| b < generation), "{pod}: {session} at generation {generation} evicted twice");
+        }
+    }
+}
+
+/// Waits until a pod serves a session whose metadata has this value at this key.
+pub async fn serves(pod: &PodClient, name: &str, key: &str, value: &str) {
+    let what = format!("{} serves {name} with {key}={value}", pod.name);
+    let same = async || (pod.get(name).await.ok()?.metadata()?[key] == value).then_some(());
+    eventually(PATIENCE, &what, same).await.unwrap();
+}
