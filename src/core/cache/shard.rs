@@ -293,7 +293,7 @@ impl Shard {
         now: Time,
         reporter: &mut impl Reporter,
     ) -> Written {
-        let Some(write) = self.write_over(name, id) else {
+        let Some(flight) = self.write_over(name, id) else {
             return Written {
                 session: Some(Arc::new(observed.copy)),
                 dropped: None,
@@ -334,7 +334,7 @@ impl Shard {
         let held = known.is_some_and(|k| k.uid == found.uid && k.digest == found.digest);
         let foreign = found.digest != wrote && !held;
         let newer_known = known.is_some_and(|k| older(&found, k));
-        let fenced = write
+        let fenced = flight
             .fence
             .is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
         if newer_known || fenced {
@@ -344,7 +344,7 @@ impl Shard {
             let dropped = if !outdated {
                 None
             } else if self.writes_in_flight(name) {
-                let below = write.fence.map_or(0, |f| f.outdates(found.uid));
+                let below = flight.fence.map_or(0, |f| f.outdates(found.uid));
                 self.suspend(name, below);
                 None
             } else {
@@ -355,7 +355,7 @@ impl Shard {
                 dropped,
             };
         }
-        let mut cover = write.sent;
+        let mut cover = flight.sent;
         if !Rule::CoverFromSend.on() {
             cover = self.leases.provisional(self.lease_length, now);
         }

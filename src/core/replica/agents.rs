@@ -90,15 +90,13 @@ pub(super) struct Agent {
     hello: Hello,
     stream: Option<StreamId>,
     holdings: FastMap<SessionKey, Held>,
-    /// Everything up to this sequence number was compared.
+    /// Everything up to this sequence number was compared; nothing until the inventory is complete.
     processed: u64,
-    /// The inventory is complete: `processed` means something.
-    complete: bool,
     /// A holding beyond the limit was not taken: nothing new is covered over this stream, since a sequence number
     /// cannot leave one copy out.
     refused: bool,
-    /// The last signal before the stream was opened: up to it, nothing was sent over this stream.
-    opened_after: SignalId,
+    /// The last signal before the stream was opened, until the inventory is complete.
+    opened_after: Option<SignalId>,
     remembered_until: Time,
     /// When the last lease ends that was granted over an older stream. Such a lease is not given back over this one.
     older_until: Time,
@@ -182,9 +180,8 @@ impl Replica {
             stream: Some(stream),
             holdings: FastMap::new(),
             processed: 0,
-            complete: false,
             refused: false,
-            opened_after: SignalId(self.last_signal),
+            opened_after: Some(SignalId(self.last_signal)),
             remembered_until,
             older_until: remembered_until,
             evictions: FastMap::new(),
@@ -249,7 +246,7 @@ impl Replica {
         let mut within = true;
         for (key, report) in reports {
             match report {
-                Report::Held(holding) => within &= self.hold(id, key, holding, now),
+                Report::Held(holding) => within &= self.hold(id, &key, holding, now),
                 Report::Released => self.release(id, &key, now),
             }
         }
@@ -261,8 +258,7 @@ impl Replica {
             if !agent.refused && (within || Rule::RefusedEndsCover.on()) {
                 agent.processed = agent.processed.max(through);
             }
-            if !std::mem::replace(&mut agent.complete, true) {
-                let before = agent.opened_after;
+            if let Some(before) = agent.opened_after.take() {
                 self.round_reconnected(id, before, now);
             }
         }
@@ -421,7 +417,7 @@ impl Replica {
         }
     }
 
-    fn hold(&mut self, id: AgentId, key: SessionKey, holding: Holding, now: Time) -> bool {
+    fn hold(&mut self, id: AgentId, key: &SessionKey, holding: Holding, now: Time) -> bool {
         let Some(scope) = self.scope_of(key.namespace()) else {
             return false;
         };
@@ -434,11 +430,11 @@ impl Replica {
             waits_for: None,
             told: None,
         };
-        if agent.holdings.len() >= most && !agent.holds(&key) {
+        if agent.holdings.len() >= most && !agent.holds(key) {
             return false;
         }
         // The new copy took the old one's place: what was queued for that one is settled.
-        let settled = agent.evictions.remove(&key);
+        let settled = agent.evictions.remove(key);
         if let Some(old) = agent.holdings.insert(key.clone(), new) {
             if let Some(until) = old.waits_for {
                 self.scopes[scope.0]
@@ -453,11 +449,11 @@ impl Replica {
                 .push(id);
         }
         if let Some((signal, _)) = settled {
-            self.round_acknowledged(id, &key, signal, now);
+            self.round_acknowledged(id, key, signal, now);
         }
         if Rule::CompareOnReport.on() {
             let position = self.position(scope);
-            self.compare_one(&key, id, position, now);
+            self.compare_one(key, id, position, now);
         }
         true
     }
@@ -527,7 +523,7 @@ impl Agent {
         Some(Outgoing::Lease {
             heartbeat: number,
             age,
-            covers: if self.complete { self.processed } else { 0 },
+            covers: self.processed,
         })
     }
 }

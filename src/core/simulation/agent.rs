@@ -251,7 +251,7 @@ impl Sim {
             }) => {
                 evictions.sort_by(|a, b| a.0.cmp(&b.0));
                 // Both orders must do.
-                if self.bits(&[10, conn as u64, self.now]) % 2 == 0 {
+                if self.bits(&[10, conn as u64, self.now]).is_multiple_of(2) {
                     self.evictions(at, conn, evictions);
                     self.barriers(at, conn, barriers);
                 } else {
@@ -285,7 +285,7 @@ impl Sim {
                 agent.shard.reset(&mut agent.reports);
             }
             Down::Out(Outgoing::Confirmed(confirmed)) => {
-                self.replica_confirmed(at, conn, confirmed)
+                self.replica_confirmed(at, conn, confirmed);
             }
             Down::Refused => {}
             Down::Closed => {

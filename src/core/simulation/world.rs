@@ -226,8 +226,8 @@ impl World {
         if let Some(body) = self.body(record).filter(|b| b.map != map) {
             let generation = body.generation + 1;
             let body = Body {
-                map,
                 generation,
+                map,
                 ..body
             };
             self.commit(record, Some(body), at, by);
