@@ -22,8 +22,8 @@ pub struct InstanceId(pub u128);
 /// The pod that an agent belongs to.
 pub type AgentName = Arc<str>;
 
-/// Who opens a stream.
-#[derive(Clone, Debug)]
+/// Who opens a stream. All of it identifies the agent: whoever learns of another's instance does not become it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Hello {
     /// The agent's process.
     pub instance: InstanceId,
@@ -154,7 +154,7 @@ impl Replica {
     #[must_use]
     pub fn stream_opened(&mut self, stream: StreamId, hello: Hello, now: Time) -> Option<StreamId> {
         let mut superseded = None;
-        let id = if let Some(id) = self.by_instance.get(&hello.instance).copied() {
+        let id = if let Some(id) = self.by_hello.get(&hello).copied() {
             superseded = self.agents.get(&id).and_then(Agent::stream);
             if let Some(old) = superseded {
                 self.stream_closed(old, now);
@@ -169,7 +169,7 @@ impl Replica {
             .agents
             .get(&id)
             .map_or(Time::ZERO, Agent::remembered_until);
-        self.by_instance.insert(hello.instance, id);
+        self.by_hello.insert(hello.clone(), id);
         self.by_stream.insert(stream, id);
         self.by_namespace
             .entry(namespace.clone())
@@ -399,7 +399,7 @@ impl Replica {
         }
         let hello = agent.hello.clone();
         self.agents.remove(&id);
-        self.by_instance.remove(&hello.instance);
+        self.by_hello.remove(&hello);
         if let Some(ids) = self.by_namespace.get_mut(&hello.namespace) {
             ids.remove(&id);
             if ids.is_empty() {
