@@ -319,7 +319,8 @@ impl Shard {
                 .entries
                 .get(name)
                 .is_some_and(|e| e.copy.uid == found.uid);
-            let dropped = if holds {
+            let waited = self.is_suspended(name) && !self.writes_in_flight(name);
+            let dropped = if holds || waited {
                 self.drop_copy(name, DropReason::Gone, reporter)
             } else {
                 None
@@ -467,9 +468,13 @@ impl Shard {
         self.leases.in_force_until(now)
     }
 
-    /// All knowledge is void: etcd was restored from a backup. Drops every copy and every lease.
+    /// All knowledge is void: etcd was restored from a backup. Drops every copy and every lease; what is in flight may
+    /// have been read before, and does not count.
     pub fn reset(&mut self, reporter: &mut impl Reporter) -> Vec<Dropped> {
         self.leases.clear();
+        for flights in self.flights.values_mut() {
+            flights.void();
+        }
         let names: Vec<Arc<str>> = self.entries.keys().cloned().collect();
         names
             .iter()
