@@ -54,11 +54,7 @@ impl InFlight {
 
     /// No answer to what is in flight counts: it was read before all knowledge became void.
     pub fn void(&mut self) {
-        let never = Mark {
-            uid: Uid::from_u128(0),
-            fate: Fate::Gone,
-            resource_version: ResourceVersion(u64::MAX),
-        };
+        let never = Mark { uid: Uid::from_u128(0), fate: Fate::Gone, resource_version: ResourceVersion(u64::MAX) };
         for restore in self.restores.iter_mut().filter(|r| r.sent.is_some()) {
             restore.fence = Some(never);
         }

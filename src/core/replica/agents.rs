@@ -119,6 +119,10 @@ impl Agent {
         &self.hello.name
     }
 
+    pub fn namespace(&self) -> &Arc<str> {
+        &self.hello.namespace
+    }
+
     pub fn stream(&self) -> Option<StreamId> {
         self.stream
     }
@@ -145,6 +149,10 @@ impl Agent {
 
     pub fn queue_barrier(&mut self, key: SessionKey, id: SignalId, barrier: Barrier) {
         self.barriers.insert(id, (key, barrier));
+    }
+
+    pub fn drop_barrier(&mut self, id: SignalId) {
+        self.barriers.remove(&id);
     }
 }
 

@@ -9,6 +9,7 @@ impl Replica {
         let counts = [
             ("queued signals", self.queued_signals(), 0),
             ("confirmations", self.confirmations(), 0),
+            ("pods that wait for confirmations", self.confirmations_by_pod.len(), 0),
             ("waiting holdings", waiting, 0),
             ("rounds", self.rounds.len(), 0),
             ("replies", self.replies.values().map(Vec::len).sum(), 0),

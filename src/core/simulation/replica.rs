@@ -41,7 +41,8 @@ pub struct ReplicaEdge {
 
 impl ReplicaEdge {
     pub fn new(sim: &Sim, at: usize, life: u32) -> Self {
-        let config = Config { lease: lease(), holdings_per_agent: sim.setup.holdings, confirmations: 16 };
+        let holdings_per_agent = sim.setup.holdings;
+        let config = Config { lease: lease(), holdings_per_agent, confirmations: 16, confirmations_per_pod: 16 };
         let core = Replica::new(config, &[]);
         let scope = core.scopes().next().map(|(scope, _)| scope);
         let process = if Rule::NewProcessNewReplica.on() { life } else { 0 };
@@ -258,11 +259,7 @@ impl Sim {
         let process = Process::Replica(c.replica.0, c.replica.1);
         if !c.draining && c.replica_open && self.alive(process) {
             let delay = self.bits(&[15, conn as u64, self.now]);
-            let delay = if delay.is_multiple_of(4) {
-                delay / 4 % 30
-            } else {
-                0
-            };
+            let delay = if delay.is_multiple_of(4) { delay / 4 % 30 } else { 0 };
             self.conns[conn].draining = true;
             self.schedule(self.now + delay, Event::Drain(conn));
         }
