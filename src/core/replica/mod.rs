@@ -65,9 +65,6 @@ impl Default for Config {
     }
 }
 
-/// A process of an agent, in its pod: what one says of itself never takes another pod's place.
-type Owner = (Arc<str>, AgentName, InstanceId);
-
 /// Identifies an agent within a replica. Never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AgentId(u32);
@@ -101,7 +98,7 @@ pub struct Replica {
     entries: FastMap<SessionKey, Entry>,
     sessions: usize,
     agents: HashMap<AgentId, Agent>,
-    by_instance: HashMap<Owner, AgentId>,
+    by_hello: HashMap<Hello, AgentId>,
     by_stream: HashMap<StreamId, AgentId>,
     by_namespace: HashMap<Arc<str>, BTreeSet<AgentId>>,
     confirmations: BTreeMap<SignalId, Confirmation>,
@@ -131,7 +128,7 @@ impl Replica {
             entries: FastMap::new(),
             sessions: 0,
             agents: HashMap::new(),
-            by_instance: HashMap::new(),
+            by_hello: HashMap::new(),
             by_stream: HashMap::new(),
             by_namespace: HashMap::new(),
             confirmations: BTreeMap::new(),

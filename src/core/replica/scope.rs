@@ -137,7 +137,10 @@ impl Replica {
         if answered < seen {
             return Err(ProofError { answered, seen });
         }
+        // A proof as old as a lease gives none. (A watch that is silent for days must not pile them up.)
+        let lease = self.config.lease;
         let scope = &mut self.scopes[scope.0];
+        scope.unproven.retain(|_, sent| now.saturating_since(*sent) < lease);
         scope.unproven.insert(answered, sent);
         scope.advance(scope.position, now);
         Ok(())

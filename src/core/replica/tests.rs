@@ -15,7 +15,7 @@ impl Replica {
             ("replies", self.replies.values().map(Vec::len).sum(), 0),
             ("agents", self.agents.len(), agents),
             ("streams", self.by_stream.len(), agents),
-            ("instances", self.by_instance.len(), agents),
+            ("names of agents", self.by_hello.len(), agents),
         ];
         let wrong = counts.iter().find(|(_, n, expected)| n != expected);
         wrong.map(|(what, n, expected)| format!("has {n} {what} instead of {expected}"))
