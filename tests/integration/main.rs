@@ -8,6 +8,7 @@ mod events;
 mod eviction;
 mod leader;
 mod observer;
+mod protocol;
 mod rbac;
 mod reconcile;
 mod resource;
