@@ -163,8 +163,8 @@ impl Attach {
     ) -> Result<(), Ended> {
         let namespace: Arc<str> = pod.namespace.as_str().into();
         loop {
-            // Who has more to say than can be heard must not keep others, nor its own answers, from their turn.
-            tokio::task::consume_budget().await;
+            // A message can name many sessions: who has many to send must not keep others, nor its own answers, from their turn.
+            tokio::task::yield_now().await;
             let message = inbound.message().await?.ok_or(Ended::Closed)?;
             let expected = "reports, acknowledgements, renewals, a heartbeat or a confirmation request";
             let message = message.message.ok_or(Malformed::Unexpected { expected })?;

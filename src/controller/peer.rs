@@ -110,7 +110,7 @@ impl Peer {
         let peer = convert::session_name(&hello.replica).map_err(malformed)?;
         info!(%peer, "the leading replica connected");
         while let Some(message) = inbound.message().await? {
-            tokio::task::consume_budget().await;
+            tokio::task::yield_now().await;
             let Some(peer_request::Message::Confirm(v1::PeerConfirm { namespace, request: Some(request) })) =
                 message.message
             else {

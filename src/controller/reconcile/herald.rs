@@ -20,9 +20,11 @@ use crate::controller::events::EventWriter;
 use crate::controller::leader::LeadershipGuard;
 use crate::controller::ledger::Settlements;
 use crate::core::notes::Note;
+use crate::core::rate::TokenBucket;
 use crate::core::replica::Settled;
 use crate::core::session_ref::SessionRef;
 use crate::core::storm::{Storm, StormDetector, StormLimits};
+use crate::core::time::Time;
 use crate::runtime::api_error::deadline;
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -30,6 +32,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const STORMS: usize = 16;
 /// Field managers that are named.
 const MANAGERS: usize = 8;
+/// Lines about evictions: so many at once, then one in each interval. A pod that reports what is not so can cause any number.
+const LINES: (u32, Duration) = (10_000, Duration::from_millis(10));
 
 /// Tells of settled changes as they come.
 #[derive(Debug)]
@@ -37,6 +41,7 @@ pub struct Herald {
     events: EventWriter,
     guard: LeadershipGuard,
     storms: Mutex<StormDetector>,
+    lines: Mutex<Lines>,
     told: mpsc::Sender<(SessionRef, Storm)>,
     took: Histogram,
 }
@@ -57,7 +62,7 @@ impl Herald {
         // From 100 µs to 52 s: from the first signal of a change to the last acknowledgement.
         let took = Histogram::new(exponential_buckets(0.0001, 2.0, 20));
         let storms = Mutex::new(StormDetector::new(StormLimits::default()));
-        (Self { events, guard, storms, told, took }, teller)
+        (Self { events, guard, storms, lines: Mutex::default(), told, took }, teller)
     }
 
     /// How long pods took to acknowledge.
@@ -91,11 +96,42 @@ impl Settlements for Herald {
         if settled.pods.is_empty() {
             return;
         }
-        log(settled);
+        match self.lines.lock().next(now()) {
+            Some(0) => log(settled),
+            Some(unsaid) => {
+                warn!(evictions = unsaid, "too many evictions at once: these have no lines of their own");
+                log(settled);
+            }
+            None => {}
+        }
         self.took.observe(settled.took.as_secs_f64());
         if self.guard.is_leader() {
             self.tell(settled);
         }
+    }
+}
+
+/// Bounds the lines about evictions.
+#[derive(Debug)]
+struct Lines {
+    bucket: TokenBucket,
+    unsaid: u64,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self { bucket: TokenBucket::new(LINES.0, LINES.1), unsaid: 0 }
+    }
+}
+
+impl Lines {
+    /// Whether there may be a line now and, if so, how many there were not since the last one.
+    fn next(&mut self, now: Time) -> Option<u64> {
+        if self.bucket.take(now) {
+            return Some(std::mem::take(&mut self.unsaid));
+        }
+        self.unsaid += 1;
+        None
     }
 }
 
@@ -168,6 +204,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn lines_are_bounded_and_those_that_were_not_are_counted() {
+        let (mut lines, now) = (Lines::default(), Time::default());
+        for _ in 0..LINES.0 {
+            assert_eq!(lines.next(now), Some(0));
+        }
+        assert_eq!((lines.next(now), lines.next(now)), (None, None));
+        assert_eq!(lines.next(now + LINES.1), Some(2));
+        assert_eq!(lines.next(now + LINES.1), None);
+    }
 
     #[test]
     fn those_who_own_a_key_of_the_map_are_named() {
