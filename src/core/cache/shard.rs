@@ -88,19 +88,17 @@ struct Entry {
 }
 
 impl Entry {
-    /// Takes over a later state of the same object, if the metadata is the same. False if it is not.
-    fn advance(&mut self, state: Barrier) -> bool {
+    /// Whether this later state of the same object has the metadata of the copy, which then stays.
+    ///
+    /// Its generation is not taken over: a state that comes by a signal is hearsay, and must not lift a copy above the
+    /// evictions that are still to come.
+    fn equals(&mut self, state: Barrier) -> bool {
         let Fate::Stale { below } = state.mark.fate else {
             return false;
         };
         let equal =
             self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on();
-        if equal && self.copy.generation < below {
-            self.copy = Arc::new(Copy {
-                generation: below,
-                resource_version: state.mark.resource_version,
-                ..Copy::clone(&self.copy)
-            });
+        if equal {
             // A later state than the one that made it unservable equals it.
             self.suspended = self.suspended.filter(|outdated| *outdated > below);
         }
@@ -363,7 +361,7 @@ impl Shard {
             return None;
         }
         match mark.fate {
-            Fate::Stale { .. } if entry.advance(state) => None,
+            Fate::Stale { .. } if entry.equals(state) => None,
             Fate::Stale { below } => self.outdated(name, below, reporter),
             Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
         }
@@ -381,7 +379,7 @@ impl Shard {
             return None;
         }
         match mark.fate {
-            Fate::Stale { .. } if entry.advance(state) => None,
+            Fate::Stale { .. } if entry.equals(state) => None,
             Fate::Stale { below } if entry.copy.uid == mark.uid => self.outdated(name, below, reporter),
             _ => self.drop_copy(name, DropReason::Gone, reporter),
         }
