@@ -17,6 +17,7 @@
 //! Writes take `?visibility=everywhere`.
 
 use std::collections::{HashMap, VecDeque};
+use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -86,39 +87,31 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Err(error) = telemetry::init(&args.log) {
-        eprintln!("error: {error}");
-        return ExitCode::from(2);
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    match run(Args::parse()) {
+        Ok(code) => code,
         Err(error) => {
-            eprintln!("error: cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let shutdown = CancellationToken::new();
-    let ended = runtime.block_on(async {
-        let signals = Signals::install()?;
-        Ok::<_, std::io::Error>(signals.run(&shutdown, serve(args, shutdown.clone())).await)
-    });
-    runtime.shutdown_background();
-    match ended {
-        Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
-        Ok(Ok(Err(error))) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-        Ok(Err(aborted)) => ExitCode::from(aborted.exit_code()),
-        Err(error) => {
-            eprintln!("error: cannot catch signals: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn serve(args: Args, shutdown: CancellationToken) -> Result<(), Box<dyn std::error::Error>> {
+fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
+    telemetry::init(&args.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let shutdown = CancellationToken::new();
+    let ended = runtime.block_on(async {
+        let signals = Signals::install()?;
+        Ok::<_, std::io::Error>(signals.run(&shutdown, serve(args, shutdown.clone())).await)
+    })?;
+    runtime.shutdown_background();
+    match ended {
+        Ok(served) => served.map(|()| ExitCode::SUCCESS),
+        Err(aborted) => Ok(ExitCode::from(aborted.exit_code())),
+    }
+}
+
+async fn serve(args: Args, shutdown: CancellationToken) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(args.listen).await?;
     let client = args.kube.client(Timeouts::default()).await?;
     let mut config = CacheConfig {

@@ -1,4 +1,4 @@
-//! The story when the leader is gone, and its end.
+//! The story of a revocation, of a leader that is killed, and of a revocation without it.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ fn leader<'a>(cluster: &'a Cluster, holder: &str) -> Option<&'a Controller> {
 
 /// The leading replica is killed, and a session is changed before another one leads.
 pub async fn leader_killed(cluster: &Cluster, story: &mut Story) -> Result<(), Failed> {
-    story.chapter("6. The leading controller is killed, and a session changes right after");
+    story.chapter("7. The leading controller is killed, and a session changes right after");
     let before = holder(cluster).await?;
     story.command("kubectl -n vmcp-system get lease -o jsonpath='{.items[*].spec.holderIdentity}'");
     story.quote(&before);
@@ -66,26 +66,45 @@ pub async fn leader_killed(cluster: &Cluster, story: &mut Story) -> Result<(), F
     Ok(())
 }
 
-/// A session is deleted.
-pub async fn deleted(cluster: &Cluster, story: &mut Story) -> Result<(), Failed> {
-    story.chapter("7. A session is revoked");
-    story.text("alice carries the finalizer vmcp.dev/confirm-eviction: kubectl returns when no pod can serve it.");
-    story.command("kubectl delete vmcps alice");
-    let change = Change::make(cluster, "delete", "alice", &["delete", "vmcps", "alice"]).await?;
+/// A session is deleted while all is well.
+pub async fn revoked(cluster: &Cluster, story: &mut Story) -> Result<(), Failed> {
+    story.chapter("6. A session is revoked");
+    story.text(
+        "the sessions carry the finalizer vmcp.dev/confirm-eviction: kubectl returns when no pod can serve them.",
+    );
+    delete(cluster, "bob", &["alice", "carol"], story).await.map(drop)
+}
+
+/// A session is deleted while a controller is dead that cannot be asked any more.
+pub async fn revoked_without_one(cluster: &Cluster, story: &mut Story) -> Result<(), Failed> {
+    story.chapter("8. A session is revoked while a controller is dead");
+    story.text("the pods drop it at once; kubectl waits for the leases that the dead controller may have granted ...");
+    let took = delete(cluster, "alice", &["carol"], story).await?;
+    let lease = cluster.options.lease;
+    let claim = format!("nothing hangs: it took a lease ({} s) at most, and a little", lease.as_secs());
+    story.check_timed(&claim, took < lease + Duration::from_secs(5), took);
+    Ok(())
+}
+
+/// Deletes a session, which no pod serves then. Returns how long kubectl took.
+async fn delete(cluster: &Cluster, session: &str, others: &[&str], story: &mut Story) -> Result<Duration, Failed> {
+    story.command(&format!("kubectl delete vmcps {session}"));
+    let change = Change::make(cluster, "delete", session, &["delete", "vmcps", session]).await?;
     let mut refused = 0;
     for pod in &cluster.pods {
-        refused += usize::from(pod.get("alice").await?.status == 404);
+        refused += usize::from(pod.get(session).await?.status == 404);
     }
     change.tell(story);
     let before_return = change.drops.iter().all(|d| d.after_start < change.kubectl);
     story.check("all of that before kubectl returned", before_return);
-    story.check("asked for alice, every pod says 404", refused == 3);
-    let mut others = 0;
+    story.check(&format!("asked for {session}, every pod says 404"), refused == cluster.pods.len());
+    let mut cached = 0;
     for pod in &cluster.pods {
-        for name in ["bob", "carol"] {
-            others += usize::from(pod.get(name).await?.from() == "cache");
+        for name in others {
+            cached += usize::from(pod.get(name).await?.from() == "cache");
         }
     }
-    story.check("bob and carol are still served from every cache", others == 6);
-    Ok(())
+    let all = cached == cluster.pods.len() * others.len();
+    story.check(&format!("still served from every cache: {}", others.join(", ")), all);
+    Ok(change.kubectl)
 }

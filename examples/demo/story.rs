@@ -56,6 +56,7 @@ impl Story {
     /// Shows a row of a table: a name, and times in columns.
     pub fn row(&self, name: &str, columns: [&str; 2]) {
         let times = format!("{:>24}{:>24}", columns[0], columns[1]);
+        let times = times.trim_end();
         println!("    {name:<30}{}", self.paint("1", times));
     }
 
@@ -97,7 +98,7 @@ pub fn human(duration: Duration) -> String {
     let micros = duration.as_micros();
     match micros {
         0..1_000 => format!("{micros} us"),
-        1_000..10_000_000 => format!("{}.{} ms", micros / 1_000, micros / 100 % 10),
+        1_000..1_000_000 => format!("{}.{} ms", micros / 1_000, micros / 100 % 10),
         _ => format!("{}.{} s", micros / 1_000_000, micros / 100_000 % 10),
     }
 }

@@ -17,7 +17,7 @@ pub struct CacheConfig {
     pub controllers: Vec<String>,
     /// File with the token that is shown to the controller. It is read again for each connection.
     pub token_file: Option<PathBuf>,
-    /// Who writes, for `managedFields`: at most 128 characters.
+    /// Who writes, for `managedFields`: at most 128 bytes.
     pub field_manager: String,
     /// `spec.server` of the sessions that are created, unless a create names another one.
     pub server: Option<String>,
@@ -104,8 +104,8 @@ impl CacheConfig {
         check(self.controllers.iter().all(address), "controllers", "addresses as host:port")?;
         check(self.controllers.len() <= 64, "controllers", "at most 64 addresses")?;
         let printable = self.field_manager.chars().all(|c| !c.is_control() && !c.is_whitespace());
-        let length = (1..=MAX_FIELD_MANAGER).contains(&self.field_manager.chars().count());
-        check(printable && length, "field_manager", "1 to 128 printable characters")?;
+        let length = (1..=MAX_FIELD_MANAGER).contains(&self.field_manager.len());
+        check(printable && length, "field_manager", "1 to 128 bytes of printable characters")?;
         check(self.entries > 0, "entries", "at least 1")?;
         check(self.bytes >= 1 << 20, "bytes", "at least 1 MiB")?;
         check(seconds(self.call_deadline, 60), "call_deadline", "10 ms to 60 s")?;

@@ -111,6 +111,11 @@ impl Confirmer {
         Confirmed::Waited
     }
 
+    /// Waits until every lease has ended that was granted before `answered`.
+    pub async fn leases_over(&self, answered: Instant) {
+        tokio::time::sleep_until(answered + with_drift(self.longest_lease())).await;
+    }
+
     fn ask(&self, state: v1::State, done: oneshot::Sender<()>) -> Option<Request<'_>> {
         let number = {
             let mut known = self.state.lock();

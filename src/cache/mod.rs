@@ -57,6 +57,8 @@ mod api_server;
 mod backoff;
 mod config;
 mod confirm;
+mod delete;
+mod difference;
 mod endpoints;
 mod error;
 mod events;
@@ -65,6 +67,8 @@ mod limiter;
 mod link;
 mod name;
 mod outbox;
+#[cfg(test)]
+mod scripted_replica;
 mod session;
 mod shared;
 mod state;
@@ -152,14 +156,16 @@ impl Cache {
         self.shared.update(base, metadata, options.visibility).await
     }
 
-    /// Deletes a session, but none that took its name since.
+    /// Deletes a session, but none that took its name since. If it is visible everywhere, no pod serves the session when
+    /// this returns, also if it was gone before (`NotFound`, `Replaced`).
     pub async fn delete(&self, session: &Session, options: WriteOptions) -> Result<(), WriteError> {
-        self.delete_uid(session.name(), session.uid(), options).await
+        let alive = Some(session.resource_version());
+        self.shared.delete(session.name(), session.uid(), alive, options.visibility).await
     }
 
     /// Deletes the session `name` if it has this uid.
     pub async fn delete_uid(&self, name: &str, uid: Uid, options: WriteOptions) -> Result<(), WriteError> {
-        self.shared.delete(name, uid, options.visibility).await
+        self.shared.delete(name, uid, None, options.visibility).await
     }
 
     /// Evictions from now on.

@@ -1,181 +1,22 @@
 //! Streams against a replica that says what the test wants.
 
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
-use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Status;
 
+use crate::cache::scripted_replica::{Attached, LEASE, Replica, SOON, lease, settings, signals, state};
 use crate::cache::store::now;
 use crate::cache::{Cache, CacheConfig, Event};
 use crate::core::cache::{Answer, Copy, Holding, Join, Observed, Report};
 use crate::core::digest::{Digest, Metadata};
 use crate::core::session::{ResourceVersion, Uid};
-use crate::core::signal::{Barrier, Fate, Mark};
+use crate::core::signal::Fate;
 use crate::proto::v1::agent_message::Message as Said;
-use crate::proto::v1::coherence_server::{Coherence, CoherenceServer};
 use crate::proto::v1::replica_message::Message as Say;
-use crate::proto::v1::{self, AgentMessage, ReplicaMessage};
-use crate::proto::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION, convert};
-
-const SOON: Duration = Duration::from_secs(10);
-const LEASE: Duration = Duration::from_mins(1);
-
-/// One stream, as the replica sees it.
-struct Attached {
-    inbound: Streaming<AgentMessage>,
-    outbox: mpsc::Sender<Result<ReplicaMessage, Status>>,
-}
-
-struct Service(mpsc::Sender<Attached>);
-
-type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Coherence for Service {
-    type AttachStream = Outgoing<ReplicaMessage>;
-    type PeerStream = Outgoing<v1::PeerReply>;
-
-    async fn attach(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::AttachStream>, Status> {
-        let (outbox, outgoing) = mpsc::channel(16);
-        let _ = self.0.send(Attached { inbound: request.into_inner(), outbox }).await;
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
-    }
-
-    async fn peer(&self, _: Request<Streaming<v1::PeerRequest>>) -> Result<Response<Self::PeerStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-}
-
-/// A replica that does nothing by itself.
-struct Replica {
-    address: SocketAddr,
-    streams: mpsc::Receiver<Attached>,
-}
-
-impl Replica {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (sender, streams) = mpsc::channel(16);
-        let service = CoherenceServer::new(Service(sender)).max_decoding_message_size(crate::proto::MAX_MESSAGE_BYTES);
-        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { address, streams }
-    }
-
-    /// The next stream, after its hello.
-    async fn accept(&mut self) -> (Attached, v1::Hello) {
-        let mut stream = timeout(SOON, self.streams.recv()).await.expect("a stream").unwrap();
-        match stream.hear().await {
-            Said::Hello(hello) => (stream, hello),
-            other => panic!("expected a hello, got {other:?}"),
-        }
-    }
-
-    /// The next stream, greeted as `name`, after its inventory.
-    async fn greet(&mut self, name: &str) -> (Attached, Vec<(String, Report)>) {
-        let (mut stream, _) = self.accept().await;
-        stream.say(settings(name)).await;
-        let mut inventory = Vec::new();
-        loop {
-            let Said::Reports(reports) = stream.hear_past_renewals().await else { panic!("expected the inventory") };
-            let (part, through) = convert::reports(&reports, &"ns".into()).unwrap();
-            inventory.extend(part.into_iter().map(|(key, report)| (key.name().to_owned(), report)));
-            if through.is_some() {
-                return (stream, inventory);
-            }
-        }
-    }
-}
-
-impl Attached {
-    async fn hear(&mut self) -> Said {
-        let message = timeout(SOON, self.inbound.message()).await.expect("a message").unwrap();
-        message.expect("the stream goes on").message.unwrap()
-    }
-
-    async fn hear_past_renewals(&mut self) -> Said {
-        loop {
-            match self.hear().await {
-                Said::Renewals(_) => {}
-                other => return other,
-            }
-        }
-    }
-
-    /// The next message that is no heartbeat and no renewal.
-    async fn hear_news(&mut self) -> Said {
-        loop {
-            match self.hear_past_renewals().await {
-                Said::Heartbeat(_) => {}
-                other => return other,
-            }
-        }
-    }
-
-    async fn heartbeat(&mut self) -> u64 {
-        loop {
-            if let Said::Heartbeat(heartbeat) = self.hear().await {
-                return heartbeat.number;
-            }
-        }
-    }
-
-    async fn say(&self, message: Say) {
-        self.outbox.send(Ok(ReplicaMessage { message: Some(message) })).await.unwrap();
-    }
-
-    /// Waits for a heartbeat and answers it with a lease.
-    async fn grant(&mut self, covers: u64) {
-        let heartbeat = self.heartbeat().await;
-        self.say(lease(heartbeat, covers)).await;
-    }
-}
-
-fn settings(replica: &str) -> Say {
-    Say::Settings(v1::Settings {
-        protocol_version: PROTOCOL_VERSION,
-        replica: replica.into(),
-        lease_millis: u64::try_from(LEASE.as_millis()).unwrap(),
-        heartbeat_millis: 20,
-        renewal_millis: 20,
-    })
-}
-
-fn lease(heartbeat: u64, covers: u64) -> Say {
-    Say::Lease(v1::Lease { heartbeat, refused: String::new(), age_micros: 0, covers })
-}
-
-fn signals(evictions: &[(&str, u64, u64)], barriers: &[(&str, u64, u64)]) -> v1::Signals {
-    let uid = Uid::from_u128(7).to_bytes().to_vec();
-    let eviction = |(name, signal, below): &(&str, u64, u64)| v1::Eviction {
-        session: (*name).into(),
-        signal: *signal,
-        uid: uid.clone().into(),
-        below: *below,
-        resource_version: 100,
-        ..v1::Eviction::default()
-    };
-    let barrier = |(name, signal, below): &(&str, u64, u64)| v1::Barrier {
-        signal: *signal,
-        state: Some(convert::state_message(name, &state(Fate::Stale { below: *below }))),
-    };
-    v1::Signals {
-        evictions: evictions.iter().map(eviction).collect(),
-        barriers: barriers.iter().map(barrier).collect(),
-    }
-}
-
-fn state(fate: Fate) -> Barrier {
-    Barrier { mark: Mark { uid: Uid::from_u128(7), fate, resource_version: ResourceVersion(100) }, digest: None }
-}
+use crate::proto::v1::{self, ReplicaMessage};
+use crate::proto::{MAX_SESSIONS_PER_MESSAGE, convert};
 
 /// A cache that reaches these replicas, and no API server.
 fn cache(replicas: &[&Replica]) -> Cache {

@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::api_server::CallError;
-use super::error::{GetError, WriteError};
+use super::difference::difference;
+use super::error::WriteError;
 use super::events::count;
 use super::name::is_object_name;
 use super::session::{Origin, Session};
 use super::shared::Shared;
 use crate::api::VmcpSessionSpec;
-use crate::core::cache::{Answer, FlightId, Observed};
+use crate::core::cache::{FlightId, Observed};
 use crate::core::digest::{Digest, Metadata};
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
@@ -60,10 +61,7 @@ pub struct CreateOptions {
 /// How often a write is sent, at most, when the API server answers that it lost a race or failed before it began.
 const ATTEMPTS: u32 = 8;
 /// Pause before the second attempt; it doubles.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// The same for a deletion.
-const DELETE_ATTEMPTS: u32 = 3;
+pub(super) const PAUSE: Duration = Duration::from_millis(5);
 
 /// Bounds of all writes together.
 pub(super) struct Writes {
@@ -129,12 +127,6 @@ impl Drop for Flight<'_> {
     }
 }
 
-/// What is known of the object whose deletion was answered.
-struct Deleted {
-    /// A resourceVersion at which it lived, or was already being deleted.
-    resource_version: ResourceVersion,
-}
-
 impl Shared {
     pub async fn create(
         self: &Arc<Self>,
@@ -198,75 +190,6 @@ impl Shared {
         self.visible(session, Instant::now(), visibility).await
     }
 
-    pub async fn delete(self: &Arc<Self>, name: &str, uid: Uid, visibility: Visibility) -> Result<(), WriteError> {
-        if !is_object_name(name) {
-            return Err(WriteError::NotFound);
-        }
-        let name: Arc<str> = name.into();
-        let deleted = self.run({
-            let name = name.clone();
-            async move |shared| shared.delete_now(&name, uid).await
-        });
-        let (deleted, answered) = deleted.await?;
-        if visibility == Visibility::Everywhere {
-            let barrier = gone(uid, deleted.resource_version);
-            self.confirmer.confirm(&name, &barrier, answered).await;
-        }
-        Ok(())
-    }
-
-    async fn delete_now(&self, name: &str, uid: Uid) -> Result<Deleted, WriteError> {
-        let known = self.store.look(name, |shard| {
-            let copy = shard.peek(name).filter(|copy| copy.uid == uid);
-            copy.map(|copy| copy.resource_version)
-        });
-        // A deletion does not tell its own resourceVersion. Replicas compare with one at which the object lived.
-        let mut resource_version = match known {
-            Some(known) => known,
-            None => match self.api.get(name).await {
-                Ok(Answer::Found(found)) if found.copy.uid != uid => return Err(WriteError::Replaced),
-                Ok(Answer::Found(found)) => found.copy.resource_version,
-                Ok(Answer::NotFound) => return Err(WriteError::NotFound),
-                Err(error) => return Err(refused(&error)),
-            },
-        };
-        let answer = self.attempt_delete(name, uid).await;
-        match answer {
-            Ok(observed) => {
-                resource_version = observed.map_or(resource_version, |o| o.copy.resource_version.max(resource_version));
-                self.store.evict(name, gone(uid, resource_version));
-                Ok(Deleted { resource_version })
-            }
-            Err(error) => {
-                if matches!(error, WriteError::NotFound | WriteError::Replaced) {
-                    self.store.evict(name, gone(uid, resource_version));
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Deletes, again if the outcome is not known: as it names the uid, a deletion can be repeated.
-    async fn attempt_delete(&self, name: &str, uid: Uid) -> Result<Option<Observed>, WriteError> {
-        let mut unsure = false;
-        let mut pause = PAUSE;
-        for _ in 1..DELETE_ATTEMPTS {
-            match self.api.delete(name, uid).await {
-                // Gone after an attempt whose outcome was not known: by us, as far as anybody can tell.
-                Err(error) if unsure && is_gone(&error) => return Ok(None),
-                Err(error) if error.outcome_unknown() => unsure = true,
-                Err(error) if error.kind() == Some(ApiErrorKind::Conflict) => {}
-                answer => return answer.map_err(|error| refused(&error)),
-            }
-            sleep(pause).await;
-            pause *= 2;
-        }
-        match self.api.delete(name, uid).await {
-            Err(error) if unsure && is_gone(&error) => Ok(None),
-            answer => answer.map_err(|error| refused(&error)),
-        }
-    }
-
     /// What the refusal of a write tells about the copy that it was made from.
     fn learn(&self, base: &Session, error: &WriteError) {
         if matches!(error, WriteError::NotFound | WriteError::Replaced) {
@@ -276,31 +199,31 @@ impl Shared {
 
     /// Runs a write in a task of its own: a request that is given up must not leave a write without its answer. Returns
     /// when the answer came.
-    async fn run<T: Send + 'static, W>(
+    pub(super) async fn run<T: Send + 'static, E: From<WriteError> + Send + 'static, W>(
         self: &Arc<Self>,
         write: impl FnOnce(Arc<Self>) -> W + Send + 'static,
-    ) -> Result<(T, Instant), WriteError>
+    ) -> Result<(T, Instant), E>
     where
-        W: Future<Output = Result<T, WriteError>> + Send + 'static,
+        W: Future<Output = Result<T, E>> + Send + 'static,
     {
         let enter = |n: usize| (n < self.writes.most).then_some(n + 1);
         let entered = self.writes.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter);
         if entered.is_err() {
-            return Err(WriteError::Overloaded);
+            return Err(WriteError::Overloaded.into());
         }
         let waiting = Waiting(self.clone());
         let task = tokio::spawn(async move {
             let shared = waiting.0.clone();
             let turn = timeout(shared.writes.patience, shared.writes.permits.acquire()).await;
             let Ok(Ok(_permit)) = turn else {
-                return Err(unavailable("waited too long for other requests to the API server"));
+                return Err(unavailable("waited too long for other requests to the API server").into());
             };
             let written = write(shared.clone()).await;
             count(if written.is_ok() { &shared.counters.written } else { &shared.counters.write_errors });
             Ok((written?, Instant::now()))
         });
         let unknown = |_| WriteError::OutcomeUnknown { reason: "the cache has ended".into() };
-        task.await.map_err(unknown)?
+        task.await.map_err(|ended| E::from(unknown(ended)))?
     }
 
     /// Sends a write until it is done or refused.
@@ -343,18 +266,8 @@ impl Shared {
     }
 }
 
-fn gone(uid: Uid, resource_version: ResourceVersion) -> Barrier {
+pub(super) fn gone(uid: Uid, resource_version: ResourceVersion) -> Barrier {
     Barrier { mark: Mark { uid, fate: Fate::Gone, resource_version }, digest: None }
-}
-
-/// The keys in which `new` differs from `base`, as a JSON merge patch; `None` if there are none.
-fn difference(base: &Metadata, new: &Metadata) -> Option<Map<String, Value>> {
-    let removed = base.keys().filter(|key| !new.contains_key(*key));
-    let removed = removed.map(|key| (key.clone(), Value::Null));
-    let set = new.iter().filter(|(key, value)| base.get(*key) != Some(value));
-    let set = set.map(|(key, value)| (key.clone(), Value::from(value.as_str())));
-    let difference: Map<_, _> = removed.chain(set).collect();
-    (!difference.is_empty()).then_some(difference)
 }
 
 fn seconds(timeout: Option<Duration>, what: &str) -> Result<Option<u32>, WriteError> {
@@ -373,12 +286,8 @@ fn unavailable(reason: &str) -> WriteError {
     WriteError::Unavailable { reason: reason.into() }
 }
 
-fn is_gone(error: &CallError) -> bool {
-    *error == CallError::NotFound || error.kind() == Some(ApiErrorKind::UidMismatch)
-}
-
 /// What a call that brought no answer means for whoever wanted to write.
-fn refused(error: &CallError) -> WriteError {
+pub(super) fn refused(error: &CallError) -> WriteError {
     let reason: Arc<str> = error.to_string().into();
     if error.outcome_unknown() {
         return WriteError::OutcomeUnknown { reason };
@@ -393,50 +302,9 @@ fn refused(error: &CallError) -> WriteError {
     }
 }
 
-impl From<CallError> for GetError {
-    fn from(error: CallError) -> Self {
-        Self::unavailable(error)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    /// JSON merge patch (RFC 7386), as far as a flat map of strings needs it.
-    fn patched(base: &Metadata, patch: &Map<String, Value>) -> Metadata {
-        let mut map = base.clone();
-        for (key, value) in patch {
-            match value {
-                Value::String(value) => _ = map.insert(key.clone(), value.clone()),
-                _ => _ = map.remove(key),
-            }
-        }
-        map
-    }
-
-    fn metadata() -> impl Strategy<Value = Metadata> {
-        proptest::collection::btree_map("[a-d]", "[x-z]{0,1}", 0..5)
-    }
-
-    proptest! {
-        #[test]
-        fn a_difference_leads_from_one_map_to_the_other_and_touches_nothing_else(base in metadata(), new in metadata(), other in "[e-h]") {
-            match difference(&base, &new) {
-                None => prop_assert_eq!(base, new),
-                Some(patch) => {
-                    prop_assert_eq!(&patched(&base, &patch), &new);
-                    prop_assert!(patch.keys().all(|key| base.get(key) != new.get(key)));
-                    let mut elsewhere = base.clone();
-                    elsewhere.insert(other.clone(), "theirs".into());
-                    let merged = patched(&elsewhere, &patch);
-                    prop_assert_eq!(merged.get(&other).map(String::as_str), Some("theirs"));
-                }
-            }
-        }
-    }
 
     #[test]
     fn timeouts_are_whole_seconds() {

@@ -3,6 +3,7 @@
 //!
 //! * [`standing`]: a session's status as it stands.
 //! * [`progress`]: how far the pods are with specs that the status does not speak of yet.
+//! * [`intake`]: what the watch and the core tell it.
 //! * [`renewals`]: uses of sessions that wait for whoever leads.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,17 +15,16 @@ use hashbrown::HashMap;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tracing::debug;
 
 use super::clock::now;
 use super::object::{Marker, Read, Terms};
-use super::shared::Witness;
-use crate::core::expiry::{Expired, Expiry, Hearing, Limits, Persist, WallTime};
-use crate::core::replica::{Fact, Settled};
+use crate::core::expiry::{Expired, Expiry, Hearing, Persist, WallTime};
+use crate::core::replica::Settled;
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
 
+mod intake;
 pub mod progress;
 pub mod renewals;
 pub mod standing;
@@ -57,6 +57,14 @@ pub struct Wakers {
     pub finalizers: Notify,
     /// A replica came or went.
     pub markers: Notify,
+}
+
+impl Wakers {
+    fn all(&self) {
+        self.status.notify_one();
+        self.finalizers.notify_one();
+        self.markers.notify_one();
+    }
 }
 
 #[derive(Debug)]
@@ -206,10 +214,9 @@ impl Ledger {
             }
         }
         state.registered();
+        state.progress.look_at_all(now());
         drop(state);
-        self.wakers.status.notify_one();
-        self.wakers.finalizers.notify_one();
-        self.wakers.markers.notify_one();
+        self.wakers.all();
     }
 
     /// This replica has begun to lead, or leads no more.
@@ -223,9 +230,7 @@ impl Ledger {
             state.progress.look_at_all(now);
         }
         drop(state);
-        self.wakers.status.notify_one();
-        self.wakers.finalizers.notify_one();
-        self.wakers.markers.notify_one();
+        self.wakers.all();
     }
 
     /// A client of a pod used the session so long ago.
@@ -308,6 +313,8 @@ impl Ledger {
                 let session = session.clone();
                 return Some((due, session));
             }
+            // The core may know more than was told here yet, when a list comes in.
+            state.progress.withdrawn(&due.key);
         }
     }
 
@@ -349,77 +356,6 @@ impl Ledger {
             terminating: state.terminating.len(),
             timeouts: state.expiry.len(),
             renewals: state.renewals.len(),
-        }
-    }
-}
-
-impl State {
-    fn observed(&mut self, key: &SessionKey, terms: &Terms) {
-        let now = now();
-        let Terms { uid, generation, resource_version, terminating, .. } = *terms;
-        let standing = terms.status.as_deref().map(Standing::of);
-        let session = Session { uid, generation, resource_version, terminating, standing };
-        if session.is_current() {
-            self.progress.forget(key);
-        }
-        if terminating {
-            self.expiry.removed(key);
-        } else {
-            let renewed = terms.status.as_ref().and_then(|status| status.last_renew_time.as_ref());
-            let limits = Limits {
-                uid,
-                idle: terms.idle_timeout,
-                ends: terms.max_lifetime.map(|lifetime| since_epoch(terms.created) + lifetime),
-                persisted: renewed.map(|renewed| since_epoch(renewed.0)),
-            };
-            self.expiry.observed(key, limits, now, wall());
-        }
-        if terminating && terms.confirm_eviction {
-            let same = self.terminating.get(key).filter(|known| known.uid == uid);
-            let since = same.map_or(now, |known| known.since);
-            self.terminating.insert(key.clone(), Terminating { uid, resource_version, since });
-        } else {
-            self.terminating.remove(key);
-        }
-        self.sessions.insert(key.clone(), session);
-    }
-
-    fn registered(&mut self) {
-        let replicas = self.markers.values().map(|marker| Arc::from(marker.replica.as_str())).collect();
-        self.hearing.registered(replicas, now());
-    }
-}
-
-impl Witness for Ledger {
-    fn witness(&self, facts: Vec<Fact>) {
-        let (now, wall) = (now(), Timestamp::now());
-        let mut state = self.state.lock();
-        for fact in &facts {
-            match fact {
-                Fact::Changed { key, uid, generation, new, .. } => {
-                    debug!(session = %key, %uid, generation, "changed");
-                    let current = |s: &Session| s.uid == *uid && s.generation >= *generation && s.is_current();
-                    if !state.sessions.get(key).is_some_and(current) {
-                        state.progress.changed(key, *uid, *generation, *new, now);
-                    }
-                }
-                Fact::Removed { key } => {
-                    debug!(session = %key, "removed");
-                    state.progress.forget(key);
-                }
-                Fact::Settled(settled) => state.progress.settled(settled, now, wall),
-            }
-        }
-        drop(state);
-        let mut some = false;
-        for fact in &facts {
-            if let Fact::Settled(settled) = fact {
-                some = true;
-                self.settlements.settled(settled);
-            }
-        }
-        if some {
-            self.wakers.status.notify_one();
         }
     }
 }

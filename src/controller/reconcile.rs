@@ -141,14 +141,14 @@ impl Leader {
         spawn.task("markers", markers.run(work.clone()));
         let peers = Peers { own: name, ledger: ledger.clone(), leadership, transport, links };
         spawn.task("peers", peers.run(work.clone()));
-        tasks.spawn("election", elector.run(election.clone()));
+        spawn.untracked("election", elector.run(election.clone()), election.clone());
 
         let sources = Sources { shared, ledger, statuses, events, guard, reaped, retired };
         (Ending { work, tracker, election }, sources)
     }
 }
 
-/// Starts tasks that end before the others do.
+/// Starts tasks that are asked to end before the others are.
 struct Spawn<'a> {
     tasks: &'a mut TaskSet,
     closing: CancellationToken,
@@ -157,13 +157,23 @@ struct Spawn<'a> {
 }
 
 impl Spawn<'_> {
+    /// A task of the leader: leadership ends after it.
     fn task(&mut self, name: &'static str, task: impl Future<Output = Result<(), Infallible>> + Send + 'static) {
-        let tracked = self.tracker.track_future(task);
-        let (work, closing) = (self.work.clone(), self.closing.clone());
+        let (tracked, work) = (self.tracker.track_future(task), self.work.clone());
+        self.untracked(name, tracked, work);
+    }
+
+    fn untracked(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), Infallible>> + Send + 'static,
+        asked: CancellationToken,
+    ) {
+        let closing = self.closing.clone();
         self.tasks.spawn(name, async move {
-            let ended = tracked.await;
+            let ended = task.await;
             // If it was asked to, it has not ended early; the others go on for a while.
-            if work.is_cancelled() {
+            if asked.is_cancelled() {
                 closing.cancelled().await;
             }
             ended

@@ -214,6 +214,13 @@ impl Progress {
         None
     }
 
+    /// What was given out could not be said yet. It is looked at again when there is news of it.
+    pub fn withdrawn(&mut self, key: &SessionKey) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.offered = None;
+        }
+    }
+
     /// When something may come to be due by the passing of time alone.
     pub fn next_look(&self) -> Option<Time> {
         self.later.first().map(|(at, _)| *at)

@@ -27,8 +27,8 @@ use crate::runtime::api_error::{ApiErrorKind, deadline};
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// Deletions, and uses that are persisted, in one tick. The rest waits.
-const BATCH: usize = 64;
-const CALLS: usize = 4;
+const BATCH: usize = 256;
+const CALLS: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Deletes what is over.

@@ -286,7 +286,7 @@ impl Shard {
         now: Time,
         reporter: &mut impl Reporter,
     ) -> Written {
-        let Some(write) = self.write_over(name, id) else {
+        let Some(flight) = self.write_over(name, id) else {
             return Written { session: Some(Arc::new(observed.copy)), dropped: None };
         };
         let found = observed.copy;
@@ -300,7 +300,8 @@ impl Shard {
         }
         if observed.terminating {
             let holds = self.entries.get(name).is_some_and(|e| e.copy.uid == found.uid);
-            let dropped = if holds { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
+            let waited = self.is_suspended(name) && !self.writes_in_flight(name);
+            let dropped = if holds || waited { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
             return Written { session: None, dropped };
         }
         let known = self.entries.get(name).map(|e| &e.copy);
@@ -308,7 +309,7 @@ impl Shard {
         let held = known.is_some_and(|k| k.uid == found.uid && k.digest == found.digest);
         let foreign = found.digest != wrote && !held;
         let newer_known = known.is_some_and(|k| older(&found, k));
-        let fenced = write.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
+        let fenced = flight.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
         if newer_known || fenced {
             // A copy that is servable has outlived, or was read after, whatever outdates the answer. But one that is
             // older than the own write is older than the truth.
@@ -316,7 +317,7 @@ impl Shard {
             let dropped = if !outdated {
                 None
             } else if self.writes_in_flight(name) {
-                let below = write.fence.map_or(0, |f| f.outdates(found.uid));
+                let below = flight.fence.map_or(0, |f| f.outdates(found.uid));
                 self.suspend(name, below);
                 None
             } else {
@@ -324,7 +325,7 @@ impl Shard {
             };
             return Written { session: Some(Arc::new(found)), dropped };
         }
-        let mut cover = write.sent;
+        let mut cover = flight.sent;
         if !Rule::CoverFromSend.on() {
             cover = self.leases.provisional(self.lease_length, now);
         }
@@ -411,9 +412,13 @@ impl Shard {
         self.leases.in_force_until(now)
     }
 
-    /// All knowledge is void: etcd was restored from a backup. Drops every copy and every lease.
+    /// All knowledge is void: etcd was restored from a backup. Drops every copy and every lease; what is in flight may
+    /// have been read before, and does not count.
     pub fn reset(&mut self, reporter: &mut impl Reporter) -> Vec<Dropped> {
         self.leases.clear();
+        for flights in self.flights.values_mut() {
+            flights.void();
+        }
         let names: Vec<Arc<str>> = self.entries.keys().cloned().collect();
         names.iter().filter_map(|name| self.drop_copy(name, DropReason::Reset, reporter)).collect()
     }

@@ -103,6 +103,12 @@ impl Scope {
         *self = Self::new(self.namespace.take());
     }
 
+    /// Whether a marker that was sent after `then` has come through the watch: whatever was committed until then has been
+    /// shown.
+    pub fn proven_after(&self, then: Time) -> bool {
+        self.proven > Some(then)
+    }
+
     /// How old the knowledge is; `None` if it never was proven.
     pub fn age(&self, now: Time) -> Option<Duration> {
         if !Rule::ProofBeforeLease.on() {
@@ -131,7 +137,10 @@ impl Replica {
         if answered < seen {
             return Err(ProofError { answered, seen });
         }
+        // A proof as old as a lease gives none. (A watch that is silent for days must not pile them up.)
+        let lease = self.config.lease;
         let scope = &mut self.scopes[scope.0];
+        scope.unproven.retain(|_, sent| now.saturating_since(*sent) < lease);
         scope.unproven.insert(answered, sent);
         scope.advance(scope.position, now);
         Ok(())

@@ -9,12 +9,13 @@ impl Replica {
         let counts = [
             ("queued signals", self.queued_signals(), 0),
             ("confirmations", self.confirmations(), 0),
+            ("pods that wait for confirmations", self.confirmations_by_pod.len(), 0),
             ("waiting holdings", waiting, 0),
             ("rounds", self.rounds.len(), 0),
             ("replies", self.replies.values().map(Vec::len).sum(), 0),
             ("agents", self.agents.len(), agents),
             ("streams", self.by_stream.len(), agents),
-            ("instances", self.by_instance.len(), agents),
+            ("names of agents", self.by_hello.len(), agents),
         ];
         let wrong = counts.iter().find(|(_, n, expected)| n != expected);
         wrong.map(|(what, n, expected)| format!("has {n} {what} instead of {expected}"))

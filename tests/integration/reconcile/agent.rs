@@ -1,6 +1,5 @@
 //! An agent of few words: it holds what it is told to, acknowledges or does not, and says what was used.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +19,10 @@ use vmcp_session::runtime::transport::Transport;
 /// What it has heard.
 #[derive(Debug, Default)]
 pub struct Heard {
-    /// Signals by session, the latest of each, and whether each is a barrier.
-    pub signals: BTreeMap<String, (u64, bool)>,
+    /// All signals, by session.
+    signals: Vec<(String, u64)>,
+    /// How many barriers came.
+    pub barriers: usize,
     /// How many evictions came.
     pub evictions: usize,
     /// How many leases were granted.
@@ -62,18 +63,17 @@ impl Agent {
             while let Ok(Some(message)) = inbound.message().await {
                 match message.message {
                     Some(replica_message::Message::Signals(signals)) => {
-                        let evictions = signals.evictions.iter().map(|e| (e.session.clone(), e.signal, false));
-                        let barriers = signals
-                            .barriers
-                            .iter()
-                            .map(|b| (b.state.as_ref().map(|s| s.session.clone()).unwrap_or_default(), b.signal, true));
+                        let evictions = signals.evictions.iter().map(|e| (e.session.clone(), e.signal));
+                        let session = |b: &v1::Barrier| b.state.as_ref().map(|s| s.session.clone()).unwrap_or_default();
+                        let barriers = signals.barriers.iter().map(|b| (session(b), b.signal));
                         let all: Vec<_> = evictions.chain(barriers).collect();
-                        let done = all.iter().map(|(s, n, _)| v1::Acknowledgement { session: s.clone(), signal: *n });
+                        let done = all.iter().map(|(s, n)| v1::Acknowledgement { session: s.clone(), signal: *n });
                         let done = v1::Acknowledgements { done: done.collect() };
                         {
                             let mut heard = hears.lock();
                             heard.evictions += signals.evictions.len();
-                            heard.signals.extend(all.into_iter().map(|(s, n, barrier)| (s, (n, barrier))));
+                            heard.barriers += signals.barriers.len();
+                            heard.signals.extend(all);
                         }
                         if obedient {
                             say(&answers, agent_message::Message::Acknowledgements(done)).await;
@@ -112,10 +112,11 @@ impl Agent {
         say(&self.outbox, agent_message::Message::Reports(reports)).await;
     }
 
-    /// Acknowledges the last signal about a session.
+    /// Acknowledges all signals about a session.
     pub async fn acknowledge(&self, session: &str) {
-        let (signal, _) = self.heard.lock().signals[session];
-        let done = vec![v1::Acknowledgement { session: session.to_owned(), signal }];
+        let done =
+            |(session, signal): &(String, u64)| v1::Acknowledgement { session: session.clone(), signal: *signal };
+        let done = self.heard.lock().signals.iter().filter(|(name, _)| name == session).map(done).collect();
         say(&self.outbox, agent_message::Message::Acknowledgements(v1::Acknowledgements { done })).await;
     }
 

@@ -1,7 +1,6 @@
 //! Replicas of the controller as processes, with no rights but those of deploy/rbac.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -186,6 +185,15 @@ impl Setup {
         eventually(patience, &format!("{name} is gone"), gone).await.unwrap();
     }
 
+    /// Waits until our finalizer is removed, and no other.
+    pub async fn let_go(&self, name: &str) {
+        let let_go = async || {
+            let finalizers = self.get(name).await?["metadata"]["finalizers"].take();
+            (finalizers == json!(["example.com/other"])).then_some(())
+        };
+        eventually(SOON, &format!("the deletion of {name} is confirmed"), let_go).await.unwrap();
+    }
+
     /// Names of the markers.
     pub async fn markers(&self) -> Vec<String> {
         let args = ["get", "vmcps", "-n", OPERATOR, "-l", "vmcp.dev/replica", "-o", "name"];
@@ -216,10 +224,5 @@ impl Setup {
         let requests = self.plane.audit().requests_since(self.start).unwrap();
         let refused = requests.iter().filter(|r| r.is_by(OPERATOR, ACCOUNT) && matches!(r.code, 401 | 403));
         refused.map(|r| format!("{:?} {}", r.verb, r.uri)).collect()
-    }
-
-    /// A file beside the control plane's.
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.plane.dir().join(name)
     }
 }

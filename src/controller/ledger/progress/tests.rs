@@ -117,6 +117,10 @@ fn whoever_begins_to_lead_finds_everything() {
     progress.look_at_all(at(1));
     assert_eq!(all(&mut progress, 1), 0, "offered already");
     assert_eq!(all(&mut progress, 60_001), 100);
+    progress.withdrawn(&SessionKey::new("ns", "s7"));
+    assert_eq!(all(&mut progress, 60_002), 0, "there is no news");
+    progress.look_at_all(at(60_002));
+    assert_eq!(all(&mut progress, 60_002), 1);
     progress.retain(|_| false);
     assert!(progress.is_empty() && progress.due.is_empty() && progress.later.is_empty());
 }

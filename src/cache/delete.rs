@@ -1,0 +1,138 @@
+//! Deletes.
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, sleep};
+
+use super::api_server::CallError;
+use super::error::WriteError;
+use super::name::is_object_name;
+use super::shared::Shared;
+use super::write::{PAUSE, Visibility, gone, refused};
+use crate::core::cache::Answer;
+use crate::core::session::{ResourceVersion, Uid};
+use crate::runtime::api_error::ApiErrorKind;
+
+/// How often a deletion is sent, at most.
+const ATTEMPTS: u32 = 3;
+
+/// A deletion that was refused.
+struct Refused {
+    error: WriteError,
+    /// A resourceVersion at which the object lived, if any is known.
+    alive: Option<ResourceVersion>,
+}
+
+impl From<WriteError> for Refused {
+    fn from(error: WriteError) -> Self {
+        Self { error, alive: None }
+    }
+}
+
+impl Shared {
+    /// Deletes the session `name` with this uid, which lived at the resourceVersion `alive`, if one is known.
+    ///
+    /// With [`Visibility::Everywhere`] no pod serves it when this returns, also if it was gone before: whoever repeats a
+    /// revocation whose answer was lost must be able to rely on it.
+    pub async fn delete(
+        self: &Arc<Self>,
+        name: &str,
+        uid: Uid,
+        alive: Option<ResourceVersion>,
+        visibility: Visibility,
+    ) -> Result<(), WriteError> {
+        if !is_object_name(name) {
+            return Err(WriteError::NotFound);
+        }
+        let name: Arc<str> = name.into();
+        let deleted = self.run({
+            let name = name.clone();
+            async move |shared| shared.delete_now(&name, uid, alive).await
+        });
+        let (outcome, alive, answered) = match deleted.await {
+            Ok((alive, answered)) => (Ok(()), Some(alive), answered),
+            Err(Refused { error, alive }) => (Err(error), alive, Instant::now()),
+        };
+        if visibility == Visibility::Everywhere && says_gone(&outcome) {
+            self.confirm_gone(&name, uid, alive, answered).await;
+        }
+        outcome
+    }
+
+    async fn confirm_gone(&self, name: &str, uid: Uid, alive: Option<ResourceVersion>, answered: Instant) {
+        match alive {
+            Some(alive) => _ = self.confirmer.confirm(name, &gone(uid, alive), answered).await,
+            // Nothing tells the replicas how far they must have come: only time will do.
+            None => self.confirmer.leases_over(answered).await,
+        }
+    }
+
+    /// Deletes once. Returns a resourceVersion at which the object lived or was already being deleted.
+    async fn delete_now(
+        &self,
+        name: &str,
+        uid: Uid,
+        alive: Option<ResourceVersion>,
+    ) -> Result<ResourceVersion, Refused> {
+        let held = self.store.look(name, |shard| {
+            let copy = shard.peek(name).filter(|copy| copy.uid == uid);
+            copy.map(|copy| copy.resource_version)
+        });
+        // A deletion does not tell its own resourceVersion. Replicas compare with one at which the object lived.
+        let alive = match alive.max(held) {
+            Some(alive) => alive,
+            None => self.alive_at(name, uid).await?,
+        };
+        let outcome = self.attempt_delete(name, uid).await;
+        let later = outcome.as_ref().ok().copied().flatten();
+        let alive = later.map_or(alive, |later| later.max(alive));
+        let outcome = outcome.map(drop);
+        if says_gone(&outcome) {
+            self.store.evict(name, gone(uid, alive));
+        }
+        outcome.map(|()| alive).map_err(|error| Refused { error, alive: Some(alive) })
+    }
+
+    /// A resourceVersion at which the session lives.
+    async fn alive_at(&self, name: &str, uid: Uid) -> Result<ResourceVersion, WriteError> {
+        match self.api.get(name).await {
+            Ok(Answer::Found(found)) if found.copy.uid == uid => Ok(found.copy.resource_version),
+            Ok(Answer::Found(_)) => Err(WriteError::Replaced),
+            Ok(Answer::NotFound) => Err(WriteError::NotFound),
+            Err(error) => Err(WriteError::Unavailable { reason: error.to_string().into() }),
+        }
+    }
+
+    /// Deletes, again if the outcome is not known: as it names the uid, a deletion can be repeated. If finalizers hold the
+    /// object, the resourceVersion at which it began to be deleted is returned.
+    async fn attempt_delete(&self, name: &str, uid: Uid) -> Result<Option<ResourceVersion>, WriteError> {
+        let mut unsure = false;
+        let mut pause = PAUSE;
+        let mut attempt = 1;
+        loop {
+            let error = match self.api.delete(name, uid).await {
+                Ok(held) => return Ok(held.map(|observed| observed.copy.resource_version)),
+                // Gone after an attempt whose outcome was not known: by us, as far as anybody can tell.
+                Err(error) if unsure && is_gone(&error) => return Ok(None),
+                Err(error) => error,
+            };
+            unsure |= error.outcome_unknown();
+            let again = error.outcome_unknown() || error.kind() == Some(ApiErrorKind::Conflict);
+            if !again || attempt == ATTEMPTS {
+                return Err(refused(&error));
+            }
+            attempt += 1;
+            sleep(pause).await;
+            pause *= 2;
+        }
+    }
+}
+
+/// Whether the outcome means that the object does not exist any more.
+fn says_gone(outcome: &Result<(), WriteError>) -> bool {
+    matches!(outcome, Ok(()) | Err(WriteError::NotFound | WriteError::Replaced))
+}
+
+fn is_gone(error: &CallError) -> bool {
+    *error == CallError::NotFound || error.kind() == Some(ApiErrorKind::UidMismatch)
+}

@@ -1,0 +1,83 @@
+//! What the watch and the core tell the ledger.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tracing::debug;
+
+use super::standing::Standing;
+use super::{Ledger, Session, State, Terminating, since_epoch, wall};
+use crate::controller::clock::now;
+use crate::controller::object::Terms;
+use crate::controller::shared::Witness;
+use crate::core::expiry::Limits;
+use crate::core::replica::Fact;
+use crate::core::session::SessionKey;
+
+impl State {
+    pub(super) fn observed(&mut self, key: &SessionKey, terms: &Terms) {
+        let now = now();
+        let Terms { uid, generation, resource_version, terminating, .. } = *terms;
+        let standing = terms.status.as_deref().map(Standing::of);
+        let session = Session { uid, generation, resource_version, terminating, standing };
+        if session.is_current() {
+            self.progress.forget(key);
+        }
+        if terminating {
+            self.expiry.removed(key);
+        } else {
+            let renewed = terms.status.as_ref().and_then(|status| status.last_renew_time.as_ref());
+            let limits = Limits {
+                uid,
+                idle: terms.idle_timeout,
+                ends: terms.max_lifetime.map(|lifetime| since_epoch(terms.created) + lifetime),
+                persisted: renewed.map(|renewed| since_epoch(renewed.0)),
+            };
+            self.expiry.observed(key, limits, now, wall());
+        }
+        if terminating && terms.confirm_eviction {
+            let same = self.terminating.get(key).filter(|known| known.uid == uid);
+            let since = same.map_or(now, |known| known.since);
+            self.terminating.insert(key.clone(), Terminating { uid, resource_version, since });
+        } else {
+            self.terminating.remove(key);
+        }
+        self.sessions.insert(key.clone(), session);
+    }
+
+    pub(super) fn registered(&mut self) {
+        let replicas = self.markers.values().map(|marker| Arc::from(marker.replica.as_str())).collect();
+        self.hearing.registered(replicas, now());
+    }
+}
+
+impl Witness for Ledger {
+    fn witness(&self, facts: Vec<Fact>) {
+        let (now, wall) = (now(), Timestamp::now());
+        let mut state = self.state.lock();
+        for fact in &facts {
+            match fact {
+                Fact::Changed { key, uid, generation, new, .. } => {
+                    debug!(session = %key, %uid, generation, "changed");
+                    let current = |s: &Session| s.uid == *uid && s.generation >= *generation && s.is_current();
+                    if !state.sessions.get(key).is_some_and(current) {
+                        state.progress.changed(key, *uid, *generation, *new, now);
+                    }
+                }
+                Fact::Removed { key } => {
+                    debug!(session = %key, "removed");
+                    state.progress.forget(key);
+                }
+                Fact::Settled(settled) => state.progress.settled(settled, now, wall),
+            }
+        }
+        drop(state);
+        for fact in &facts {
+            if let Fact::Settled(settled) = fact {
+                self.settlements.settled(settled);
+            }
+        }
+        // Of a change too: it may come to be due by the passing of time.
+        self.wakers.status.notify_one();
+    }
+}
