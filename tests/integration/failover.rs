@@ -142,7 +142,7 @@ async fn whatever_ends_and_begins_anew_evicts_nobody() {
 async fn the_death_of_the_leader_loses_no_signal_and_no_status() {
     const CHANGES: usize = 200;
     let leader = ["--leader-lease-seconds=5", "--leader-renew-deadline-seconds=3", "--leader-retry-seconds=0.5"];
-    let mut world = World::start_alone(ClusterOptions::default().controller_args(&leader)).await;
+    let world = World::start_alone(ClusterOptions::default().controller_args(&leader)).await;
     hold_many(&world, CHANGES).await;
     let watchers = Evictions::of_all(&world.clients()).await;
     let leader = world.leader().await;
