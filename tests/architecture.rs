@@ -37,6 +37,19 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// Modules that `path` declares under `#[cfg(test)]`, as paths without their extension.
+fn test_modules(path: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(path).unwrap();
+    let folder = if path.ends_with("mod.rs") { path.with_file_name("") } else { path.with_extension("") };
+    let declared = text.split("#[cfg(test)]").skip(1).filter_map(|rest| {
+        let line = rest.trim_start().lines().find(|line| !line.starts_with("#["))?;
+        let (_, name) = line.strip_suffix(';')?.rsplit_once("mod ")?;
+        let beside = rest.trim_start().strip_prefix("#[path = \"").and_then(|r| r.split_once(".rs\""));
+        Some(beside.map_or_else(|| folder.join(name), |(file, _)| path.with_file_name(file)))
+    });
+    declared.collect()
+}
+
 /// Each file of `module`, with its code: comments may speak of other modules, and tests may use what they like.
 fn code_of(module: &str) -> Vec<(PathBuf, String)> {
     let mut paths = Vec::new();
@@ -48,7 +61,8 @@ fn code_of(module: &str) -> Vec<(PathBuf, String)> {
     if folder.is_dir() {
         files(&folder, &mut paths);
     }
-    paths.retain(|path| !path.to_string_lossy().ends_with("tests.rs"));
+    let tests: Vec<PathBuf> = paths.iter().flat_map(|path| test_modules(path)).collect();
+    paths.retain(|path| !tests.iter().any(|test| path.starts_with(test) || path.with_extension("") == *test));
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).unwrap();
         let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();

@@ -1,7 +1,6 @@
-//! Opens streams to replicas; how these are reached is told in [`runtime::transport`](crate::runtime::transport).
+//! The stream to a replica, over the connection that [`crate::runtime::transport`] makes.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -18,7 +17,7 @@ use crate::runtime::transport::{self, Transport};
 #[derive(Debug, Error)]
 pub(super) enum TransportError {
     #[error(transparent)]
-    Transport(#[from] transport::TransportError),
+    Connect(#[from] transport::TransportError),
     #[error("{}", status_text(_0))]
     Refused(Status),
 }
@@ -42,16 +41,15 @@ pub(super) fn one_line(text: &str) -> String {
 /// Opens the stream to the replica at `address`. The channel must live as long as the stream.
 pub(super) async fn attach(
     address: SocketAddr,
-    token_file: Option<&Path>,
+    transport: &Transport,
     outgoing: mpsc::Receiver<AgentMessage>,
 ) -> Result<(Channel, Streaming<ReplicaMessage>), TransportError> {
-    let transport = Transport { token_file: token_file.map(Path::to_owned) };
+    let mut request = Request::new(ReceiverStream::new(outgoing));
+    transport.authorize(&mut request).await?;
     let channel = transport.connect(&address.to_string()).await?;
     let mut client = CoherenceClient::new(channel.clone())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let mut request = Request::new(ReceiverStream::new(outgoing));
-    transport.authorize(&mut request).await?;
     let inbound = client.attach(request).await.map_err(TransportError::Refused)?;
     Ok((channel, inbound.into_inner()))
 }

@@ -1,5 +1,6 @@
 //! The stream of an agent: what it says goes into the replica, what the replica has for it goes out.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::auth::Pod;
@@ -18,15 +19,16 @@ use crate::core::replica::{ConfirmRefused, Hello, SignalId};
 use crate::core::session::SessionKey;
 use crate::proto::convert::{self, Malformed};
 use crate::proto::v1::{self, agent_message, replica_message};
-use crate::proto::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
+use crate::proto::{MAX_MESSAGE_BYTES, MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
 
 /// How long an agent may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an agent may take to read a message. Nobody else waits for it; it only has no lease meanwhile.
-const READ_DEADLINE: Duration = Duration::from_mins(1);
+/// A connection on which nothing is read at all is given up after as long.
+const READ_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Where a stream's messages go out.
-pub type Outbox = mpsc::Sender<Result<v1::ReplicaMessage, Status>>;
+pub type Outbox = mpsc::Sender<v1::ReplicaMessage>;
 
 /// Why a stream ended.
 #[derive(Debug, Error)]
@@ -41,10 +43,27 @@ enum Ended {
     Stuck,
     #[error("namespace {0} is not watched by this controller")]
     NotWatched(String),
-    #[error("{0}")]
-    Transport(Status),
+    #[error("the same process has opened another stream")]
+    Superseded,
+    #[error("a message is longer than {MAX_MESSAGE_BYTES} bytes")]
+    TooLong,
+    #[error("a message cannot be decoded")]
+    Undecodable,
+    #[error("the stream broke: {0:?}")]
+    Broken(Code),
     #[error("closed by the agent")]
     Closed,
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        // These come from the decoder, not from the other side, and their texts are made for another reader.
+        match status.code() {
+            Code::OutOfRange => Self::TooLong,
+            Code::Internal if status.source().is_none() => Self::Undecodable,
+            code => Self::Broken(code),
+        }
+    }
 }
 
 impl Ended {
@@ -52,10 +71,11 @@ impl Ended {
         let text = self.to_string();
         match self {
             Self::Malformed(Malformed::Version { .. }) | Self::NotWatched(_) => Some(Status::failed_precondition(text)),
-            Self::Malformed(_) => Some(Status::invalid_argument(text)),
+            Self::Malformed(_) | Self::Undecodable => Some(Status::invalid_argument(text)),
             Self::NoHello | Self::Stuck => Some(Status::deadline_exceeded(text)),
-            Self::TooMany => Some(Status::resource_exhausted(text)),
-            Self::Transport(_) | Self::Closed => None,
+            Self::TooMany | Self::TooLong => Some(Status::resource_exhausted(text)),
+            Self::Superseded => Some(Status::aborted(text)),
+            Self::Broken(_) | Self::Closed => None,
         }
     }
 }
@@ -74,29 +94,31 @@ pub struct Attach {
 }
 
 impl Attach {
-    /// Serves one stream until it ends.
-    pub async fn serve(self, pod: Pod, mut inbound: Streaming<v1::AgentMessage>, outbox: Outbox) {
+    /// Serves one stream until it ends. What it ends with is returned, unless the agent has ended it.
+    pub async fn serve(self, pod: Pod, mut inbound: Streaming<v1::AgentMessage>, outbox: Outbox) -> Option<Status> {
         let ended = match self.greet(&pod, &mut inbound, &outbox).await {
             Ok((stream, hello)) => {
                 let agent = hello.name.clone();
-                self.shared.with(|replica, now| replica.stream_opened(stream.id, hello, now));
+                let superseded = self.shared.with(|replica, now| replica.stream_opened(stream.id, hello, now));
+                superseded.into_iter().for_each(|older| self.shared.end_stream(older));
                 info!(%agent, namespace = %pod.namespace, stream = stream.id.0, "agent connected");
                 tokio::select! {
                     Err(ended) = self.receive(&pod, stream.id, &mut inbound, &outbox) => ended,
                     Err(ended) = self.send(&stream, &outbox) => ended,
+                    () = stream.end.cancelled() => Ended::Superseded,
                     () = self.closing.cancelled() => Ended::Closed,
                     else => Ended::Closed,
                 }
             }
             Err(ended) => ended,
         };
-        if let Some(status) = ended.status() {
+        let status = ended.status();
+        if status.is_some() {
             warn!(agent = %pod.name, namespace = %pod.namespace, reason = %ended, "agent's stream ended");
-            // Nobody may be reading any more.
-            let _ = outbox.try_send(Err(status));
         } else {
             info!(agent = %pod.name, namespace = %pod.namespace, reason = %ended, "agent disconnected");
         }
+        status
     }
 
     async fn greet(
@@ -109,7 +131,7 @@ impl Attach {
             return Err(Ended::NotWatched(pod.namespace.clone()));
         }
         let first = timeout(HELLO_DEADLINE, inbound.message()).await.map_err(|_| Ended::NoHello)?;
-        let message = first.map_err(Ended::Transport)?.and_then(|m| m.message);
+        let message = first?.ok_or(Ended::Closed)?.message;
         let Some(agent_message::Message::Hello(hello)) = message else {
             return Err(Malformed::Unexpected { expected: "a Hello" }.into());
         };
@@ -141,7 +163,9 @@ impl Attach {
     ) -> Result<(), Ended> {
         let namespace: Arc<str> = pod.namespace.as_str().into();
         loop {
-            let message = inbound.message().await.map_err(Ended::Transport)?.ok_or(Ended::Closed)?;
+            // Who has more to say than can be heard must not keep others, nor its own answers, from their turn.
+            tokio::task::consume_budget().await;
+            let message = inbound.message().await?.ok_or(Ended::Closed)?;
             let expected = "reports, acknowledgements, renewals, a heartbeat or a confirmation request";
             let message = message.message.ok_or(Malformed::Unexpected { expected })?;
             match message {
@@ -205,7 +229,7 @@ pub fn confirm(
 
 async fn push(outbox: &Outbox, message: replica_message::Message) -> Result<(), Ended> {
     let message = v1::ReplicaMessage { message: Some(message) };
-    match timeout(READ_DEADLINE, outbox.send(Ok(message))).await {
+    match timeout(READ_DEADLINE, outbox.send(message)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Ended::Closed),
         Err(_) => Err(Ended::Stuck),

@@ -1,5 +1,6 @@
 //! Who is at the other end of a stream: taken from a token that the API server has checked, never from what is said.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenReview, TokenReviewSpec, UserInfo};
@@ -9,6 +10,7 @@ use thiserror::Error;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use super::reviews::{self, Reviews};
 use crate::runtime::api_error::{ApiError, deadline};
 
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -35,6 +37,15 @@ pub enum Denied {
     /// The API server could not be asked.
     #[error("the token cannot be checked now: {0}")]
     Unchecked(#[from] ApiError),
+    /// Too many tokens are being checked.
+    #[error("too many tokens are being checked: try again later")]
+    Busy,
+}
+
+impl From<reviews::Busy> for Denied {
+    fn from(_: reviews::Busy) -> Self {
+        Self::Busy
+    }
 }
 
 impl From<Denied> for Status {
@@ -43,7 +54,7 @@ impl From<Denied> for Status {
         match denied {
             Denied::NoToken | Denied::NotAccepted { .. } => Self::unauthenticated(text),
             Denied::NotAPod | Denied::NotAPeer => Self::permission_denied(text),
-            Denied::Unchecked(_) => Self::unavailable(text),
+            Denied::Unchecked(_) | Denied::Busy => Self::unavailable(text),
         }
     }
 }
@@ -59,6 +70,31 @@ pub struct Pod {
     pub uid: String,
 }
 
+/// Whom a token belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bearer {
+    user: String,
+    /// The pod that the token is bound to.
+    pod: Option<Pod>,
+}
+
+impl Bearer {
+    fn new(user: UserInfo) -> Self {
+        let UserInfo { username, extra, .. } = user;
+        let user = username.unwrap_or_default();
+        let mut extra = extra.unwrap_or_default();
+        let mut first = |key: &str| extra.remove(key).and_then(|v| v.into_iter().next());
+        let name = first("authentication.kubernetes.io/pod-name");
+        let uid = first("authentication.kubernetes.io/pod-uid");
+        let account = user.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+        let pod = match (account, name, uid) {
+            (Some((namespace, _)), Some(name), Some(uid)) => Some(Pod { namespace: namespace.to_owned(), name, uid }),
+            _ => None,
+        };
+        Self { user, pod }
+    }
+}
+
 /// Checks tokens.
 #[derive(Clone)]
 pub struct Authenticator {
@@ -66,6 +102,7 @@ pub struct Authenticator {
     audience: String,
     /// This controller's own user name, which its peers share.
     own_user: String,
+    reviews: Arc<Reviews<Bearer>>,
 }
 
 impl Authenticator {
@@ -75,40 +112,36 @@ impl Authenticator {
         let params = PostParams::default();
         let own = deadline(CALL_DEADLINE, api.create(&params, &SelfSubjectReview::default())).await?;
         let own_user = own.status.and_then(|s| s.user_info).and_then(|u| u.username).unwrap_or_default();
-        Ok(Self { client, audience, own_user })
+        Ok(Self { client, audience, own_user, reviews: Arc::default() })
     }
 
     /// The pod whose token came with a request.
     pub async fn pod(&self, metadata: &MetadataMap) -> Result<Pod, Denied> {
-        let user = self.review(metadata).await?;
-        let username = user.username.unwrap_or_default();
-        let namespace = username.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
-        let mut extra = user.extra.unwrap_or_default();
-        let mut first = |key: &str| extra.remove(key).and_then(|v| v.into_iter().next());
-        let name = first("authentication.kubernetes.io/pod-name");
-        let uid = first("authentication.kubernetes.io/pod-uid");
-        match (namespace, name, uid) {
-            (Some((namespace, _)), Some(name), Some(uid)) => Ok(Pod { namespace: namespace.to_owned(), name, uid }),
-            _ => Err(Denied::NotAPod),
-        }
+        self.bearer(metadata).await?.pod.ok_or(Denied::NotAPod)
     }
 
     /// Lets only replicas of this controller through: those that share its service account.
     pub async fn peer(&self, metadata: &MetadataMap) -> Result<(), Denied> {
-        let user = self.review(metadata).await?;
-        if self.own_user.is_empty() || user.username.as_deref() != Some(&self.own_user) {
+        let bearer = self.bearer(metadata).await?;
+        if self.own_user.is_empty() || bearer.user != self.own_user {
             return Err(Denied::NotAPeer);
         }
         Ok(())
     }
 
-    async fn review(&self, metadata: &MetadataMap) -> Result<UserInfo, Denied> {
+    async fn bearer(&self, metadata: &MetadataMap) -> Result<Bearer, Denied> {
         let token = metadata
             .get("authorization")
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "))
             .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN_BYTES)
             .ok_or(Denied::NoToken)?;
+        let bearer = self.reviews.who(token, async || self.review(token).await).await?;
+        bearer.ok_or_else(|| Denied::NotAccepted { audience: self.audience.clone() })
+    }
+
+    /// Asks the API server.
+    async fn review(&self, token: &str) -> Result<Option<Bearer>, Denied> {
         let review = TokenReview {
             spec: TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![self.audience.clone()]) },
             ..TokenReview::default()
@@ -118,9 +151,7 @@ impl Authenticator {
         let status = answer.status.unwrap_or_default();
         // An API server that does not know audiences answers without any: the token may be for anybody.
         let for_us = status.audiences.unwrap_or_default().contains(&self.audience);
-        match status.user {
-            Some(user) if status.authenticated == Some(true) && for_us => Ok(user),
-            _ => Err(Denied::NotAccepted { audience: self.audience.clone() }),
-        }
+        let accepted = status.authenticated == Some(true) && for_us;
+        Ok(status.user.filter(|_| accepted).map(Bearer::new))
     }
 }

@@ -50,6 +50,10 @@ pub struct ControllerArgs {
     #[arg(long, env = "VMCP_RENEWAL_SECONDS", value_name = "SECONDS", default_value_t = 5.0)]
     pub renewal_seconds: f64,
 
+    /// Copies that one process of a pod may hold: 1 to 10000000. A stream that reports more ends.
+    #[arg(long, env = "VMCP_COPIES_PER_AGENT", value_name = "NUMBER", default_value_t = 200_000)]
+    pub copies_per_agent: usize,
+
     /// How the leader is elected.
     #[command(flatten)]
     pub leader: LeaderArgs,
@@ -95,10 +99,21 @@ impl ControllerArgs {
         seconds("renewal-seconds", self.renewal_seconds, 1.0, 600.0, "1 to 600 seconds")
     }
 
+    /// Copies that one agent may hold.
+    pub fn copies(&self) -> Result<usize, ConfigError> {
+        let got = self.copies_per_agent;
+        if !(1..=10_000_000).contains(&got) {
+            let expected = "1 to 10000000 copies";
+            return Err(ConfigError::Range { flag: "copies-per-agent", got: got.to_string(), expected });
+        }
+        Ok(got)
+    }
+
     /// Refuses what makes no sense.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.lease()?;
         self.renewal()?;
+        self.copies()?;
         self.leader.timings()?;
         if !self.listen.ip().is_loopback() {
             return Err(ConfigError::NotLoopback(self.listen));
@@ -146,6 +161,10 @@ mod tests {
         }
         let error = parsed(&["--listen", "0.0.0.0:7070"]).unwrap_err();
         assert!(error.to_string().contains("loopback"), "{error}");
+        for copies in ["0", "10000001"] {
+            let error = parsed(&["--copies-per-agent", copies]).unwrap_err();
+            assert!(error.to_string().contains("1 to 10000000 copies"), "{error}");
+        }
         assert!(parsed(&["--namespaces", "a,B"]).is_err());
         assert!(parsed(&["--namespaces", "a,"]).is_err());
         let error = parsed(&["--leader-lease-seconds", "5"]).unwrap_err();

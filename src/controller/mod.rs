@@ -2,7 +2,8 @@
 //!
 //! * [`watch`]: lists and watches sessions; [`object`] is how they are read.
 //! * [`marker`]: proves that the watch is complete, and registers the replica.
-//! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`auth`] tells who they are.
+//! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`auth`] tells who they are, [`connections`]
+//!   and [`admission`] bound what they may have.
 //! * [`ledger`]: what is left to be done for each session, by whoever leads.
 //! * [`leader`]: who leads; [`reconcile`] is what it does; [`peers`] are its streams to the others.
 //! * [`status`], [`events`]: bounded queues of what is written; [`metrics`]: what Prometheus is told.
@@ -29,10 +30,12 @@ use crate::runtime::kube_client::{KubeConfigError, Timeouts};
 use crate::runtime::task_set::{TaskError, TaskSet};
 use crate::runtime::transport::Transport;
 
+pub mod admission;
 pub mod attach;
 pub mod auth;
 pub mod clock;
 pub mod config;
+pub mod connections;
 pub mod events;
 pub mod leader;
 pub mod ledger;
@@ -44,6 +47,7 @@ pub mod peers;
 mod pump;
 pub mod reconcile;
 mod remedy;
+mod reviews;
 pub mod serve;
 pub mod shared;
 pub mod status;
@@ -99,7 +103,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
 
     let namespaces: Vec<Arc<str>> = args.namespaces.iter().map(|n| n.as_str().into()).collect();
-    let replica = Replica::new(Config { lease, ..Config::default() }, &namespaces);
+    let replica = Replica::new(Config { lease, holdings_per_agent: args.copies()?, ..Config::default() }, &namespaces);
     let scopes: Vec<(ScopeId, Option<Arc<str>>)> = replica.scopes().map(|(id, n)| (id, n.cloned())).collect();
     let leases = Api::namespaced(client.clone(), &args.operator_namespace);
     let timings = args.leader.timings().map_err(config::ConfigError::from)?;
@@ -167,7 +171,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         renewal,
         closing: closing.clone(),
     };
-    let service = serve::Service { attach, peer, authenticator };
+    let service = serve::Service::new(attach, peer, authenticator);
     tasks.spawn("serve", bound.serve(service, closing.clone()));
     tasks.spawn("poll", poll(shared.clone(), closing.clone()));
 

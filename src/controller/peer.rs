@@ -17,8 +17,10 @@ use crate::proto::v1::{self, peer_reply, peer_request};
 use crate::proto::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION, convert};
 
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the peer may take to read a message.
+const READ_DEADLINE: Duration = Duration::from_secs(20);
 
-type Outbox = mpsc::Sender<Result<v1::PeerReply, Status>>;
+type Outbox = mpsc::Sender<v1::PeerReply>;
 
 /// What is needed to serve a peer.
 #[derive(Clone, Debug)]
@@ -36,8 +38,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Serves one stream until it ends.
-    pub async fn serve(self, mut inbound: Streaming<v1::PeerRequest>, outbox: Outbox) {
+    /// Serves one stream until it ends, and returns what it ends with.
+    pub async fn serve(self, mut inbound: Streaming<v1::PeerRequest>, outbox: Outbox) -> Status {
         let stream = self.shared.open_stream();
         let ended = tokio::select! {
             Err(ended) = self.receive(&stream, &mut inbound, &outbox) => ended,
@@ -46,7 +48,7 @@ impl Peer {
             else => Status::ok(""),
         };
         info!(reason = ended.message(), "peer's stream ended");
-        let _ = outbox.try_send(Err(ended));
+        ended
     }
 
     async fn send(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Status> {
@@ -104,15 +106,18 @@ impl Peer {
             let got = hello.protocol_version;
             return Err(Status::failed_precondition(convert::Malformed::Version { got }.to_string()));
         }
-        info!(peer = %hello.replica, "the leading replica connected");
+        let malformed = |malformed: convert::Malformed| Status::invalid_argument(malformed.to_string());
+        let peer = convert::session_name(&hello.replica).map_err(malformed)?;
+        info!(%peer, "the leading replica connected");
         while let Some(message) = inbound.message().await? {
+            tokio::task::consume_budget().await;
             let Some(peer_request::Message::Confirm(v1::PeerConfirm { namespace, request: Some(request) })) =
                 message.message
             else {
                 return Err(Status::invalid_argument("expected a PeerConfirm"));
             };
-            let asked = confirm(&self.shared, stream.id, &namespace.as_str().into(), &request);
-            let asked = asked.map_err(|malformed| Status::invalid_argument(malformed.to_string()))?;
+            let namespace = convert::namespace(&namespace).map_err(malformed)?;
+            let asked = confirm(&self.shared, stream.id, &namespace.into(), &request).map_err(malformed)?;
             if let Err(refused) = asked {
                 debug!(reason = %refused, "confirmation refused");
                 let refused = v1::ConfirmRefused { number: request.number, reason: refused.to_string() };
@@ -124,6 +129,9 @@ impl Peer {
 }
 
 async fn push(outbox: &Outbox, message: peer_reply::Message) -> Result<(), Status> {
-    let sent = outbox.send(Ok(v1::PeerReply { message: Some(message) })).await;
-    sent.map_err(|_| Status::ok("closed by the peer"))
+    match timeout(READ_DEADLINE, outbox.send(v1::PeerReply { message: Some(message) })).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Status::ok("closed by the peer")),
+        Err(_) => Err(Status::deadline_exceeded("the peer does not read")),
+    }
 }

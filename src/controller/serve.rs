@@ -1,22 +1,29 @@
 //! The gRPC service: the one place where streams come in, are authenticated, and (later) decrypted.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
+use tracing::warn;
 
+use super::admission::Admission;
 use super::attach::Attach;
-use super::auth::Authenticator;
+use super::auth::{Authenticator, Denied};
+use super::clock::now;
+use super::connections::{Busy, Connection, Connections};
 use super::peer::Peer;
+use crate::core::rate::TokenBucket;
 use crate::proto::MAX_MESSAGE_BYTES;
 use crate::proto::v1;
 use crate::proto::v1::coherence_server::{Coherence, CoherenceServer};
@@ -24,6 +31,12 @@ use crate::proto::v1::coherence_server::{Coherence, CoherenceServer};
 /// Messages that are on their way to one agent. More wait in the replica, as a set keyed by session.
 const OUTBOX: usize = 2;
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Streams on one connection. Agents and replicas open one.
+const STREAMS: u32 = 8;
+/// How long the answer to a new stream may take: as long as the check of its token, and some more.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Lines about who was not let in: so many at once, then one in each interval. Anybody can cause them.
+const REFUSALS: (u32, Duration) = (10, Duration::from_secs(10));
 
 /// The streams cannot be served.
 #[derive(Debug, Error)]
@@ -43,15 +56,44 @@ pub enum ServeError {
 
 /// The service.
 pub struct Service {
-    /// Serves agents.
-    pub attach: Attach,
-    /// Serves other replicas.
-    pub peer: Peer,
-    /// Checks who they are.
-    pub authenticator: Authenticator,
+    attach: Attach,
+    peer: Peer,
+    authenticator: Authenticator,
+    admission: Arc<Admission>,
+    refusals: Mutex<TokenBucket>,
+}
+
+impl Service {
+    /// Serves agents by `attach` and other replicas by `peer`, after `authenticator` has told who they are.
+    pub fn new(attach: Attach, peer: Peer, authenticator: Authenticator) -> Self {
+        let refusals = Mutex::new(TokenBucket::new(REFUSALS.0, REFUSALS.1));
+        Self { attach, peer, authenticator, admission: Arc::default(), refusals }
+    }
+
+    /// Says who was not let in, now and then.
+    fn refused(&self, extensions: &Extensions, reason: impl Display + Into<Status>) -> Status {
+        if self.refusals.lock().take(now()) {
+            let from = extensions.get::<Connection>().map(|connection| connection.from.to_string());
+            warn!(from = from.unwrap_or_default(), %reason, "a stream was refused");
+        }
+        reason.into()
+    }
 }
 
 type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The messages of a stream, and the status that it ends with: that one needs no place in the outbox, which may be full.
+fn outgoing<T: Send + 'static>() -> (mpsc::Sender<T>, oneshot::Sender<Status>, Outgoing<T>) {
+    let (outbox, messages) = mpsc::channel(OUTBOX);
+    let (end, ended) = oneshot::channel::<Status>();
+    let ended = stream::once(ended).filter_map(async |status| status.ok().map(Err));
+    (outbox, end, Box::pin(ReceiverStream::new(messages).map(Ok).chain(ended)))
+}
+
+/// Whoever opened a stream is known: the connection that it came on counts.
+fn busy(extensions: &Extensions) -> Option<Busy> {
+    extensions.get::<Connection>().map(Connection::busy)
+}
 
 #[tonic::async_trait]
 impl Coherence for Service {
@@ -62,17 +104,34 @@ impl Coherence for Service {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let pod = self.authenticator.pod(request.metadata()).await?;
-        let (outbox, outgoing) = mpsc::channel(OUTBOX);
-        tokio::spawn(self.attach.clone().serve(pod, request.into_inner(), outbox));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        let refused = |denied: Denied| self.refused(request.extensions(), denied);
+        let pod = self.authenticator.pod(request.metadata()).await.map_err(refused)?;
+        let too_much = |too_much| self.refused(request.extensions(), too_much);
+        let admitted = self.admission.admit(&pod.uid).map_err(too_much)?;
+        let busy = busy(request.extensions());
+        let (outbox, end, outgoing) = outgoing();
+        let attach = self.attach.clone();
+        tokio::spawn(async move {
+            let status = attach.serve(pod, request.into_inner(), outbox).await;
+            drop((admitted, busy));
+            // Nobody may be reading any more.
+            status.map(|status| end.send(status))
+        });
+        Ok(Response::new(outgoing))
     }
 
     async fn peer(&self, request: Request<Streaming<v1::PeerRequest>>) -> Result<Response<Self::PeerStream>, Status> {
-        self.authenticator.peer(request.metadata()).await?;
-        let (outbox, outgoing) = mpsc::channel(OUTBOX);
-        tokio::spawn(self.peer.clone().serve(request.into_inner(), outbox));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        let refused = |denied: Denied| self.refused(request.extensions(), denied);
+        self.authenticator.peer(request.metadata()).await.map_err(refused)?;
+        let busy = busy(request.extensions());
+        let (outbox, end, outgoing) = outgoing();
+        let peer = self.peer.clone();
+        tokio::spawn(async move {
+            let status = peer.serve(request.into_inner(), outbox).await;
+            drop(busy);
+            end.send(status)
+        });
+        Ok(Response::new(outgoing))
     }
 }
 
@@ -98,15 +157,14 @@ impl Bound {
         let service = CoherenceServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        // The builder's own setting counts only where it binds the address itself.
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let connections = Arc::new(Connections::default());
         let serving = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
-            .max_concurrent_streams(Some(64))
-            .timeout(Duration::from_secs(10))
+            .max_concurrent_streams(Some(STREAMS))
+            .timeout(ANSWER)
             .add_service(service)
-            .serve_with_incoming(incoming);
+            .serve_with_incoming(connections.accept(self.listener));
         // Streams never end by themselves, so there is nothing to wait for: they are told before this is cancelled.
         tokio::select! {
             served = serving => served.map_err(ServeError::Serve),

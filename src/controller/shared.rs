@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::clock::now;
 use crate::core::lease::StreamId;
@@ -21,7 +22,7 @@ pub trait Witness: Send + Sync {
 /// The one place where the replica's core is changed.
 pub struct Shared {
     replica: Mutex<Replica>,
-    streams: Mutex<HashMap<StreamId, Arc<Notify>>>,
+    streams: Mutex<HashMap<StreamId, (Arc<Notify>, CancellationToken)>>,
     last_stream: AtomicU32,
     witness: Arc<dyn Witness>,
 }
@@ -49,7 +50,7 @@ impl Shared {
         };
         if !woken.is_empty() {
             let streams = self.streams.lock();
-            for notify in woken.iter().filter_map(|id| streams.get(id)) {
+            for (notify, _) in woken.iter().filter_map(|id| streams.get(id)) {
                 notify.notify_one();
             }
         }
@@ -62,9 +63,16 @@ impl Shared {
     /// A new stream, which is woken when something waits to be sent on it. It ends when the guard is dropped.
     pub fn open_stream(self: &Arc<Self>) -> StreamGuard {
         let id = StreamId(self.last_stream.fetch_add(1, Ordering::Relaxed) + 1);
-        let woken = Arc::new(Notify::new());
-        self.streams.lock().insert(id, woken.clone());
-        StreamGuard { id, woken, shared: self.clone() }
+        let (woken, end) = (Arc::new(Notify::new()), CancellationToken::new());
+        self.streams.lock().insert(id, (woken.clone(), end.clone()));
+        StreamGuard { id, woken, end, shared: self.clone() }
+    }
+
+    /// Asks whoever serves the stream to end it.
+    pub fn end_stream(&self, id: StreamId) {
+        if let Some((_, end)) = self.streams.lock().get(&id) {
+            end.cancel();
+        }
     }
 }
 
@@ -75,6 +83,8 @@ pub struct StreamGuard {
     pub id: StreamId,
     /// Notified when something waits to be sent.
     pub woken: Arc<Notify>,
+    /// Cancelled when the stream must end.
+    pub end: CancellationToken,
     shared: Arc<Shared>,
 }
 

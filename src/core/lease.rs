@@ -70,9 +70,18 @@ impl LeaseTable {
             // An answer that was overtaken by a later one says nothing new.
             lease.until = lease.until.max(until);
             lease.covers = lease.covers.max(grant.covers);
-        } else if self.leases.len() < MAX_LEASES {
-            let covers = grant.covers;
-            self.leases.push(Lease { stream, until, covers });
+        } else {
+            // Streams that come and go leave leases behind: the one that ends first makes room.
+            let first = (0..self.leases.len()).min_by_key(|l| self.leases[*l].until);
+            if let Some(first) = first.filter(|_| self.leases.len() >= MAX_LEASES)
+                && self.leases[first].until < until
+            {
+                self.leases.swap_remove(first);
+            }
+            if self.leases.len() < MAX_LEASES {
+                let covers = grant.covers;
+                self.leases.push(Lease { stream, until, covers });
+            }
         }
         until
     }
@@ -146,6 +155,17 @@ mod tests {
         let mut table = LeaseTable::default();
         table.grant(S, L, grant(100, 16, 7), at(100));
         assert_eq!(table.in_force_until(at(100)), None);
+    }
+
+    #[test]
+    fn leases_of_streams_that_are_gone_make_room() {
+        let mut table = LeaseTable::default();
+        for stream in 1..=50 {
+            let sent = 100 + u64::from(stream) / 10;
+            table.grant(StreamId(stream), L, grant(sent, 0, 0), at(105));
+        }
+        assert_eq!(table.leases.len(), MAX_LEASES);
+        assert_eq!(table.in_force_until(at(105)), Some(at(120)));
     }
 
     #[test]

@@ -51,11 +51,21 @@ const fn field(field: &'static str, expected: &'static str) -> Malformed {
 
 /// The name of a session: what can be the name of an object.
 pub fn session_name(name: &str) -> Result<&str, Malformed> {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    if name.is_empty() || name.len() > 253 || !name.bytes().all(allowed) {
-        return Err(field("session", "the name of an object: 1 to 253 of a-z, 0-9, '-' and '.'"));
-    }
-    Ok(name)
+    let expected =
+        "the name of an object: at most 253 of a-z, 0-9, '-' and '.', and each part from letter or digit to the same";
+    if name.len() <= 253 && name.split('.').all(is_label) { Ok(name) } else { Err(field("session", expected)) }
+}
+
+/// The name of a namespace.
+pub fn namespace(name: &str) -> Result<&str, Malformed> {
+    let expected = "the name of a namespace: at most 63 of a-z, 0-9 and '-', from letter or digit to the same";
+    if name.len() <= 63 && is_label(name) { Ok(name) } else { Err(field("namespace", expected)) }
+}
+
+/// Not its length: the parts of an object's name may be longer than those of a DNS name.
+fn is_label(label: &str) -> bool {
+    let (bytes, end) = (label.as_bytes(), |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit());
+    bytes.first().is_some_and(end) && bytes.last().is_some_and(end) && bytes.iter().all(|b| end(b) || *b == b'-')
 }
 
 fn uid(bytes: &Bytes) -> Result<Uid, Malformed> {

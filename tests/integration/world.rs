@@ -70,6 +70,18 @@ impl World {
         }
     }
 
+    /// Which replica leads, by the lease that they share. Waits until one has led.
+    pub async fn leader(&self) -> usize {
+        let holder =
+            ["get", "leases", "-n", "vmcp-system", "vmcp-session-controller", "-o", "jsonpath={.spec.holderIdentity}"];
+        eventually(PATIENCE, "a replica leads", async || {
+            let holder = self.plane.kubectl(&holder).await.ok()?;
+            self.controllers.iter().position(|c| holder.contains(&format!("{}-", c.name)))
+        })
+        .await
+        .unwrap()
+    }
+
     /// Waits until so many replicas are registered, no more and no less.
     pub async fn wait_registered(&self, replicas: usize) {
         let markers: Api<VmcpSession> = Api::namespaced(self.plane.client(), "vmcp-system");
@@ -128,6 +140,8 @@ pub struct Eviction {
     /// The generation of the copy that was dropped.
     pub generation: u64,
     pub reason: String,
+    /// When, on this machine's clock since boot.
+    pub at: u64,
 }
 
 /// What a pod has seen since some moment.
@@ -165,6 +179,7 @@ impl Evictions {
             uid: text(e, "uid"),
             generation: e["generation"].as_u64().unwrap(),
             reason: text(e, "reason"),
+            at: e["at"].as_u64().unwrap(),
         };
         all.iter().map(eviction).collect()
     }
@@ -186,7 +201,7 @@ impl Evictions {
     /// No change cost two evictions (I3): between two evictions of a session its copy must have become another.
     pub async fn check_each_once(&self) {
         let mut last: BTreeMap<(String, String), u64> = BTreeMap::new();
-        for Eviction { session, uid, generation, reason } in self.seen().await {
+        for Eviction { session, uid, generation, reason, .. } in self.seen().await {
             if reason == "capacity" {
                 continue;
             }

@@ -2,7 +2,8 @@
 
 use crate::core::lease::Provisional;
 use crate::core::rules::Rule;
-use crate::core::signal::Mark;
+use crate::core::session::{ResourceVersion, Uid};
+use crate::core::signal::{Fate, Mark};
 
 /// Identifies a restore or a write in flight. Never used again within a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +49,17 @@ impl InFlight {
             for write in &mut self.writes {
                 max(&mut write.fence);
             }
+        }
+    }
+
+    /// No answer to what is in flight counts: it was read before all knowledge became void.
+    pub fn void(&mut self) {
+        let never = Mark { uid: Uid::from_u128(0), fate: Fate::Gone, resource_version: ResourceVersion(u64::MAX) };
+        for restore in self.restores.iter_mut().filter(|r| r.sent.is_some()) {
+            restore.fence = Some(never);
+        }
+        for write in &mut self.writes {
+            write.fence = Some(never);
         }
     }
 

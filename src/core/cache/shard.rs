@@ -88,19 +88,17 @@ struct Entry {
 }
 
 impl Entry {
-    /// Takes over a later state of the same object, if the metadata is the same. False if it is not.
-    fn advance(&mut self, state: Barrier) -> bool {
+    /// Whether this later state of the same object has the metadata of the copy, which then stays.
+    ///
+    /// Its generation is not taken over: a state that comes by a signal is hearsay, and must not lift a copy above the
+    /// evictions that are still to come.
+    fn equals(&mut self, state: Barrier) -> bool {
         let Fate::Stale { below } = state.mark.fate else {
             return false;
         };
         let equal =
             self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on();
-        if equal && self.copy.generation < below {
-            self.copy = Arc::new(Copy {
-                generation: below,
-                resource_version: state.mark.resource_version,
-                ..Copy::clone(&self.copy)
-            });
+        if equal {
             // A later state than the one that made it unservable equals it.
             self.suspended = self.suspended.filter(|outdated| *outdated > below);
         }
@@ -286,7 +284,7 @@ impl Shard {
         now: Time,
         reporter: &mut impl Reporter,
     ) -> Written {
-        let Some(write) = self.write_over(name, id) else {
+        let Some(flight) = self.write_over(name, id) else {
             return Written { session: Some(Arc::new(observed.copy)), dropped: None };
         };
         let found = observed.copy;
@@ -300,7 +298,8 @@ impl Shard {
         }
         if observed.terminating {
             let holds = self.entries.get(name).is_some_and(|e| e.copy.uid == found.uid);
-            let dropped = if holds { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
+            let waited = self.is_suspended(name) && !self.writes_in_flight(name);
+            let dropped = if holds || waited { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
             return Written { session: None, dropped };
         }
         let known = self.entries.get(name).map(|e| &e.copy);
@@ -308,7 +307,7 @@ impl Shard {
         let held = known.is_some_and(|k| k.uid == found.uid && k.digest == found.digest);
         let foreign = found.digest != wrote && !held;
         let newer_known = known.is_some_and(|k| older(&found, k));
-        let fenced = write.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
+        let fenced = flight.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
         if newer_known || fenced {
             // A copy that is servable has outlived, or was read after, whatever outdates the answer. But one that is
             // older than the own write is older than the truth.
@@ -316,7 +315,7 @@ impl Shard {
             let dropped = if !outdated {
                 None
             } else if self.writes_in_flight(name) {
-                let below = write.fence.map_or(0, |f| f.outdates(found.uid));
+                let below = flight.fence.map_or(0, |f| f.outdates(found.uid));
                 self.suspend(name, below);
                 None
             } else {
@@ -324,7 +323,7 @@ impl Shard {
             };
             return Written { session: Some(Arc::new(found)), dropped };
         }
-        let mut cover = write.sent;
+        let mut cover = flight.sent;
         if !Rule::CoverFromSend.on() {
             cover = self.leases.provisional(self.lease_length, now);
         }
@@ -362,7 +361,7 @@ impl Shard {
             return None;
         }
         match mark.fate {
-            Fate::Stale { .. } if entry.advance(state) => None,
+            Fate::Stale { .. } if entry.equals(state) => None,
             Fate::Stale { below } => self.outdated(name, below, reporter),
             Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
         }
@@ -380,7 +379,7 @@ impl Shard {
             return None;
         }
         match mark.fate {
-            Fate::Stale { .. } if entry.advance(state) => None,
+            Fate::Stale { .. } if entry.equals(state) => None,
             Fate::Stale { below } if entry.copy.uid == mark.uid => self.outdated(name, below, reporter),
             _ => self.drop_copy(name, DropReason::Gone, reporter),
         }
@@ -411,9 +410,13 @@ impl Shard {
         self.leases.in_force_until(now)
     }
 
-    /// All knowledge is void: etcd was restored from a backup. Drops every copy and every lease.
+    /// All knowledge is void: etcd was restored from a backup. Drops every copy and every lease; what is in flight may
+    /// have been read before, and does not count.
     pub fn reset(&mut self, reporter: &mut impl Reporter) -> Vec<Dropped> {
         self.leases.clear();
+        for flights in self.flights.values_mut() {
+            flights.void();
+        }
         let names: Vec<Arc<str>> = self.entries.keys().cloned().collect();
         names.iter().filter_map(|name| self.drop_copy(name, DropReason::Reset, reporter)).collect()
     }

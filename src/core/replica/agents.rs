@@ -22,8 +22,8 @@ pub struct InstanceId(pub u128);
 /// The pod that an agent belongs to.
 pub type AgentName = Arc<str>;
 
-/// Who opens a stream.
-#[derive(Clone, Debug)]
+/// Who opens a stream. All of it identifies the agent: whoever learns of another's instance does not become it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Hello {
     /// The agent's process.
     pub instance: InstanceId,
@@ -80,6 +80,8 @@ pub(super) struct Held {
     pub holding: Holding,
     /// The watch must reach this before it can be compared.
     pub waits_for: Option<ResourceVersion>,
+    /// When it was reported.
+    pub reported: Time,
     /// What the agent was told of it last, so that it is not told twice.
     told: Option<Fate>,
 }
@@ -90,15 +92,13 @@ pub(super) struct Agent {
     hello: Hello,
     stream: Option<StreamId>,
     holdings: FastMap<SessionKey, Held>,
-    /// Everything up to this sequence number was compared.
+    /// Everything up to this sequence number was compared; nothing until the inventory is complete.
     processed: u64,
-    /// The inventory is complete: `processed` means something.
-    complete: bool,
     /// A holding beyond the limit was not taken: nothing new is covered over this stream, since a sequence number
     /// cannot leave one copy out.
     refused: bool,
-    /// The last signal before the stream was opened: up to it, nothing was sent over this stream.
-    opened_after: SignalId,
+    /// The last signal before the stream was opened, until the inventory is complete.
+    opened_after: Option<SignalId>,
     remembered_until: Time,
     /// When the last lease ends that was granted over an older stream. Such a lease is not given back over this one.
     older_until: Time,
@@ -119,6 +119,10 @@ struct Heartbeat {
 impl Agent {
     pub fn name(&self) -> &AgentName {
         &self.hello.name
+    }
+
+    pub fn namespace(&self) -> &Arc<str> {
+        &self.hello.namespace
     }
 
     pub fn stream(&self) -> Option<StreamId> {
@@ -148,6 +152,10 @@ impl Agent {
     pub fn queue_barrier(&mut self, key: SessionKey, id: SignalId, barrier: Barrier) {
         self.barriers.insert(id, (key, barrier));
     }
+
+    pub fn drop_barrier(&mut self, id: SignalId) {
+        self.barriers.remove(&id);
+    }
 }
 
 impl Replica {
@@ -156,7 +164,7 @@ impl Replica {
     #[must_use]
     pub fn stream_opened(&mut self, stream: StreamId, hello: Hello, now: Time) -> Option<StreamId> {
         let mut superseded = None;
-        let id = if let Some(id) = self.by_instance.get(&hello.instance).copied() {
+        let id = if let Some(id) = self.by_hello.get(&hello).copied() {
             superseded = self.agents.get(&id).and_then(Agent::stream);
             if let Some(old) = superseded {
                 self.stream_closed(old, now);
@@ -168,7 +176,7 @@ impl Replica {
         };
         let namespace = hello.namespace.clone();
         let remembered_until = self.agents.get(&id).map_or(Time::ZERO, Agent::remembered_until);
-        self.by_instance.insert(hello.instance, id);
+        self.by_hello.insert(hello.clone(), id);
         self.by_stream.insert(stream, id);
         self.by_namespace.entry(namespace.clone()).or_default().insert(id);
         let mut agent = Agent {
@@ -176,9 +184,8 @@ impl Replica {
             stream: Some(stream),
             holdings: FastMap::new(),
             processed: 0,
-            complete: false,
             refused: false,
-            opened_after: SignalId(self.last_signal),
+            opened_after: Some(SignalId(self.last_signal)),
             remembered_until,
             older_until: remembered_until,
             evictions: FastMap::new(),
@@ -252,8 +259,7 @@ impl Replica {
             if !agent.refused && (within || Rule::RefusedEndsCover.on()) {
                 agent.processed = agent.processed.max(through);
             }
-            if !std::mem::replace(&mut agent.complete, true) {
-                let before = agent.opened_after;
+            if let Some(before) = agent.opened_after.take() {
                 self.round_reconnected(id, before, now);
             }
         }
@@ -382,7 +388,7 @@ impl Replica {
         }
         let hello = agent.hello.clone();
         self.agents.remove(&id);
-        self.by_instance.remove(&hello.instance);
+        self.by_hello.remove(&hello);
         if let Some(ids) = self.by_namespace.get_mut(&hello.namespace) {
             ids.remove(&id);
             if ids.is_empty() {
@@ -408,7 +414,7 @@ impl Replica {
         let Some(agent) = self.agents.get_mut(&id) else {
             return true;
         };
-        let new = Held { holding, waits_for: None, told: None };
+        let new = Held { holding, waits_for: None, reported: now, told: None };
         if agent.holdings.len() >= most && !agent.holds(key) {
             return false;
         }
@@ -478,6 +484,6 @@ impl Agent {
             // The lease itself began when the heartbeat was sent, which was before it was received.
             self.remembered_until = self.remembered_until.max(received + with_drift(lease.saturating_sub(age)));
         }
-        Some(Outgoing::Lease { heartbeat: number, age, covers: if self.complete { self.processed } else { 0 } })
+        Some(Outgoing::Lease { heartbeat: number, age, covers: self.processed })
     }
 }

@@ -5,17 +5,26 @@
 //! has ended. It is answered with the replicas that were registered when the state was committed, as this replica's
 //! own watch shows them: whoever asked needs the answer of each of these. A replica that registered later learned of
 //! the state before it granted its first lease.
+//!
+//! Who asks may lie, and who is asked may be silent. So a confirmation waits for no agent longer than a lease: what was
+//! leased before it has ended then, and every lease since has come after the barrier. And a state that a proof of freshness
+//! does not show, though the proof was begun after the request came, was never committed: that request is dropped. One pod
+//! can have a part of the confirmations under way, and all pods together leave some to the leader.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{AgentId, Replica, ScopeId, SignalId};
-use crate::core::lease::StreamId;
+use super::{AgentId, AgentName, Replica, ScopeId, SignalId};
+use crate::core::lease::{StreamId, with_drift};
 use crate::core::rules::Rule;
 use crate::core::session::SessionKey;
 use crate::core::signal::{Barrier, Fate};
+use crate::core::time::Time;
+
+/// One part in so many of the confirmations under way is kept for the leader.
+const LEADERS_PART: usize = 8;
 
 /// The answer to a confirmation request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +55,10 @@ pub(super) struct Confirmation {
     origin: Option<StreamId>,
     request: u64,
     waiting: BTreeSet<AgentId>,
+    /// Namespace and name of the pod that asked; `None` if it was another replica.
+    pod: Option<(Arc<str>, AgentName)>,
+    /// When time was first told after the request came.
+    since: Option<Time>,
 }
 
 impl Replica {
@@ -58,7 +71,8 @@ impl Replica {
         barrier: Barrier,
     ) -> Result<(), ConfirmRefused> {
         let scope = self.scope_of(key.namespace()).ok_or(ConfirmRefused::NotWatched)?;
-        if self.confirmations.len() >= self.config.confirmations {
+        let pod = self.pod_of(origin);
+        if !self.may_confirm(origin, pod.as_ref()) {
             return Err(ConfirmRefused::Busy);
         }
         let signal = self.next_signal();
@@ -79,9 +93,29 @@ impl Replica {
                 self.woken.insert(stream);
             }
         }
-        self.confirmations.insert(signal, Confirmation { key, barrier, scope, origin: Some(origin), request, waiting });
+        if let Some(pod) = pod.clone() {
+            *self.confirmations_by_pod.entry(pod).or_default() += 1;
+        }
+        let origin = Some(origin);
+        let confirmation = Confirmation { key, barrier, scope, origin, request, waiting, pod, since: None };
+        self.confirmations.insert(signal, confirmation);
         self.confirm_ready();
         Ok(())
+    }
+
+    fn pod_of(&self, stream: StreamId) -> Option<(Arc<str>, AgentName)> {
+        let agent = self.agents.get(self.by_stream.get(&stream)?)?;
+        Some((agent.namespace().clone(), agent.name().clone()))
+    }
+
+    fn may_confirm(&self, origin: StreamId, pod: Option<&(Arc<str>, AgentName)>) -> bool {
+        let most = self.config.confirmations;
+        let unread = self.replies.get(&origin).map_or(0, Vec::len);
+        let Some(pod) = pod else {
+            return self.confirmations.len() < most && unread < most;
+        };
+        let own = self.confirmations_by_pod.get(pod).copied().unwrap_or(0);
+        self.confirmations.len() < most - most / LEADERS_PART && own + unread < self.config.confirmations_per_pod
     }
 
     pub(super) fn confirm_acknowledged(&mut self, agent: AgentId, signal: SignalId) {
@@ -106,6 +140,46 @@ impl Replica {
         }
     }
 
+    /// Nobody is waited for longer than a lease, and no state that does not exist.
+    pub(super) fn poll_confirmations(&mut self, now: Time) {
+        let longest = with_drift(self.config.lease);
+        let mut never = Vec::new();
+        for (signal, confirmation) in &mut self.confirmations {
+            let since = *confirmation.since.get_or_insert(now);
+            if since + longest <= now {
+                confirmation.waiting.clear();
+            }
+            if self.scopes[confirmation.scope.0].proven_after(since) {
+                never.push(*signal);
+            }
+        }
+        self.confirm_ready();
+        for signal in never {
+            if self.confirmations.get(&signal).is_some_and(|c| !self.seen(c)) {
+                self.confirm_over(signal);
+            }
+        }
+    }
+
+    /// Takes a confirmation out. Whoever was not sent its barrier yet needs it no more than a new stream does.
+    fn confirm_over(&mut self, signal: SignalId) -> Option<Confirmation> {
+        let confirmation = self.confirmations.remove(&signal)?;
+        if let Some(pod) = &confirmation.pod
+            && let Some(own) = self.confirmations_by_pod.get_mut(pod)
+        {
+            *own -= 1;
+            if *own == 0 {
+                self.confirmations_by_pod.remove(pod);
+            }
+        }
+        for id in self.by_namespace.get(confirmation.key.namespace()).into_iter().flatten() {
+            if let Some(agent) = self.agents.get_mut(id) {
+                agent.drop_barrier(signal);
+            }
+        }
+        Some(confirmation)
+    }
+
     /// Answers what is acknowledged by all and shown by the watch.
     pub(super) fn confirm_ready(&mut self) {
         if self.confirmations.is_empty() {
@@ -118,7 +192,7 @@ impl Replica {
             .map(|(id, _)| *id)
             .collect();
         for id in ready {
-            let Some(confirmation) = self.confirmations.remove(&id) else {
+            let Some(confirmation) = self.confirm_over(id) else {
                 continue;
             };
             let Some(origin) = confirmation.origin else {

@@ -49,11 +49,19 @@ pub struct Config {
     pub holdings_per_agent: usize,
     /// Confirmations under way at once. More are refused: whoever asked waits for the leases to end.
     pub confirmations: usize,
+    /// Of these, those that one pod may have asked for.
+    pub confirmations_per_pod: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(15), holdings_per_agent: 1_000_000, confirmations: 4_096 }
+        Self {
+            lease: Duration::from_secs(15),
+            // Twice as many as a cache keeps, at some 250 bytes.
+            holdings_per_agent: 200_000,
+            confirmations: 4_096,
+            confirmations_per_pod: 512,
+        }
     }
 }
 
@@ -90,10 +98,12 @@ pub struct Replica {
     entries: FastMap<SessionKey, Entry>,
     sessions: usize,
     agents: HashMap<AgentId, Agent>,
-    by_instance: HashMap<InstanceId, AgentId>,
+    by_hello: HashMap<Hello, AgentId>,
     by_stream: HashMap<StreamId, AgentId>,
     by_namespace: HashMap<Arc<str>, BTreeSet<AgentId>>,
     confirmations: BTreeMap<SignalId, Confirmation>,
+    /// How many of them each pod has asked for, by namespace and name.
+    confirmations_by_pod: HashMap<(Arc<str>, AgentName), usize>,
     replies: HashMap<StreamId, Vec<Confirmed>>,
     rounds: FastMap<SessionKey, Round>,
     stopping: bool,
@@ -118,10 +128,11 @@ impl Replica {
             entries: FastMap::new(),
             sessions: 0,
             agents: HashMap::new(),
-            by_instance: HashMap::new(),
+            by_hello: HashMap::new(),
             by_stream: HashMap::new(),
             by_namespace: HashMap::new(),
             confirmations: BTreeMap::new(),
+            confirmations_by_pod: HashMap::new(),
             replies: HashMap::new(),
             rounds: FastMap::new(),
             stopping: false,
@@ -203,7 +214,7 @@ impl Replica {
             self.lease_over(id);
         }
         self.poll_rounds(now);
-        self.confirm_ready();
+        self.poll_confirmations(now);
     }
 
     fn scope_of(&self, namespace: &str) -> Option<ScopeId> {

@@ -235,7 +235,7 @@ impl Sim {
             Down::Out(Outgoing::Signals { mut evictions, barriers }) => {
                 evictions.sort_by(|a, b| a.0.cmp(&b.0));
                 // Both orders must do.
-                if self.bits(&[10, conn as u64, self.now]) % 2 == 0 {
+                if self.bits(&[10, conn as u64, self.now]).is_multiple_of(2) {
                     self.evictions(at, conn, evictions);
                     self.barriers(at, conn, barriers);
                 } else {
@@ -264,7 +264,9 @@ impl Sim {
                 let agent = &mut self.agents[at];
                 agent.shard.reset(&mut agent.reports);
             }
-            Down::Out(Outgoing::Confirmed(confirmed)) => self.replica_confirmed(at, conn, confirmed),
+            Down::Out(Outgoing::Confirmed(confirmed)) => {
+                self.replica_confirmed(at, conn, confirmed);
+            }
             Down::Refused => {}
             Down::Closed => {
                 self.agents[at].streams.remove(&conn);

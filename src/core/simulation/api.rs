@@ -117,7 +117,7 @@ impl Sim {
         };
         let delay = if lost { super::LEASE } else { answer.delay(bits) };
         let before = self.world.rv();
-        if !lost || bits % 2 == 0 {
+        if !lost || bits.is_multiple_of(2) {
             let outcome = self.execute(&request, by);
             self.calls[id].outcome = outcome;
         }

@@ -15,7 +15,14 @@
 //! [`Shard`]: crate::core::cache::Shard
 //! [`Reports`]: crate::core::cache::Reports
 //! [`Replica`]: crate::core::replica::Replica
-#![allow(missing_docs, clippy::cast_possible_truncation)]
+#![allow(
+    missing_docs,
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::struct_excessive_bools,
+    clippy::unwrap_used
+)]
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -224,12 +231,12 @@ impl Sim {
             events.push_back(event);
             return;
         }
-        self.happen(event);
+        self.happen(&event);
         self.check();
     }
 
-    fn happen(&mut self, event: Event) {
-        match event {
+    fn happen(&mut self, event: &Event) {
+        match *event {
             Event::Up(conn) => self.replica_receives(conn),
             Event::Down(conn) => self.agent_receives(conn),
             Event::Watch(replica, _) => self.watch_shows(replica),
@@ -296,7 +303,7 @@ impl Sim {
         let (mut first, mut then): (VecDeque<Event>, VecDeque<Event>) =
             events.into_iter().partition(|e| matches!(e, Event::Up(_) | Event::Down(_)));
         // What a process does first once it goes on is not known.
-        if self.bits(&[20, self.now]) % 2 == 0 {
+        if self.bits(&[20, self.now]).is_multiple_of(2) {
             std::mem::swap(&mut first, &mut then);
         }
         // A thread that serves may run before those that receive.

@@ -41,7 +41,8 @@ pub struct ReplicaEdge {
 
 impl ReplicaEdge {
     pub fn new(sim: &Sim, at: usize, life: u32) -> Self {
-        let config = Config { lease: lease(), holdings_per_agent: sim.setup.holdings, confirmations: 16 };
+        let holdings_per_agent = sim.setup.holdings;
+        let config = Config { lease: lease(), holdings_per_agent, confirmations: 16, confirmations_per_pod: 16 };
         let core = Replica::new(config, &[]);
         let scope = core.scopes().next().map(|(scope, _)| scope);
         let process = if Rule::NewProcessNewReplica.on() { life } else { 0 };
@@ -152,12 +153,11 @@ impl Sim {
             return;
         };
         let record = &self.world.records[*record];
-        match object(record, state) {
-            Some(object) => replica.core.apply(replica.scope, object, now),
-            None => {
-                let rv = ResourceVersion(state.rv);
-                replica.core.delete(replica.scope, &record.key, rv, now);
-            }
+        if let Some(object) = object(record, state) {
+            replica.core.apply(replica.scope, object, now);
+        } else {
+            let rv = ResourceVersion(state.rv);
+            replica.core.delete(replica.scope, &record.key, rv, now);
         }
         replica.shown = Some(next + 1);
         let (key, state) = (record.key.clone(), *state);
@@ -259,7 +259,7 @@ impl Sim {
         let process = Process::Replica(c.replica.0, c.replica.1);
         if !c.draining && c.replica_open && self.alive(process) {
             let delay = self.bits(&[15, conn as u64, self.now]);
-            let delay = if delay % 4 == 0 { delay / 4 % 30 } else { 0 };
+            let delay = if delay.is_multiple_of(4) { delay / 4 % 30 } else { 0 };
             self.conns[conn].draining = true;
             self.schedule(self.now + delay, Event::Drain(conn));
         }

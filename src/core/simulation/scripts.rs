@@ -86,9 +86,13 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
             s.step(0, 30, get(READER)).step(20, 60, Action::Watch(ONLY, Pace::Hung));
             s.step(LEASE, LEASE + 100, Action::Write(0, 0, 2));
             s.step(0, 5, Action::Access(true, READER, SLOW_ANSWER)).step(0, 3, get(READER));
-            s.step(5, 30, Action::Write(0, 0, 1)).step(0, 5, Action::Watch(ONLY, Pace::Fast));
+            s.step(5, 30, Action::Write(0, 0, 1)).step(0, 5, Action::Relist(ONLY, 0)).step(
+                0,
+                5,
+                Action::Watch(ONLY, Pace::Fast),
+            );
             let hung = Path { up: Pace::Hung, ..GOOD };
-            s.step(0, 0, Action::Relist(ONLY, 0)).step(200, 500, Action::Path(READER, ONLY, hung));
+            s.step(150, 400, Action::Path(READER, ONLY, hung));
         }
         Rule::FenceRestores | Rule::BarrierToAll | Rule::NoLateJoin => {
             s.step(0, 30, Action::Access(true, READER, SLOW_ANSWER));

@@ -1,5 +1,7 @@
 //! Cuts a failing history down to a short one that fails in the same way.
 
+use std::fmt::Write as _;
+
 use super::history::{History, play};
 
 /// The promise that the history breaks, if any.
@@ -74,7 +76,7 @@ pub fn told(history: &History) -> String {
     let sim = play(history, true);
     let mut text = format!("{:?}\n", history.setup);
     for (pause, action) in &history.actions {
-        text += &format!("  after {pause}: {action:?}\n");
+        let _ = writeln!(text, "  after {pause}: {action:?}");
     }
     text += &sim.story.unwrap_or_default().join("\n");
     text

@@ -177,7 +177,7 @@ impl World {
     pub fn write(&mut self, record: usize, map: Map, at: u64, by: Option<(usize, u32)>) {
         if let Some(body) = self.body(record).filter(|b| b.map != map) {
             let generation = body.generation + 1;
-            let body = Body { map, generation, ..body };
+            let body = Body { generation, map, ..body };
             self.commit(record, Some(body), at, by);
         }
     }

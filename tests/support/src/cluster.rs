@@ -1,15 +1,18 @@
 //! A whole cluster: a control plane, replicas of the controller, and pods, each a process of its own with an account
 //! that may do just what it must.
 
-use crate::{ControlPlane, ControlPlaneOptions, Controller, Error, Result, VmcpPod, policy_rule};
+use crate::{ControlPlane, ControlPlaneOptions, Controller, Error, Result, VmcpPod, eventually, policy_rule};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Namespace of the controller.
 pub(crate) const OPERATOR: &str = "vmcp-system";
-/// Account of the controller.
+/// Account of the controller, as the manifest with its rights names it.
 pub(crate) const CONTROLLER_ACCOUNT: &str = "vmcp-session-controller";
 /// Account of the pods.
 pub(crate) const POD_ACCOUNT: &str = "vmcp-server";
+
+/// How long it may take until rights are in force.
+const RIGHTS: Duration = Duration::from_secs(30);
 
 /// The programs that run in a cluster, and what must be installed for them.
 #[derive(Debug, Clone)]
@@ -20,6 +23,8 @@ pub struct Programs {
     pub pod: PathBuf,
     /// The generated `CustomResourceDefinition`.
     pub crd: PathBuf,
+    /// The controller's account and rights.
+    pub rbac: PathBuf,
 }
 
 impl Programs {
@@ -37,6 +42,7 @@ impl Programs {
             session: folder.join("vmcp-session"),
             pod: folder.join("examples/pod"),
             crd: PathBuf::from(root).join("crds/vmcpsessions.vmcp.dev.yaml"),
+            rbac: PathBuf::from(root).join("deploy/rbac/controller.yaml"),
         };
         for program in [&programs.session, &programs.pod] {
             if !program.exists() {
@@ -141,7 +147,6 @@ impl Cluster {
         plane.apply_crds(&programs.crd).await?;
         plane.create_namespace(OPERATOR).await?;
         plane.create_namespace(&options.namespace).await?;
-        plane.create_service_account(OPERATOR, CONTROLLER_ACCOUNT).await?;
         plane.create_service_account(&options.namespace, POD_ACCOUNT).await?;
         let mut cluster = Self { controllers: vec![], pods: vec![], plane, options, programs, started: 0 };
         tokio::try_join!(cluster.grant(), cluster.first_write())?;
@@ -168,21 +173,21 @@ impl Cluster {
 
     /// Just what each account needs.
     async fn grant(&self) -> Result<()> {
-        let sessions = &["vmcpsessions"];
-        let pod = vec![policy_rule("vmcp.dev", sessions, &["get", "create", "patch", "delete"])];
+        let rbac = self.programs.rbac.display().to_string();
+        self.plane.kubectl(&["apply", "-f", &rbac]).await?;
+        let verbs = &["get", "create", "patch", "delete"];
+        let pod = vec![policy_rule("vmcp.dev", &["vmcpsessions"], verbs)];
         self.plane.bind_role(&self.options.namespace, POD_ACCOUNT, pod).await?;
-        let everywhere = vec![
-            policy_rule("vmcp.dev", sessions, &["get", "list", "watch", "patch", "delete"]),
-            policy_rule("vmcp.dev", &["vmcpsessions/status"], &["patch"]),
-            policy_rule("events.k8s.io", &["events"], &["create"]),
-            policy_rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
-        ];
-        self.plane.bind_cluster_role(OPERATOR, CONTROLLER_ACCOUNT, everywhere).await?;
-        let own = vec![
-            policy_rule("vmcp.dev", sessions, &["create"]),
-            policy_rule("coordination.k8s.io", &["leases"], &["get", "create", "update"]),
-        ];
-        self.plane.bind_role(OPERATOR, CONTROLLER_ACCOUNT, own).await
+        // One right of each role: the API server learns of roles by a watch.
+        let account = format!("--as=system:serviceaccount:{OPERATOR}:{CONTROLLER_ACCOUNT}");
+        for what in ["leases.coordination.k8s.io", "tokenreviews.authentication.k8s.io"] {
+            let may = ["auth", "can-i", "-q", "create", what, "-n", OPERATOR, &account];
+            eventually(RIGHTS, &format!("the controller may create {what}"), async || {
+                self.plane.kubectl_output(&may, None).await.ok()?.status.success().then_some(())
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// Starts another replica. It may not be ready yet.
