@@ -69,10 +69,17 @@ async fn whatever_ends_and_begins_anew_evicts_nobody() {
     let observer = Observer::start(&pods, &[("s0", 0), ("s1", 0)], world.options.lease);
     let nobody = async |world: &mut World, after: &str| {
         world.fence().await;
-        for (watcher, pod) in watchers.iter().zip(&pods) {
+        for pod in &pods {
+            // A lease that was granted on old knowledge may end once more before the next one.
+            eventually(PATIENCE, &format!("{} may serve all copies after {after}", pod.name), async || {
+                let servable = pod.servable().await.ok()?;
+                (servable.iter().filter(|name| name.starts_with('s')).count() == SESSIONS).then_some(())
+            })
+            .await
+            .unwrap();
+        }
+        for watcher in &watchers {
             assert_eq!(watcher.seen().await, [], "{} after {after}", watcher.pod());
-            let servable = pod.servable().await.unwrap().iter().filter(|name| name.starts_with('s')).count();
-            assert_eq!(servable, SESSIONS, "{} may serve after {after}", watcher.pod());
         }
         observer.check();
         println!("{after}: nobody was evicted");
@@ -176,7 +183,12 @@ async fn the_death_of_the_leader_loses_no_signal_and_no_status() {
         let items = list["items"].as_array()?.clone();
         items.iter().all(|s| s["status"]["observedGeneration"] == s["metadata"]["generation"]).then_some(items)
     });
-    for session in statuses.await.unwrap().iter().filter(|s| s["metadata"]["name"] != "fence") {
+    let statuses = statuses.await.unwrap();
+    println!(
+        "PODS {:?}",
+        statuses.iter().map(|s| s["status"]["lastEviction"]["pods"].to_string()).collect::<Vec<_>>().join(" ")
+    );
+    for session in statuses.iter().filter(|s| s["metadata"]["name"] != "fence") {
         let (name, status) = (&session["metadata"]["name"], &session["status"]);
         let synced = &status["conditions"][0];
         assert_eq!((&synced["type"], &synced["status"]), (&json!("Synced"), &json!("True")), "{name}: {status}");
