@@ -9,6 +9,7 @@ mod eviction;
 mod failover;
 mod leader;
 mod observer;
+mod protocol;
 mod rbac;
 mod reconcile;
 mod resource;
