@@ -86,6 +86,13 @@ pub(super) struct Held {
     told: Option<Fate>,
 }
 
+impl Held {
+    /// Whether this replica has told the agent to drop it.
+    pub fn was_told(&self) -> bool {
+        self.told.is_some()
+    }
+}
+
 /// An agent that is connected, or whose last lease has not ended.
 #[derive(Debug)]
 pub(super) struct Agent {
@@ -248,7 +255,10 @@ impl Replica {
         for (key, report) in reports {
             match report {
                 Report::Held(holding) => within &= self.hold(id, &key, holding, now),
-                Report::Released => self.release(id, &key, now),
+                Report::Released => {
+                    self.note_moved_on(id, &key, now);
+                    self.release(id, &key, now);
+                }
             }
         }
         let Some(agent) = self.agents.get_mut(&id) else {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Config, Hello, InstanceId, Outgoing, Replica, ScopeId, SignalId};
+use super::{Config, Fact, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId, SignalId};
 use crate::core::cache::{Holding, Report};
-use crate::core::digest::{Digest, Metadata};
+use crate::core::digest::{Digest, Metadata, Summarizer};
 use crate::core::lease::StreamId;
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 use crate::core::signal::Fate;
@@ -121,4 +121,33 @@ fn strangers_change_nothing() {
     assert_eq!(replica.drain(stranger, 9), None);
     assert_eq!(replica.holdings(), 0);
     assert_eq!(replica.left_over(1), None);
+}
+
+#[test]
+fn a_pod_that_another_replica_told_first_is_counted_when_the_watch_shows_the_change() {
+    let (mut replica, scope) = replica();
+    let key = SessionKey::new("a", "s");
+    let mut summarizer = Summarizer::default();
+    let mut object = |generation, resource_version, value: &str| Object {
+        key: key.clone(),
+        uid: Uid::from_u128(1),
+        generation,
+        resource_version: ResourceVersion(resource_version),
+        terminating: false,
+        kind: Kind::Session(summarizer.summarize(&Metadata::from([("k".into(), value.into())]))),
+    };
+    let old = object(1, 51, "old");
+    let Kind::Session(summary) = &old.kind else { panic!() };
+    let digest = summary.digest;
+    let holding = Holding { uid: old.uid, generation: 1, digest, resource_version: ResourceVersion(51) };
+    replica.apply(scope, old, at(2));
+    replica.reported(STREAM, vec![(key.clone(), Report::Held(holding))], Some(1), at(2));
+    replica.take_facts();
+    replica.reported(STREAM, vec![(key.clone(), Report::Released)], Some(2), at(3));
+    replica.apply(scope, object(2, 52, "new"), at(3));
+    let settled = replica.take_facts().into_iter().find_map(|fact| match fact {
+        Fact::Settled(settled) => Some(settled),
+        _ => None,
+    });
+    assert_eq!(settled.unwrap().pods, ["pod".into()]);
 }
