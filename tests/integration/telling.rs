@@ -231,7 +231,9 @@ async fn values_appear_nowhere_but_in_the_object_and_the_copies() {
         assert_eq!(line, None, "a value is in {what}");
     }
     let all: String = told.into_iter().map(|(_, text)| text).collect();
-    for expected in ["MetadataChanged", "EvictionStorm", "PodUnreachable", "\"evicted\"", "session expired", "TRACE"] {
+    for expected in
+        ["MetadataChanged", "EvictionStorm", "PodUnreachable", "\"evicted\"", "session expired", "\"DEBUG\""]
+    {
         assert!(all.contains(expected), "nothing of {expected} was seen, so this test shows little");
     }
 }
