@@ -4,6 +4,9 @@
 
 pub mod convert;
 
+#[cfg(test)]
+mod properties;
+
 /// Generated from `proto/vmcp/session/v1`, where every message is documented.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {

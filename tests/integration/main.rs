@@ -11,6 +11,7 @@ mod failover;
 mod idle;
 mod leader;
 mod observer;
+mod protocol;
 mod rbac;
 mod reconcile;
 mod resource;

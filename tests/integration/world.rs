@@ -45,7 +45,7 @@ impl World {
 
     /// What drives the pods.
     pub fn clients(&self) -> Vec<PodClient> {
-        self.pods.iter().map(|pod| pod.client()).collect()
+        self.pods.iter().map(testkit::VmcpPod::client).collect()
     }
 
     /// Sessions, with all rights.

@@ -80,6 +80,8 @@ pub(super) struct Held {
     pub holding: Holding,
     /// The watch must reach this before it can be compared.
     pub waits_for: Option<ResourceVersion>,
+    /// When it was reported.
+    pub reported: Time,
     /// What the agent was told of it last, so that it is not told twice.
     told: Option<Fate>,
 }
@@ -412,7 +414,7 @@ impl Replica {
         let Some(agent) = self.agents.get_mut(&id) else {
             return true;
         };
-        let new = Held { holding, waits_for: None, told: None };
+        let new = Held { holding, waits_for: None, reported: now, told: None };
         if agent.holdings.len() >= most && !agent.holds(key) {
             return false;
         }

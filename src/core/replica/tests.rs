@@ -1,6 +1,14 @@
 //! The replica, driven message by message.
 
-use super::Replica;
+use std::time::Duration;
+
+use super::{Config, Hello, InstanceId, Outgoing, Replica, ScopeId, SignalId};
+use crate::core::cache::{Holding, Report};
+use crate::core::digest::{Digest, Metadata};
+use crate::core::lease::StreamId;
+use crate::core::session::{ResourceVersion, SessionKey, Uid};
+use crate::core::signal::Fate;
+use crate::core::time::Time;
 
 impl Replica {
     /// What is left over though nothing is under way and so many agents are connected, if anything.
@@ -20,4 +28,97 @@ impl Replica {
         let wrong = counts.iter().find(|(_, n, expected)| n != expected);
         wrong.map(|(what, n, expected)| format!("has {n} {what} instead of {expected}"))
     }
+}
+
+const STREAM: StreamId = StreamId(1);
+
+fn at(seconds: u64) -> Time {
+    Time::from_nanos(seconds * 1_000_000_000)
+}
+
+fn held(resource_version: u64) -> Report {
+    Report::Held(Holding {
+        uid: Uid::from_u128(1),
+        generation: 1,
+        digest: Digest::of(&Metadata::new()),
+        resource_version: ResourceVersion(resource_version),
+    })
+}
+
+/// A replica whose watch is at 50, with one agent.
+fn replica() -> (Replica, ScopeId) {
+    let mut replica = Replica::new(Config { lease: Duration::from_secs(15), ..Config::default() }, &[]);
+    let scope = replica.scopes().map(|(id, _)| id).next().unwrap();
+    replica.relist(scope, Vec::new(), ResourceVersion(50), at(1)).unwrap();
+    let hello = Hello { instance: InstanceId(1), namespace: "a".into(), name: "pod".into() };
+    assert_eq!(replica.stream_opened(STREAM, hello, at(1)), None);
+    (replica, scope)
+}
+
+fn evicted(replica: &mut Replica) -> Vec<Fate> {
+    match replica.drain(STREAM, 100) {
+        Some(Outgoing::Signals { evictions, .. }) => evictions.iter().map(|(_, _, s)| s.mark.fate).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn a_copy_of_a_history_that_a_backup_wiped_out_is_evicted_by_the_first_write_after_it() {
+    let (mut replica, scope) = replica();
+    let key = SessionKey::new("a", "s");
+    replica.reported(STREAM, vec![(key, held(100))], Some(1), at(2));
+    assert_eq!(evicted(&mut replica), [], "the pod may know more than the watch");
+    // Sent before the report: a resourceVersion below the copy's is no contradiction.
+    replica.marker_answered(scope, at(1), ResourceVersion(50), ResourceVersion(60), at(3)).unwrap();
+    assert_eq!(evicted(&mut replica), []);
+    replica.marker_answered(scope, at(3), ResourceVersion(50), ResourceVersion(61), at(3)).unwrap();
+    assert_eq!(evicted(&mut replica), [Fate::Gone]);
+}
+
+#[test]
+fn no_lease_before_the_marker_came_through_the_watch() {
+    let (mut replica, scope) = replica();
+    replica.heartbeat(STREAM, 1, at(2));
+    assert!(matches!(replica.drain(STREAM, 9), Some(Outgoing::Lease { age: Err(_), .. })));
+    replica.marker_answered(scope, at(2), ResourceVersion(50), ResourceVersion(60), at(3)).unwrap();
+    replica.heartbeat(STREAM, 2, at(3));
+    assert!(matches!(replica.drain(STREAM, 9), Some(Outgoing::Lease { age: Err(_), .. })), "answered, but not shown");
+    replica.bookmark(scope, ResourceVersion(60), at(4));
+    replica.heartbeat(STREAM, 3, at(5));
+    let lease = Outgoing::Lease { heartbeat: 3, age: Ok(Duration::from_secs(3)), covers: 0 };
+    assert_eq!(replica.drain(STREAM, 9), Some(lease), "as old as the sending of the marker");
+    replica.heartbeat(STREAM, 4, at(17));
+    assert!(matches!(replica.drain(STREAM, 9), Some(Outgoing::Lease { age: Err(_), .. })), "older than a lease");
+}
+
+#[test]
+fn an_inventory_covers_nothing_before_its_last_part() {
+    let (mut replica, scope) = replica();
+    replica.marker_answered(scope, at(2), ResourceVersion(50), ResourceVersion(50), at(2)).unwrap();
+    let covers = |replica: &mut Replica, number| {
+        replica.heartbeat(STREAM, number, at(3));
+        match replica.drain(STREAM, 9) {
+            Some(Outgoing::Lease { covers, .. }) => covers,
+            other => panic!("{other:?}"),
+        }
+    };
+    replica.reported(STREAM, vec![(SessionKey::new("a", "s"), held(60))], None, at(3));
+    assert_eq!(covers(&mut replica, 1), 0);
+    replica.reported(STREAM, vec![(SessionKey::new("a", "t"), held(61))], Some(7), at(3));
+    assert_eq!(covers(&mut replica, 2), 7);
+}
+
+#[test]
+fn strangers_change_nothing() {
+    let (mut replica, _) = replica();
+    let (stranger, key) = (StreamId(99), SessionKey::new("a", "s"));
+    replica.reported(stranger, vec![(key.clone(), held(60))], Some(7), at(2));
+    replica.heartbeat(stranger, 1, at(2));
+    replica.acknowledged(stranger, &key, SignalId(5), at(2));
+    replica.acknowledged(STREAM, &key, SignalId(5), at(2));
+    replica.lease_returned(stranger);
+    replica.stream_closed(stranger, at(2));
+    assert_eq!(replica.drain(stranger, 9), None);
+    assert_eq!(replica.holdings(), 0);
+    assert_eq!(replica.left_over(1), None);
 }

@@ -1,0 +1,150 @@
+//! Who may open a stream, and how often it is asked.
+
+use std::time::{Duration, Instant};
+
+use testkit::AuditMark;
+use tonic::Code;
+use vmcp_session::proto::v1;
+use vmcp_session::proto::v1::coherence_client::CoherenceClient;
+
+use super::client::{Agent, connect, instance, request};
+use super::setup::{CANARY, PATIENCE, Shared, on_shared, soon};
+
+/// Asserts that a stream is refused like this, with a text that repeats nothing.
+async fn refused(shared: &Shared, authorization: Option<&str>, code: Code, text: &str) {
+    let status = Agent::open(connect(shared.address()).await, authorization).await.err().expect("it must be refused");
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().contains(text) && !status.message().contains(CANARY), "{status:?}");
+}
+
+#[test]
+fn only_a_pods_own_token_for_this_audience_opens_a_stream() {
+    on_shared(async |shared| {
+        let bearer = |token: &str| format!("Bearer {token}");
+        let pod = shared.pod(shared.namespace()).await;
+        let no_token = "expected as metadata 'authorization: Bearer TOKEN'";
+        for authorization in [None, Some(""), Some("Bearer "), Some(CANARY), Some(&*format!("Basic {}", pod.token))] {
+            refused(shared, authorization, Code::Unauthenticated, no_token).await;
+        }
+        let not_accepted = "not made for audience 'vmcp.dev'";
+        let forged = format!("{}{CANARY}", pod.token);
+        let own_audience = shared.token_for(&pod, &[]).await;
+        let other_audience = shared.token_for(&pod, &["other.example"]).await;
+        for token in [CANARY, "a.b.c", &forged, &own_audience, &other_audience] {
+            refused(shared, Some(&bearer(token)), Code::Unauthenticated, not_accepted).await;
+        }
+        let unbound = shared.unbound_token(&["vmcp.dev"]).await;
+        refused(shared, Some(&bearer(&unbound)), Code::PermissionDenied, "not bound to a pod").await;
+
+        // The good one is good, until its pod is gone: what is known of it is not used for long.
+        let mut agent = Agent::connect(shared.address(), &pod.token).await;
+        agent.leased().await;
+        shared.delete_pod(&pod).await;
+        let deleted = Instant::now();
+        while Agent::open_with(shared.address(), &pod.token).await.is_ok() {
+            assert!(deleted.elapsed() < PATIENCE, "a token of a deleted pod still opens streams");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        refused(shared, Some(&bearer(&pod.token)), Code::Unauthenticated, not_accepted).await;
+    });
+}
+
+#[test]
+fn a_pods_token_opens_no_peer_stream() {
+    on_shared(async |shared| {
+        let pod = shared.pod(shared.namespace()).await;
+        // Not even if it is known already.
+        Agent::connect(shared.address(), &pod.token).await.leased().await;
+        let mut client = CoherenceClient::new(connect(shared.address()).await);
+        let hello = tokio_stream::iter([v1::PeerRequest::default()]);
+        let status = client.peer(request(hello, Some(&format!("Bearer {}", pod.token)))).await.unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+        assert!(status.message().contains("only replicas of the controller"), "{status:?}");
+    });
+}
+
+/// How many tokens the replica has had checked since then.
+async fn reviews_since(shared: &Shared, mark: AuditMark) -> usize {
+    shared.world.plane.apiserver().audit_flush().await.unwrap();
+    let reviews = shared
+        .world
+        .plane
+        .audit()
+        .count_since(mark, |entry| entry.stage == "ResponseComplete" && entry.resource == "tokenreviews");
+    reviews.unwrap()
+}
+
+#[test]
+fn a_flood_of_tokens_is_no_flood_on_the_api_server() {
+    on_shared(async |shared| {
+        let mark = shared.world.plane.audit().mark().unwrap();
+        let known = shared.pod(shared.namespace()).await;
+        let mut agent = Agent::connect(shared.address(), &known.token).await;
+        agent.leased().await;
+        let begun = Instant::now();
+
+        // Made-up tokens, all different, on several connections at once.
+        let flood = async |part: usize| {
+            let channel = connect(shared.address()).await;
+            let mut busy = 0;
+            for n in 0..500 {
+                let authorization = format!("Bearer {CANARY}-{part}-{n}");
+                let status = Agent::open(channel.clone(), Some(&authorization)).await.err().unwrap();
+                assert!(!status.message().contains(CANARY), "{status:?}");
+                busy += usize::from(status.code() == Code::Unavailable);
+            }
+            busy
+        };
+        let floods = futures::future::join_all((0..4).map(flood));
+        // Who was let in before comes back all the same, when what was known of it is too old to be used.
+        let comes_back = async {
+            drop(agent);
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            Agent::connect(shared.address(), &known.token).await.leased().await;
+        };
+        let (busy, ()) = tokio::join!(floods, comes_back);
+        let busy: usize = busy.into_iter().sum();
+
+        let reviews = reviews_since(shared, mark).await;
+        let most = 210.0 + 50.0 * begun.elapsed().as_secs_f64();
+        println!("2,000 made-up tokens: {reviews} reviews in {:?}, {busy} refused without", begun.elapsed());
+        assert!((reviews as f64) < most, "{reviews} reviews, at most {most} expected");
+        assert!(busy > 0, "the flood was too slow to be one");
+
+        // A bad token that comes again and again is asked for once in a few seconds.
+        let mark = shared.world.plane.audit().mark().unwrap();
+        let begun = Instant::now();
+        let channel = connect(shared.address()).await;
+        for _ in 0..300 {
+            let _ = Agent::open(channel.clone(), Some("Bearer again")).await.err().unwrap();
+        }
+        let reviews = reviews_since(shared, mark).await;
+        let most = 3 + begun.elapsed().as_secs() as usize / 5;
+        assert!(reviews <= most, "{reviews} reviews of one token, at most {most} expected");
+    });
+}
+
+#[test]
+fn a_pod_has_a_few_streams_and_others_have_theirs() {
+    on_shared(async |shared| {
+        let pod = shared.pod(shared.namespace()).await;
+        let mut agents = Vec::new();
+        for _ in 0..8 {
+            agents.push(Agent::connect(shared.address(), &pod.token).await);
+        }
+        let status = Agent::open_with(shared.address(), &pod.token).await.err().expect("the ninth must be refused");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.message().contains("8 streams already"), "{status:?}");
+        shared.agent(shared.namespace()).await.leased().await;
+        agents.pop();
+        let again = async {
+            loop {
+                if let Ok(agent) = Agent::open_with(shared.address(), &pod.token).await {
+                    return agent;
+                }
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+        };
+        soon("one that has ended makes room", again).await.greeted(instance()).await.leased().await;
+    });
+}
