@@ -3,41 +3,12 @@
 
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt, stream};
-use kube::api::PostParams;
-use serde_json::{Value, json};
+use serde_json::json;
 use testkit::{AuditEntry, AuditLog, AuditMark, ClusterOptions, ProxyMode, Verb, eventually};
-use vmcp_session::api::VmcpSession;
 use vmcp_session::runtime::clock::boottime_nanos;
 
 use crate::observer::Observer;
 use crate::world::{Evictions, PATIENCE, World};
-
-/// Creates sessions s0, s1, … with the number 0, and lets every pod hold them all.
-async fn hold_many(world: &World, count: usize) {
-    let names = || stream::iter(0..count).map(|n| format!("s{n}"));
-    let created = names().map(async |name| {
-        let session = json!({
-            "apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession",
-            "metadata": {"name": name}, "spec": {"metadata": {"n": "0"}},
-        });
-        let session: VmcpSession = serde_json::from_value(session).unwrap();
-        world.sessions().create(&PostParams::default(), &session).await
-    });
-    created.buffer_unordered(16).try_for_each(async |_| Ok(())).await.unwrap();
-    for pod in &world.pods {
-        eventually(PATIENCE, &format!("{} may serve {count} sessions", pod.name), async || {
-            let servable = pod.servable().await.ok()?;
-            if servable.len() >= count {
-                return Some(());
-            }
-            names().map(async |name| pod.get(&name).await).buffer_unordered(16).for_each(async |_| ()).await;
-            None
-        })
-        .await
-        .unwrap();
-    }
-}
 
 /// A watch of sessions by the controller.
 fn is_watch(entry: &AuditEntry) -> bool {
@@ -62,8 +33,8 @@ async fn watches_anew(audit: &AuditLog, mark: AuditMark, count: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_ends_and_begins_anew_evicts_nobody() {
     const SESSIONS: usize = 1_000;
-    let mut world = World::start_alone(ClusterOptions::default().size(2, 2).proxied()).await;
-    hold_many(&world, SESSIONS).await;
+    let mut world = World::start(ClusterOptions::default().size(2, 2).proxied()).await;
+    world.hold_many(SESSIONS).await;
     let pods = world.clients();
     let watchers = Evictions::of_all(&pods).await;
     let observer = Observer::start(&pods, &[("s0", 0), ("s1", 0)], world.options.lease);
@@ -122,15 +93,6 @@ async fn whatever_ends_and_begins_anew_evicts_nobody() {
     }
     nobody(&mut world, "a relist").await;
 
-    for proxy in world.pods.iter().flat_map(|pod| &pod.streams) {
-        proxy.set(ProxyMode::Cut).await.unwrap();
-        proxy.set(ProxyMode::Pass).await.unwrap();
-    }
-    for pod in &pods {
-        pod.wait_leases(2).await.unwrap();
-    }
-    nobody(&mut world, "new streams").await;
-
     for at in 0..2 {
         let ended = world.controllers[at].process.terminate(Duration::from_secs(10)).await.unwrap();
         assert!(ended.success(), "{ended:?}");
@@ -141,6 +103,15 @@ async fn whatever_ends_and_begins_anew_evicts_nobody() {
         }
     }
     nobody(&mut world, "new replicas").await;
+
+    for proxy in world.pods.iter().flat_map(|pod| &pod.streams) {
+        proxy.set(ProxyMode::Cut).await.unwrap();
+        proxy.set(ProxyMode::Pass).await.unwrap();
+    }
+    for pod in &pods {
+        pod.wait_leases(2).await.unwrap();
+    }
+    nobody(&mut world, "new streams").await;
     observer.stop().await;
 }
 
@@ -150,7 +121,7 @@ async fn the_death_of_the_leader_loses_no_signal_and_no_status() {
     const CHANGES: usize = 200;
     let leader = ["--leader-lease-seconds=5", "--leader-renew-deadline-seconds=3", "--leader-retry-seconds=0.5"];
     let world = World::start_alone(ClusterOptions::default().controller_args(&leader)).await;
-    hold_many(&world, CHANGES).await;
+    world.hold_many(CHANGES).await;
     let watchers = Evictions::of_all(&world.clients()).await;
     let leader = world.leader().await;
     let mut committed = Vec::new();
@@ -177,17 +148,7 @@ async fn the_death_of_the_leader_loses_no_signal_and_no_status() {
         Some(world.leader().await).filter(|successor| *successor != leader)
     });
     successor.await.unwrap();
-    let statuses = eventually(PATIENCE * 2, "every status is of the last generation", async || {
-        let text = world.kubectl(&["get", "vmcps", "-o", "json"]).await.ok()?;
-        let list: Value = serde_json::from_str(&text).ok()?;
-        let items = list["items"].as_array()?.clone();
-        items.iter().all(|s| s["status"]["observedGeneration"] == s["metadata"]["generation"]).then_some(items)
-    });
-    let statuses = statuses.await.unwrap();
-    println!(
-        "PODS {:?}",
-        statuses.iter().map(|s| s["status"]["lastEviction"]["pods"].to_string()).collect::<Vec<_>>().join(" ")
-    );
+    let statuses = world.settled().await;
     for session in statuses.iter().filter(|s| s["metadata"]["name"] != "fence") {
         let (name, status) = (&session["metadata"]["name"], &session["status"]);
         let synced = &status["conditions"][0];

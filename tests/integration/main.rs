@@ -6,7 +6,9 @@ mod balancer;
 mod cachelib;
 mod events;
 mod eviction;
+mod expiry;
 mod failover;
+mod idle;
 mod leader;
 mod observer;
 mod protocol;
@@ -16,6 +18,7 @@ mod resource;
 mod revocation;
 mod staleness;
 mod status;
+mod telling;
 mod world;
 mod writes;
 

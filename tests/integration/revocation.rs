@@ -79,7 +79,7 @@ async fn delete(world: &World, name: &str) -> Duration {
 async fn a_confirmed_delete_is_a_delete_everywhere_and_never_hangs() {
     let leader = ["--leader-lease-seconds=3", "--leader-renew-deadline-seconds=2", "--leader-retry-seconds=0.5"];
     let options = ClusterOptions::default().lease(LEASE).controller_args(&leader);
-    let mut world = World::start_alone(options).await;
+    let mut world = World::start(options).await;
     let mut quickest = Duration::MAX;
     for n in 0..10 {
         let name = format!("s{n}");

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use testkit::{Cluster, ClusterOptions, PodClient, eventually};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -56,6 +57,50 @@ impl World {
     pub async fn merge(&self, name: &str, metadata: &Value) -> VmcpSession {
         let patch = json!({"spec": {"metadata": metadata}});
         self.sessions().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()
+    }
+
+    /// Creates sessions s0, s1, … whose number `n` is 0, and lets every pod hold them all.
+    pub async fn hold_many(&self, count: usize) {
+        let names = || stream::iter(0..count).map(|n| format!("s{n}"));
+        let created = names().map(async |name| {
+            let session = json!({
+                "apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession",
+                "metadata": {"name": name}, "spec": {"metadata": {"n": "0"}},
+            });
+            let session: VmcpSession = serde_json::from_value(session).unwrap();
+            self.sessions().create(&PostParams::default(), &session).await
+        });
+        created.buffer_unordered(16).try_for_each(async |_| Ok(())).await.unwrap();
+        for pod in &self.pods {
+            eventually(PATIENCE, &format!("{} may serve {count} sessions", pod.name), async || {
+                let servable = pod.servable().await.ok()?;
+                if servable.len() >= count {
+                    return Some(());
+                }
+                names().map(async |name| pod.get(&name).await).buffer_unordered(16).for_each(async |_| ()).await;
+                None
+            })
+            .await
+            .unwrap();
+        }
+    }
+
+    /// Waits until the status of every session is of its last generation; returns the sessions.
+    pub async fn settled(&self) -> Vec<Value> {
+        eventually(PATIENCE * 2, "every status is of the last generation", async || {
+            let text = self.kubectl(&["get", "vmcps", "-o", "json"]).await.ok()?;
+            let items = serde_json::from_str::<Value>(&text).ok()?["items"].as_array()?.clone();
+            items.iter().all(|s| s["status"]["observedGeneration"] == s["metadata"]["generation"]).then_some(items)
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Events on a session for this reason.
+    pub async fn events(&self, session: &str, reason: &str) -> Vec<Value> {
+        let chosen = format!("--field-selector=involvedObject.name={session},reason={reason}");
+        let text = self.kubectl(&["get", "events", &chosen, "-o", "json"]).await.unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["items"].as_array().unwrap().clone()
     }
 
     /// Lets these pods hold a copy of a session, covered by a lease of each replica that they are connected to.
