@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use kube::api::{Api, PostParams};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::{WatchStreamExt, reflector as store, watcher};
 use serde_json::{Value, json};
 use testkit::{Cluster, ClusterOptions, Process, Programs, eventually};
 use tokio::io::AsyncWriteExt;
@@ -23,7 +23,7 @@ fn metadata(session: usize) -> std::collections::BTreeMap<String, String> {
 pub async fn reflector() {
     let client = kube::Client::try_default().await.unwrap();
     let api: Api<VmcpSession> = Api::all(client);
-    let (reader, writer) = reflector::store();
+    let (reader, writer) = store::store();
     let mut objects =
         std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff().reflect(writer).applied_objects());
     let mut told = 0;

@@ -15,7 +15,7 @@ pub const PLURAL: &str = "vmcpsessions";
 /// Finalizer that keeps a deleted session until no pod can serve it any more.
 pub const FINALIZER_CONFIRM_EVICTION: &str = "vmcp.dev/confirm-eviction";
 
-/// Label that marks the freshness marker of a controller replica; its value is the replica's name.
+/// Label that marks the freshness marker of a controller replica, which bears the replica's name; its value is "true".
 ///
 /// The markers are `VmcpSession` objects too, so that they come through the watch that they vouch for.
 pub const LABEL_REPLICA: &str = "vmcp.dev/replica";

@@ -100,7 +100,9 @@ impl Attach {
             Ok((stream, hello)) => {
                 let agent = hello.name.clone();
                 let superseded = self.shared.with(|replica, now| replica.stream_opened(stream.id, hello, now));
-                superseded.into_iter().for_each(|older| self.shared.end_stream(older));
+                if let Some(older) = superseded {
+                    self.shared.end_stream(older);
+                }
                 info!(%agent, namespace = %pod.namespace, stream = stream.id.0, "agent connected");
                 tokio::select! {
                     Err(ended) = self.receive(&pod, stream.id, &mut inbound, &outbox) => ended,

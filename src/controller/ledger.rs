@@ -359,3 +359,6 @@ impl Ledger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,6 +104,7 @@ impl Sources {
         let refusals = [(reason("unproven"), unproven), (reason("outdated"), outdated), (reason("stopping"), stopping)];
         counters(encoder, "leases_refused", "Heartbeats that got no lease", &refusals)?;
         let depths = self.ledger.depths();
+        gauges(encoder, "sessions_with_timeouts", "Sessions that may expire", &[(None, depths.timeouts)])?;
         let queue = |name| Some(("queue", name));
         let waiting = [
             (queue("signals"), now.signals),

@@ -101,7 +101,8 @@ impl Watch {
                 }
             }
             let jittered = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
-            backoff = (backoff * 2).min(*BACKOFF.end());
+            // Leases end while the watch pauses: whatever is wrong, it is tried about as often as markers are written.
+            backoff = (backoff * 2).min(*BACKOFF.end()).min(self.patience / 3);
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = sleep(jittered) => {}

@@ -1,10 +1,13 @@
 //! Streams to the controller: how they are connected, kept alive and authenticated. The one place for tokens and (later)
 //! TLS on the side of those who connect.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -15,7 +18,8 @@ const CONNECT: Duration = Duration::from_secs(3);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// and given up if it does not answer in this time.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// A token file is no longer than this.
+const MAX_TOKEN_BYTES: u64 = 16 * 1024;
 
 /// A stream cannot be opened.
 #[derive(Debug, Error)]
@@ -37,7 +41,7 @@ pub enum TransportError {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        kind: std::io::ErrorKind,
+        kind: io::ErrorKind,
     },
     /// There is no token in it.
     #[error("the token file {} holds no token", .0.display())]
@@ -67,7 +71,10 @@ impl Transport {
             while let Some(source) = innermost.source() {
                 innermost = source;
             }
-            TransportError::Connect { address: address.to_owned(), reason: innermost.to_string() }
+            TransportError::Connect {
+                address: address.to_owned(),
+                reason: innermost.to_string().chars().filter(|c| !c.is_control()).take(200).collect(),
+            }
         })
     }
 
@@ -76,11 +83,13 @@ impl Transport {
         let Some(path) = &self.token_file else {
             return Ok(());
         };
-        let read = tokio::fs::read(path).await;
-        let bytes = read.map_err(|error| TransportError::TokenFile { path: path.clone(), kind: error.kind() })?;
+        let unreadable = |error: io::Error| TransportError::TokenFile { path: path.clone(), kind: error.kind() };
+        let mut bytes = Vec::new();
+        let file = File::open(path).await.map_err(unreadable)?;
+        file.take(MAX_TOKEN_BYTES + 1).read_to_end(&mut bytes).await.map_err(unreadable)?;
         let token = std::str::from_utf8(&bytes).unwrap_or_default().trim();
-        let value = format!("Bearer {token}").parse::<MetadataValue<Ascii>>().ok();
-        let value = value.filter(|_| !token.is_empty() && token.len() <= MAX_TOKEN_BYTES);
+        let fits = !token.is_empty() && bytes.len() as u64 <= MAX_TOKEN_BYTES;
+        let value = format!("Bearer {token}").parse::<MetadataValue<Ascii>>().ok().filter(|_| fits);
         let mut value = value.ok_or_else(|| TransportError::NoToken(path.clone()))?;
         value.set_sensitive(true);
         request.metadata_mut().insert("authorization", value);
@@ -109,7 +118,8 @@ mod tests {
     #[tokio::test]
     async fn the_token_is_read_from_its_file() {
         assert_eq!(authorized(Some(b"canary-4b1d\n")).await, Ok(Some("Bearer canary-4b1d".to_owned())));
-        for bad in [&b""[..], b"\n", b"canary\x00b", b"canary\xff", &[b'a'; MAX_TOKEN_BYTES + 1]] {
+        let long = b"a".repeat(16 * 1024 + 1);
+        for bad in [&b""[..], b"\n", b"canary\x00b", b"canary\xff", &long] {
             let error = authorized(Some(bad)).await.unwrap_err();
             assert!(error.contains("holds no token") && !error.contains("canary"), "{error}");
         }

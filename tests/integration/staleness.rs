@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use serde_json::json;
 use testkit::{ClusterOptions, PodClient, ProxyMode, TcpProxy, eventually};
 
@@ -80,7 +81,7 @@ async fn a_copy_that_is_newer_than_the_watch_is_kept() {
 /// 7. A silent watch: leases end in time, copies are validated or refused, and the recovery is automatic (I1).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_watch_ends_the_leases_in_time() {
-    let world = World::start_alone(ClusterOptions::default().lease(LEASE).proxied()).await;
+    let world = World::start(ClusterOptions::default().lease(LEASE).proxied()).await;
     world.apply("s", &json!({"n": "0"})).await.unwrap();
     world.apply("quiet", &json!({"n": "0"})).await.unwrap();
     world.hold("quiet", &[0, 1, 2]).await;
@@ -134,7 +135,7 @@ async fn a_silent_watch_ends_the_leases_in_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_api_server_is_noticed_and_left() {
     let options = ClusterOptions::default().size(0, 0).lease(LEASE);
-    let mut world = World::start_alone(ClusterOptions { api_proxies: true, ..options }).await;
+    let mut world = World::start(ClusterOptions { api_proxies: true, ..options }).await;
     let etcd = world.plane.etcd().url().trim_start_matches("http://").parse().unwrap();
     let etcd = TcpProxy::start(etcd).await.unwrap();
     let second = world.plane.start_second_apiserver_behind(&etcd).await.unwrap();
@@ -195,7 +196,7 @@ async fn a_stale_api_server_is_noticed_and_left() {
 /// 8. SIGSTOP of one replica, then of the API server, then of a pod that wakes up late: I1 holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_was_paused_serves_nothing_old_when_it_wakes_up() {
-    let mut world = World::start_alone(ClusterOptions::default().size(2, 2).lease(LEASE)).await;
+    let mut world = World::start(ClusterOptions::default().size(2, 2).lease(LEASE)).await;
     world.add_pod_reaching(&[0]).await.unwrap();
     let pods = world.clients();
     let [_, sleeper, with_one] = &pods[..] else { panic!("three pods") };
@@ -235,8 +236,8 @@ async fn whoever_was_paused_serves_nothing_old_when_it_wakes_up() {
     world.plane.apiserver().pause().await.unwrap();
     for pod in &pods {
         unleased(pod).await;
-        refuses(pod, "s").await;
     }
+    join_all(pods.iter().map(async |pod| refuses(pod, "s").await)).await;
     world.plane.apiserver().resume().await.unwrap();
     for pod in &pods[..2] {
         pod.wait_leases(2).await.unwrap();

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use testkit::{Cluster, ClusterOptions, PodClient, eventually};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -44,7 +45,7 @@ impl World {
 
     /// What drives the pods.
     pub fn clients(&self) -> Vec<PodClient> {
-        self.pods.iter().map(|pod| pod.client()).collect()
+        self.pods.iter().map(testkit::VmcpPod::client).collect()
     }
 
     /// Sessions, with all rights.
@@ -58,6 +59,50 @@ impl World {
         self.sessions().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()
     }
 
+    /// Creates sessions s0, s1, … whose number `n` is 0, and lets every pod hold them all.
+    pub async fn hold_many(&self, count: usize) {
+        let names = || stream::iter(0..count).map(|n| format!("s{n}"));
+        let created = names().map(async |name| {
+            let session = json!({
+                "apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession",
+                "metadata": {"name": name}, "spec": {"metadata": {"n": "0"}},
+            });
+            let session: VmcpSession = serde_json::from_value(session).unwrap();
+            self.sessions().create(&PostParams::default(), &session).await
+        });
+        created.buffer_unordered(16).try_for_each(async |_| Ok(())).await.unwrap();
+        for pod in &self.pods {
+            eventually(PATIENCE, &format!("{} may serve {count} sessions", pod.name), async || {
+                let servable = pod.servable().await.ok()?;
+                if servable.len() >= count {
+                    return Some(());
+                }
+                names().map(async |name| pod.get(&name).await).buffer_unordered(16).for_each(async |_| ()).await;
+                None
+            })
+            .await
+            .unwrap();
+        }
+    }
+
+    /// Waits until the status of every session is of its last generation; returns the sessions.
+    pub async fn settled(&self) -> Vec<Value> {
+        eventually(PATIENCE * 2, "every status is of the last generation", async || {
+            let text = self.kubectl(&["get", "vmcps", "-o", "json"]).await.ok()?;
+            let items = serde_json::from_str::<Value>(&text).ok()?["items"].as_array()?.clone();
+            items.iter().all(|s| s["status"]["observedGeneration"] == s["metadata"]["generation"]).then_some(items)
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Events on a session for this reason.
+    pub async fn events(&self, session: &str, reason: &str) -> Vec<Value> {
+        let chosen = format!("--field-selector=involvedObject.name={session},reason={reason}");
+        let text = self.kubectl(&["get", "events", &chosen, "-o", "json"]).await.unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["items"].as_array().unwrap().clone()
+    }
+
     /// Lets these pods hold a copy of a session, covered by a lease of each replica that they are connected to.
     pub async fn hold(&self, name: &str, pods: &[usize]) {
         for pod in pods.iter().map(|at| &self.pods[*at]) {
@@ -68,6 +113,18 @@ impl World {
             .await
             .unwrap();
         }
+    }
+
+    /// Which replica leads, by the lease that they share. Waits until one has led.
+    pub async fn leader(&self) -> usize {
+        let holder =
+            ["get", "leases", "-n", "vmcp-system", "vmcp-session-controller", "-o", "jsonpath={.spec.holderIdentity}"];
+        eventually(PATIENCE, "a replica leads", async || {
+            let holder = self.plane.kubectl(&holder).await.ok()?;
+            self.controllers.iter().position(|c| holder.contains(&format!("{}-", c.name)))
+        })
+        .await
+        .unwrap()
     }
 
     /// Waits until so many replicas are registered, no more and no less.
@@ -128,6 +185,8 @@ pub struct Eviction {
     /// The generation of the copy that was dropped.
     pub generation: u64,
     pub reason: String,
+    /// When, on this machine's clock since boot.
+    pub at: u64,
 }
 
 /// What a pod has seen since some moment.
@@ -165,6 +224,7 @@ impl Evictions {
             uid: text(e, "uid"),
             generation: e["generation"].as_u64().unwrap(),
             reason: text(e, "reason"),
+            at: e["at"].as_u64().unwrap(),
         };
         all.iter().map(eviction).collect()
     }
@@ -186,7 +246,7 @@ impl Evictions {
     /// No change cost two evictions (I3): between two evictions of a session its copy must have become another.
     pub async fn check_each_once(&self) {
         let mut last: BTreeMap<(String, String), u64> = BTreeMap::new();
-        for Eviction { session, uid, generation, reason } in self.seen().await {
+        for Eviction { session, uid, generation, reason, .. } in self.seen().await {
             if reason == "capacity" {
                 continue;
             }

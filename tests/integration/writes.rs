@@ -29,7 +29,7 @@ async fn pods_that_change_different_keys_at_once_both_win() {
     let change = async |pod: &PodClient, own: &str, n: u32| {
         // A key of its own that it changes each time, one more that stays, and one that goes again.
         let mut keys = json!({own: n.to_string(), format!("{own}-{n}"): "1", format!("{own}-passing"): n.to_string()});
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             keys[format!("{own}-passing")] = Value::Null;
         }
         written(&pod.patch("s", &keys, "committed").await.unwrap());

@@ -8,16 +8,19 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 
-use super::copy::{Answer, Copy, DropReason, Dropped, LocalValues, Observed};
-use super::flight::{FlightId, InFlight, Restore, Write};
+use super::copy::{Copy, DropReason, Dropped, LocalValues};
+use super::flight::{FlightId, InFlight};
 use super::recency::Recency;
 use super::reports::{Holding, Reporter};
-use crate::core::digest::Digest;
 use crate::core::lease::{Grant, LeaseTable, Provisional, StreamId};
 use crate::core::rules::Rule;
 use crate::core::session::Uid;
-use crate::core::signal::{Barrier, Fate, Mark};
+use crate::core::signal::{Barrier, Fate};
 use crate::core::time::Time;
+
+mod restores;
+mod signals;
+mod writes;
 
 /// How much a shard may keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,19 +91,17 @@ struct Entry {
 }
 
 impl Entry {
-    /// Takes over a later state of the same object, if the metadata is the same. False if it is not.
-    fn advance(&mut self, state: Barrier) -> bool {
+    /// Whether this later state of the same object has the metadata of the copy, which then stays.
+    ///
+    /// Its generation is not taken over: a state that comes by a signal is hearsay, and must not lift a copy above the
+    /// evictions that are still to come.
+    fn equals(&mut self, state: Barrier) -> bool {
         let Fate::Stale { below } = state.mark.fate else {
             return false;
         };
         let equal =
             self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on();
-        if equal && self.copy.generation < below {
-            self.copy = Arc::new(Copy {
-                generation: below,
-                resource_version: state.mark.resource_version,
-                ..Copy::clone(&self.copy)
-            });
+        if equal {
             // A later state than the one that made it unservable equals it.
             self.suspended = self.suspended.filter(|outdated| *outdated > below);
         }
@@ -170,221 +171,6 @@ impl Shard {
     /// The copy of `name` whether or not it may be served, for diagnosis.
     pub fn peek(&self, name: &str) -> Option<&Arc<Copy>> {
         self.entries.get(name).map(|e| &e.copy)
-    }
-
-    /// A request wants `name`, and [`Self::get`] found nothing to serve.
-    pub fn join(&mut self, name: &str, now: Time) -> Join {
-        if let Some(copy) = self.get(name, now) {
-            return Join::Serve(copy.clone());
-        }
-        self.last_flight += 1;
-        let id = FlightId(self.last_flight);
-        let flights = match self.flights.get_mut(name) {
-            Some(flights) => flights,
-            None => self.flights.entry(name.into()).or_default(),
-        };
-        // A GET that was sent before this request came may have read what was already changed when it came.
-        let open = |r: &&Restore| r.sent.is_none() || !Rule::NoLateJoin.on();
-        if let Some(waiting) = flights.restores.iter().find(open) {
-            return Join::Follow(waiting.id);
-        }
-        flights.restores.push(Restore { id, sent: None, fence: None });
-        Join::Lead(id)
-    }
-
-    /// The GET `id` is sent now.
-    pub fn restore_sent(&mut self, name: &str, id: FlightId, now: Time) {
-        let cover = self.leases.provisional(self.lease_length, now);
-        if let Some(flight) = self.restore_mut(name, id) {
-            flight.sent = Some(cover);
-            flight.fence = None;
-        }
-    }
-
-    /// The GET `id` was answered. Unless it must be sent again, it is over.
-    pub fn restore_answered(
-        &mut self,
-        name: &str,
-        id: FlightId,
-        answer: Answer,
-        now: Time,
-        reporter: &mut impl Reporter,
-    ) -> Restored {
-        let Some(flight) = self.restore_mut(name, id) else {
-            return Restored::AskAgain;
-        };
-        let (fence, mut cover) = (flight.fence, flight.sent.unwrap_or(Provisional::NONE));
-        if !Rule::CoverFromSend.on() {
-            cover = self.leases.provisional(self.lease_length, now);
-        }
-        let known = self.entries.get(name).map(|e| &e.copy);
-        if !answer_counts(&answer, fence, known) {
-            if let Some(flight) = self.restore_mut(name, id) {
-                flight.sent = None;
-            }
-            return Restored::AskAgain;
-        }
-        self.restore_over(name, id);
-        match answer {
-            Answer::Found(observed) if !(observed.terminating && Rule::TerminatingIsGone.on()) => {
-                self.restored(name, observed.copy, cover, now, reporter)
-            }
-            _ => Restored::NotFound { dropped: self.drop_copy(name, DropReason::Gone, reporter) },
-        }
-    }
-
-    /// The GET `id` will not be answered: it failed, or nobody waits for it any more.
-    pub fn restore_failed(&mut self, name: &str, id: FlightId) {
-        self.restore_over(name, id);
-    }
-
-    fn restored(
-        &mut self,
-        name: &str,
-        found: Copy,
-        cover: Provisional,
-        now: Time,
-        reporter: &mut impl Reporter,
-    ) -> Restored {
-        if let Some(entry) = self.entries.get_mut(name)
-            && entry.copy.uid == found.uid
-            && entry.copy.digest == found.digest
-        {
-            if entry.copy.generation != found.generation && Rule::AdoptGeneration.on() {
-                entry.copy = Arc::new(Copy { metadata: entry.copy.metadata.clone(), ..found });
-            }
-            entry.provisional = cover;
-            entry.suspended = None;
-            entry.used.store(now.as_nanos(), Ordering::Relaxed);
-            return Restored::Serve { copy: entry.copy.clone(), validated: true, dropped: None };
-        }
-        let reason = match self.entries.get(name) {
-            Some(entry) if entry.copy.uid != found.uid => DropReason::Gone,
-            _ => DropReason::Stale,
-        };
-        let (copy, replaced) = self.adopt(name, found, cover, None, now, reporter);
-        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(name, copy, reason, now)) }
-    }
-
-    /// An own create or patch of `name` is sent now.
-    pub fn write_sent(&mut self, name: &str, now: Time) -> FlightId {
-        self.last_flight += 1;
-        let id = FlightId(self.last_flight);
-        let sent = self.leases.provisional(self.lease_length, now);
-        self.flights.entry_ref(name).or_default().writes.push(Write { id, sent, fence: None });
-        id
-    }
-
-    /// The write `id` was answered with the object as it is now. `wrote` is the digest of the map that the client
-    /// meant to write: another one means that somebody else's change is in the answer.
-    pub fn write_answered(
-        &mut self,
-        name: &str,
-        id: FlightId,
-        observed: Observed,
-        wrote: Digest,
-        now: Time,
-        reporter: &mut impl Reporter,
-    ) -> Written {
-        let Some(flight) = self.write_over(name, id) else {
-            return Written { session: Some(Arc::new(observed.copy)), dropped: None };
-        };
-        let found = observed.copy;
-        let mark = Mark {
-            uid: found.uid,
-            fate: if observed.terminating { Fate::Gone } else { Fate::Stale { below: found.generation } },
-            resource_version: found.resource_version,
-        };
-        if let Some(flights) = self.flights.get_mut(name).filter(|_| Rule::WritesMark.on()) {
-            flights.fence(mark);
-        }
-        if observed.terminating {
-            let holds = self.entries.get(name).is_some_and(|e| e.copy.uid == found.uid);
-            let waited = self.is_suspended(name) && !self.writes_in_flight(name);
-            let dropped = if holds || waited { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
-            return Written { session: None, dropped };
-        }
-        let known = self.entries.get(name).map(|e| &e.copy);
-        // What was held already is news to nobody, whoever wrote it.
-        let held = known.is_some_and(|k| k.uid == found.uid && k.digest == found.digest);
-        let foreign = found.digest != wrote && !held;
-        let newer_known = known.is_some_and(|k| older(&found, k));
-        let fenced = flight.fence.is_some_and(|f| !f.accepts(found.uid, found.generation, found.resource_version));
-        if newer_known || fenced {
-            // A copy that is servable has outlived, or was read after, whatever outdates the answer. But one that is
-            // older than the own write is older than the truth.
-            let outdated = known.is_some_and(|k| older(k, &found)) || self.is_suspended(name);
-            let dropped = if !outdated {
-                None
-            } else if self.writes_in_flight(name) {
-                let below = flight.fence.map_or(0, |f| f.outdates(found.uid));
-                self.suspend(name, below);
-                None
-            } else {
-                self.drop_copy(name, DropReason::Stale, reporter)
-            };
-            return Written { session: Some(Arc::new(found)), dropped };
-        }
-        let mut cover = flight.sent;
-        if !Rule::CoverFromSend.on() {
-            cover = self.leases.provisional(self.lease_length, now);
-        }
-        let same_uid = known.is_some_and(|k| k.uid == found.uid);
-        let local = self.entries.get(name).and_then(|e| e.local.clone()).filter(|_| same_uid && !foreign);
-        let (copy, replaced) = self.adopt(name, found, cover, local, now, reporter);
-        let reason = if same_uid { DropReason::Foreign } else { DropReason::Gone };
-        Written {
-            session: Some(copy),
-            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(name, c, reason, now)),
-        }
-    }
-
-    /// The write `id` was refused, or its outcome is unknown. A copy that waited for the outcome is dropped.
-    pub fn write_failed(&mut self, name: &str, id: FlightId, reporter: &mut impl Reporter) -> Option<Dropped> {
-        self.write_over(name, id);
-        if self.is_suspended(name) && !self.writes_in_flight(name) {
-            return self.drop_copy(name, DropReason::Stale, reporter);
-        }
-        None
-    }
-
-    /// An eviction came in, from whatever source. What is in flight is marked; a copy that it means is dropped, unless
-    /// it equals the state that the eviction speaks of.
-    pub fn evict(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
-        let mark = match state.mark.fate {
-            Fate::Gone if !Rule::GoneByUid.on() => Mark { fate: Fate::Stale { below: 0 }, ..state.mark },
-            _ => state.mark,
-        };
-        if let Some(flights) = self.flights.get_mut(name) {
-            flights.fence(mark);
-        }
-        let entry = self.entries.get_mut(name)?;
-        if !mark.drops(entry.copy.uid, entry.copy.generation) && Rule::CompareGeneration.on() {
-            return None;
-        }
-        match mark.fate {
-            Fate::Stale { .. } if entry.advance(state) => None,
-            Fate::Stale { below } => self.outdated(name, below, reporter),
-            Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
-        }
-    }
-
-    /// A barrier came in: when this returns, nothing older than its state is served. A copy that equals it stays.
-    pub fn barrier(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
-        let mark = state.mark;
-        if let Some(flights) = self.flights.get_mut(name) {
-            flights.fence(mark);
-        }
-        let entry = self.entries.get_mut(name)?;
-        let copy = &entry.copy;
-        if mark.accepts(copy.uid, copy.generation, copy.resource_version) {
-            return None;
-        }
-        match mark.fate {
-            Fate::Stale { .. } if entry.advance(state) => None,
-            Fate::Stale { below } if entry.copy.uid == mark.uid => self.outdated(name, below, reporter),
-            _ => self.drop_copy(name, DropReason::Gone, reporter),
-        }
     }
 
     /// A replica told how long leases are, and will be from now on.
@@ -580,44 +366,6 @@ impl Shard {
 
     fn writes_in_flight(&self, name: &str) -> bool {
         self.flights.get(name).is_some_and(|f| !f.writes.is_empty())
-    }
-
-    fn restore_mut(&mut self, name: &str, id: FlightId) -> Option<&mut Restore> {
-        self.flights.get_mut(name)?.restores.iter_mut().find(|r| r.id == id)
-    }
-
-    fn restore_over(&mut self, name: &str, id: FlightId) {
-        if let Some(flights) = self.flights.get_mut(name) {
-            flights.restores.retain(|r| r.id != id);
-            if flights.is_empty() {
-                self.flights.remove(name);
-            }
-        }
-    }
-
-    fn write_over(&mut self, name: &str, id: FlightId) -> Option<Write> {
-        let flights = self.flights.get_mut(name)?;
-        let at = flights.writes.iter().position(|w| w.id == id)?;
-        let write = flights.writes.swap_remove(at);
-        if flights.is_empty() {
-            self.flights.remove(name);
-        }
-        Some(write)
-    }
-}
-
-/// Whether an answer is provably not older than what came in while it was under way, and than the copy held.
-fn answer_counts(answer: &Answer, fence: Option<Mark>, known: Option<&Arc<Copy>>) -> bool {
-    match answer {
-        Answer::NotFound => fence.is_none() || !Rule::MarkedAbsence.on(),
-        Answer::Found(Observed { copy, terminating }) => {
-            let fenced = fence.is_some_and(|f| {
-                // An object that is being deleted is just what "gone" speaks of.
-                let agrees = *terminating && f.uid == copy.uid && f.fate == Fate::Gone;
-                !agrees && !f.accepts(copy.uid, copy.generation, copy.resource_version)
-            });
-            !fenced && !known.is_some_and(|known| older(copy, known) && Rule::NeverGoBack.on())
-        }
     }
 }
 

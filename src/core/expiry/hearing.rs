@@ -105,14 +105,14 @@ mod tests {
         hearing
     }
 
-    fn heard(since: u64, through: u64) -> Option<Heard> {
-        Some(Heard { since: at(since), through: at(through) })
+    fn span(since: u64, through: u64) -> Heard {
+        Heard { since: at(since), through: at(through) }
     }
 
     #[test]
     fn alone_it_hears_everything_as_soon_as_it_is_registered() {
         assert_eq!(leader(&[]).heard(at(11)), None);
-        assert_eq!(leader(&["own"]).heard(at(11)), heard(10, 11));
+        assert_eq!(leader(&["own"]).heard(at(11)), Some(span(10, 11)));
     }
 
     #[test]
@@ -124,9 +124,9 @@ mod tests {
         hearing.opened("b".into(), at(14));
         assert_eq!(hearing.heard(at(15)), None, "b has handed over nothing yet");
         hearing.handed_over("b", at(16));
-        assert_eq!(hearing.heard(at(17)), heard(14, 12), "through the batch that is oldest");
+        assert_eq!(hearing.heard(at(17)), Some(span(14, 12)), "through the batch that is oldest");
         hearing.handed_over("a", at(18));
-        assert_eq!(hearing.heard(at(19)), heard(14, 16));
+        assert_eq!(hearing.heard(at(19)), Some(span(14, 16)));
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
         hearing.closed("a", at(20));
         assert_eq!(hearing.heard(at(21)), None);
         hearing.registered(replicas(&["own"]), at(22));
-        assert_eq!(hearing.heard(at(23)), heard(22, 23), "the replica is gone, with what it knew");
+        assert_eq!(hearing.heard(at(23)), Some(span(22, 23)), "the replica is gone, with what it knew");
         let mut hearing = both();
         hearing.restart(at(20));
         assert_eq!(hearing.heard(at(21)), None);

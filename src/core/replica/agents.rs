@@ -80,8 +80,17 @@ pub(super) struct Held {
     pub holding: Holding,
     /// The watch must reach this before it can be compared.
     pub waits_for: Option<ResourceVersion>,
+    /// When it was reported.
+    pub reported: Time,
     /// What the agent was told of it last, so that it is not told twice.
     told: Option<Fate>,
+}
+
+impl Held {
+    /// Whether this replica has told the agent to drop it.
+    pub fn was_told(&self) -> bool {
+        self.told.is_some()
+    }
 }
 
 /// An agent that is connected, or whose last lease has not ended.
@@ -246,7 +255,10 @@ impl Replica {
         for (key, report) in reports {
             match report {
                 Report::Held(holding) => within &= self.hold(id, &key, holding, now),
-                Report::Released => self.release(id, &key, now),
+                Report::Released => {
+                    self.note_moved_on(id, &key, now);
+                    self.release(id, &key, now);
+                }
             }
         }
         let Some(agent) = self.agents.get_mut(&id) else {
@@ -412,7 +424,7 @@ impl Replica {
         let Some(agent) = self.agents.get_mut(&id) else {
             return true;
         };
-        let new = Held { holding, waits_for: None, told: None };
+        let new = Held { holding, waits_for: None, reported: now, told: None };
         if agent.holdings.len() >= most && !agent.holds(key) {
             return false;
         }

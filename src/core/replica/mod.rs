@@ -26,6 +26,8 @@ pub mod scope;
 pub mod truth;
 
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 mod tests;
 
 pub use agents::{AgentName, Hello, InstanceId, Outgoing, Refusal};
@@ -37,7 +39,7 @@ pub use truth::{Kind, Object, StaleList};
 
 use agents::Agent;
 use confirm::Confirmation;
-use rounds::Round;
+use rounds::{MovedOn, Round};
 use scope::Scope;
 
 /// Limits and lengths of a replica.
@@ -106,6 +108,7 @@ pub struct Replica {
     confirmations_by_pod: HashMap<(Arc<str>, AgentName), usize>,
     replies: HashMap<StreamId, Vec<Confirmed>>,
     rounds: FastMap<SessionKey, Round>,
+    moved_on: MovedOn,
     stopping: bool,
     last_agent: u32,
     last_signal: u64,
@@ -135,6 +138,7 @@ impl Replica {
             confirmations_by_pod: HashMap::new(),
             replies: HashMap::new(),
             rounds: FastMap::new(),
+            moved_on: MovedOn::default(),
             stopping: false,
             last_agent: 0,
             last_signal: 0,

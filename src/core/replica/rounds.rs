@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hashbrown::HashMap as FastMap;
+
 use super::{AgentId, AgentName, Replica, SignalId, Truth};
 use crate::core::lease::with_drift;
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
@@ -69,6 +71,52 @@ pub(super) struct Round {
     silent: BTreeSet<AgentName>,
 }
 
+impl Round {
+    fn new(uid: Uid, generation: Option<u64>, now: Time) -> Self {
+        Self {
+            uid,
+            generation,
+            changed: BTreeSet::new(),
+            started: now,
+            waiting: BTreeMap::new(),
+            pods: BTreeSet::new(),
+            silent: BTreeSet::new(),
+        }
+    }
+}
+
+/// Pods that gave up a copy before this replica's watch showed why. Kept for a lease at most, and bounded.
+#[derive(Debug, Default)]
+pub(super) struct MovedOn {
+    since: Time,
+    pods: FastMap<SessionKey, Vec<(AgentName, Uid)>>,
+}
+
+impl MovedOn {
+    /// Sessions that are kept at most. Copies that go for want of room are noted too, and must not pile up.
+    const MOST: usize = 10_000;
+
+    fn note(&mut self, key: &SessionKey, name: AgentName, uid: Uid, now: Time, lease: Duration) {
+        if now.saturating_since(self.since) > lease || self.pods.len() >= Self::MOST {
+            self.pods.clear();
+        }
+        if self.pods.is_empty() {
+            self.since = now;
+        }
+        let pods = self.pods.entry(key.clone()).or_default();
+        if !pods.iter().any(|(known, _)| *known == name) {
+            pods.push((name, uid));
+        }
+    }
+
+    fn take(&mut self, key: &SessionKey, old: Option<&Truth>, now: Time, lease: Duration) -> Vec<AgentName> {
+        let pods = self.pods.remove(key).unwrap_or_default();
+        let fresh = now.saturating_since(self.since) <= lease;
+        let of_old = |uid: Uid| fresh && old.is_some_and(|o| o.uid == uid);
+        pods.into_iter().filter(|(_, uid)| of_old(*uid)).map(|(name, _)| name).collect()
+    }
+}
+
 impl Replica {
     pub(super) fn round_evicted(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId, now: Time) {
         let Some(name) = self.agents.get(&agent).map(|a| a.name().clone()) else {
@@ -78,15 +126,7 @@ impl Replica {
             return;
         };
         let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
-        let round = self.rounds.entry(key.clone()).or_insert_with(|| Round {
-            uid,
-            generation,
-            changed: BTreeSet::new(),
-            started: now,
-            waiting: BTreeMap::new(),
-            pods: BTreeSet::new(),
-            silent: BTreeSet::new(),
-        });
+        let round = self.rounds.entry(key.clone()).or_insert_with(|| Round::new(uid, generation, now));
         round.uid = uid;
         round.generation = generation;
         round.pods.insert(name.clone());
@@ -125,6 +165,9 @@ impl Replica {
             return;
         }
         let changed_keys = same.map_or_else(Vec::new, |o| o.summary.changed_keys(&new.summary));
+        if !changed_keys.is_empty() || new.terminating || same.is_none() {
+            self.count_moved_on(key, old, now);
+        }
         if let Some(round) = self.rounds.get_mut(key) {
             round.changed.extend(changed_keys.iter().cloned());
         }
@@ -139,8 +182,37 @@ impl Replica {
         self.settle(key, now);
     }
 
-    pub(super) fn removed(&mut self, key: &SessionKey) {
+    pub(super) fn removed(&mut self, key: &SessionKey, old: Option<&Truth>, now: Time) {
         self.facts.push(Fact::Removed { key: key.clone() });
+        self.count_moved_on(key, old, now);
+        if self.rounds.contains_key(key) {
+            self.settle(key, now);
+        }
+    }
+
+    /// The agent gives up a copy that this replica has not told it to: another replica may have been faster, or a
+    /// barrier. If the watch soon shows a change, the pod is counted among those that the change has evicted.
+    pub(super) fn note_moved_on(&mut self, agent: AgentId, key: &SessionKey, now: Time) {
+        let Some(known) = self.agents.get_mut(&agent) else {
+            return;
+        };
+        let name = known.name().clone();
+        if let Some(held) = known.held_mut(key).filter(|h| !h.was_told()) {
+            let uid = held.holding.uid;
+            self.moved_on.note(key, name, uid, now, self.config.lease);
+        }
+    }
+
+    fn count_moved_on(&mut self, key: &SessionKey, old: Option<&Truth>, now: Time) {
+        let pods = self.moved_on.take(key, old, now, self.config.lease);
+        if pods.is_empty() {
+            return;
+        }
+        let Some(uid) = old.map(|o| o.uid) else {
+            return;
+        };
+        let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
+        self.rounds.entry(key.clone()).or_insert_with(|| Round::new(uid, generation, now)).pods.extend(pods);
     }
 
     /// How many pods have been signalled a change of this session and have not acknowledged it yet.

@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::{AgentId, Replica};
 use crate::core::rules::Rule;
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
+use crate::core::signal::{Barrier, Fate, Mark};
 use crate::core::time::Time;
 
 /// Identifies a watched collection: all namespaces, or one of those that were chosen.
@@ -128,7 +129,7 @@ impl Replica {
     /// that etcd was restored from a backup: all state and all leases are void (see [`Self::void`]).
     pub fn marker_answered(
         &mut self,
-        scope: ScopeId,
+        id: ScopeId,
         sent: Time,
         seen: ResourceVersion,
         answered: ResourceVersion,
@@ -139,11 +140,26 @@ impl Replica {
         }
         // A proof as old as a lease gives none. (A watch that is silent for days must not pile them up.)
         let lease = self.config.lease;
-        let scope = &mut self.scopes[scope.0];
+        let scope = &mut self.scopes[id.0];
         scope.unproven.retain(|_, sent| now.saturating_since(*sent) < lease);
         scope.unproven.insert(answered, sent);
         scope.advance(scope.position, now);
+        self.evict_impossible(id, sent, answered, now);
         Ok(())
+    }
+
+    /// A copy that was reported before a write was sent cannot have been read at a resourceVersion above that of the
+    /// write: it is of a history that a restored backup has wiped out. Waiting for the watch to reach it would cover it.
+    fn evict_impossible(&mut self, scope: ScopeId, sent: Time, written: ResourceVersion, now: Time) {
+        let above = self.scopes[scope.0].waiting.iter().rev().take_while(|(until, ..)| *until > written);
+        let above: Vec<(AgentId, SessionKey)> = above.map(|(_, agent, key)| (*agent, key.clone())).collect();
+        for (agent, key) in above {
+            let held = self.agents.get_mut(&agent).and_then(|a| a.held_mut(&key));
+            if let Some(uid) = held.filter(|h| h.reported < sent).map(|h| h.holding.uid) {
+                let mark = Mark { uid, fate: Fate::Gone, resource_version: written };
+                self.evict(&key, agent, Barrier { mark, digest: None }, now);
+            }
+        }
     }
 
     /// How old the knowledge of `scope` is; `None` if it was never proven.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Config, ConfirmRefused, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId};
-use crate::core::digest::{Metadata, Summarizer};
-use crate::core::lease::{StreamId, with_drift};
+use super::{Config, Fact, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId, SignalId};
+use crate::core::cache::{Holding, Report};
+use crate::core::digest::{Digest, Metadata, Summarizer};
+use crate::core::lease::StreamId;
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
-use crate::core::signal::{Barrier, Fate, Mark};
+use crate::core::signal::Fate;
 use crate::core::time::Time;
 
 impl Replica {
@@ -29,203 +30,124 @@ impl Replica {
     }
 }
 
-const LEASE: Duration = Duration::from_secs(15);
-const UID: Uid = Uid::from_u128(1);
+const STREAM: StreamId = StreamId(1);
 
-/// A replica whose watch has come to resourceVersion 10, where session `s` is at generation 1.
-struct Bench {
-    replica: Replica,
-    scope: ScopeId,
-    now: Time,
+fn at(seconds: u64) -> Time {
+    Time::from_nanos(seconds * 1_000_000_000)
 }
 
-impl Bench {
-    fn new(confirmations: usize, confirmations_per_pod: usize) -> Self {
-        let config = Config { lease: LEASE, holdings_per_agent: 10, confirmations, confirmations_per_pod };
-        let replica = Replica::new(config, &[]);
-        let scope = replica.scopes().next().unwrap().0;
-        let mut bench = Self { replica, scope, now: Time::default() + LEASE };
-        let object = Object {
-            key: key(),
-            uid: UID,
-            generation: 1,
-            resource_version: ResourceVersion(10),
-            terminating: false,
-            kind: Kind::Session(Summarizer::default().summarize(&Metadata::new())),
-        };
-        bench.replica.relist(scope, vec![object], ResourceVersion(10), bench.now).unwrap();
-        bench.prove();
-        bench
-    }
+fn held(resource_version: u64) -> Report {
+    Report::Held(Holding {
+        uid: Uid::from_u128(1),
+        generation: 1,
+        digest: Digest::of(&Metadata::new()),
+        resource_version: ResourceVersion(resource_version),
+    })
+}
 
-    /// A marker is sent now, and comes through the watch later.
-    fn prove(&mut self) {
-        let sent = self.now;
-        let seen = self.replica.position(self.scope);
-        let answered = ResourceVersion(seen.0 + 1);
-        self.pass(Duration::from_millis(1));
-        self.replica.marker_answered(self.scope, sent, seen, answered, self.now).unwrap();
-        self.replica.bookmark(self.scope, answered, self.now);
-    }
+/// A replica whose watch is at 50, with one agent.
+fn replica() -> (Replica, ScopeId) {
+    let mut replica = Replica::new(Config { lease: Duration::from_secs(15), ..Config::default() }, &[]);
+    let scope = replica.scopes().map(|(id, _)| id).next().unwrap();
+    replica.relist(scope, Vec::new(), ResourceVersion(50), at(1)).unwrap();
+    let hello = Hello { instance: InstanceId(1), namespace: "a".into(), name: "pod".into() };
+    assert_eq!(replica.stream_opened(STREAM, hello, at(1)), None);
+    (replica, scope)
+}
 
-    fn pass(&mut self, time: Duration) {
-        self.now = self.now + time;
-        self.replica.poll(self.now);
+fn evicted(replica: &mut Replica) -> Vec<Fate> {
+    match replica.drain(STREAM, 100) {
+        Some(Outgoing::Signals { evictions, .. }) => evictions.iter().map(|(_, _, s)| s.mark.fate).collect(),
+        _ => Vec::new(),
     }
+}
 
-    /// An agent that was granted a lease.
-    fn agent(&mut self, stream: u32, namespace: &str, pod: &str, instance: u128) -> (StreamId, Option<StreamId>) {
-        let hello = Hello { instance: InstanceId(instance), namespace: namespace.into(), name: pod.into() };
-        let superseded = self.replica.stream_opened(StreamId(stream), hello, self.now);
-        self.lease(StreamId(stream));
-        (StreamId(stream), superseded)
-    }
+#[test]
+fn a_copy_of_a_history_that_a_backup_wiped_out_is_evicted_by_the_first_write_after_it() {
+    let (mut replica, scope) = replica();
+    let key = SessionKey::new("a", "s");
+    replica.reported(STREAM, vec![(key, held(100))], Some(1), at(2));
+    assert_eq!(evicted(&mut replica), [], "the pod may know more than the watch");
+    // Sent before the report: a resourceVersion below the copy's is no contradiction.
+    replica.marker_answered(scope, at(1), ResourceVersion(50), ResourceVersion(60), at(3)).unwrap();
+    assert_eq!(evicted(&mut replica), []);
+    replica.marker_answered(scope, at(3), ResourceVersion(50), ResourceVersion(61), at(3)).unwrap();
+    assert_eq!(evicted(&mut replica), [Fate::Gone]);
+}
 
-    fn lease(&mut self, stream: StreamId) {
-        self.replica.heartbeat(stream, 1, self.now);
-        while !matches!(self.replica.drain(stream, 10), Some(Outgoing::Lease { age: Ok(_), .. })) {}
-    }
+#[test]
+fn no_lease_before_the_marker_came_through_the_watch() {
+    let (mut replica, scope) = replica();
+    replica.heartbeat(STREAM, 1, at(2));
+    assert!(matches!(replica.drain(STREAM, 9), Some(Outgoing::Lease { age: Err(_), .. })));
+    replica.marker_answered(scope, at(2), ResourceVersion(50), ResourceVersion(60), at(3)).unwrap();
+    replica.heartbeat(STREAM, 2, at(3));
+    assert!(matches!(replica.drain(STREAM, 9), Some(Outgoing::Lease { age: Err(_), .. })), "answered, but not shown");
+    replica.bookmark(scope, ResourceVersion(60), at(4));
+    replica.heartbeat(STREAM, 3, at(5));
+    let lease = Outgoing::Lease { heartbeat: 3, age: Ok(Duration::from_secs(3)), covers: 0 };
+    assert_eq!(replica.drain(STREAM, 9), Some(lease), "as old as the sending of the marker");
+    replica.heartbeat(STREAM, 4, at(17));
+    assert!(matches!(replica.drain(STREAM, 9), Some(Outgoing::Lease { age: Err(_), .. })), "older than a lease");
+}
 
-    fn confirm(&mut self, stream: StreamId, at: u64) -> Result<(), ConfirmRefused> {
-        self.replica.confirm(stream, at, key(), state(Fate::Stale { below: 1 }, at))
-    }
-
-    /// The answers that wait for who asked.
-    fn answers(&mut self, stream: StreamId) -> Vec<u64> {
-        let mut answers = Vec::new();
-        while let Some(outgoing) = self.replica.drain(stream, 10) {
-            if let Outgoing::Confirmed(confirmed) = outgoing {
-                answers.push(confirmed.request);
-            }
+#[test]
+fn an_inventory_covers_nothing_before_its_last_part() {
+    let (mut replica, scope) = replica();
+    replica.marker_answered(scope, at(2), ResourceVersion(50), ResourceVersion(50), at(2)).unwrap();
+    let covers = |replica: &mut Replica, number| {
+        replica.heartbeat(STREAM, number, at(3));
+        match replica.drain(STREAM, 9) {
+            Some(Outgoing::Lease { covers, .. }) => covers,
+            other => panic!("{other:?}"),
         }
-        answers
-    }
-}
-
-fn key() -> SessionKey {
-    SessionKey::new("ns", "s")
-}
-
-fn state(fate: Fate, at: u64) -> Barrier {
-    Barrier { mark: Mark { uid: UID, fate, resource_version: ResourceVersion(at) }, digest: None }
+    };
+    replica.reported(STREAM, vec![(SessionKey::new("a", "s"), held(60))], None, at(3));
+    assert_eq!(covers(&mut replica, 1), 0);
+    replica.reported(STREAM, vec![(SessionKey::new("a", "t"), held(61))], Some(7), at(3));
+    assert_eq!(covers(&mut replica, 2), 7);
 }
 
 #[test]
-fn a_state_that_a_later_proof_does_not_show_was_never_committed() {
-    let mut bench = Bench::new(16, 16);
-    let (asker, _) = bench.agent(1, "ns", "a", 1);
-    bench.confirm(asker, 1_000).unwrap();
-    bench.replica.confirm(asker, 2, key(), state(Fate::Gone, 10)).unwrap();
-    // The proof was sent before the requests came: it says nothing of them.
-    bench.prove();
-    bench.pass(Duration::from_millis(1));
-    assert_eq!(bench.replica.confirmations(), 2);
-    bench.pass(Duration::from_millis(1));
-    bench.prove();
-    bench.pass(Duration::from_millis(1));
-    assert_eq!((bench.replica.confirmations(), bench.replica.queued_signals()), (0, 0));
-    assert!(bench.answers(asker).is_empty(), "a lie was confirmed");
-    assert!(bench.replica.confirmations_by_pod.is_empty());
+fn strangers_change_nothing() {
+    let (mut replica, _) = replica();
+    let (stranger, key) = (StreamId(99), SessionKey::new("a", "s"));
+    replica.reported(stranger, vec![(key.clone(), held(60))], Some(7), at(2));
+    replica.heartbeat(stranger, 1, at(2));
+    replica.acknowledged(stranger, &key, SignalId(5), at(2));
+    replica.acknowledged(STREAM, &key, SignalId(5), at(2));
+    replica.lease_returned(stranger);
+    replica.stream_closed(stranger, at(2));
+    assert_eq!(replica.drain(stranger, 9), None);
+    assert_eq!(replica.holdings(), 0);
+    assert_eq!(replica.left_over(1), None);
 }
 
 #[test]
-fn a_state_that_is_committed_is_waited_for_as_long_as_nothing_is_proven() {
-    let mut bench = Bench::new(16, 16);
-    let (asker, _) = bench.agent(1, "ns", "a", 1);
-    bench.confirm(asker, 20).unwrap();
-    bench.pass(LEASE * 10);
-    assert_eq!(bench.replica.confirmations(), 1, "the watch may be silent");
-    bench.replica.bookmark(bench.scope, ResourceVersion(20), bench.now);
-    assert_eq!(bench.answers(asker), [20]);
-}
-
-#[test]
-fn nobody_is_waited_for_longer_than_a_lease() {
-    let mut bench = Bench::new(16, 16);
-    let (asker, _) = bench.agent(1, "ns", "a", 1);
-    let (silent, _) = bench.agent(2, "ns", "b", 2);
-    bench.confirm(asker, 10).unwrap();
-    let first = bench.replica.drain(asker, 10);
-    let Some(Outgoing::Signals { barriers, .. }) = first else { panic!("expected a barrier, not {first:?}") };
-    bench.replica.acknowledged(asker, &key(), barriers[0].1, bench.now);
-    bench.pass(Duration::ZERO);
-    // It takes one lease after the other, and never acknowledges.
-    let begun = bench.now;
-    while bench.now < begun + with_drift(LEASE) {
-        assert!(bench.answers(asker).is_empty(), "after {:?}", bench.now.saturating_since(begun));
-        bench.prove();
-        bench.lease(silent);
-        bench.pass(LEASE / 10);
-    }
-    assert_eq!(bench.answers(asker), [10]);
-}
-
-#[test]
-fn a_pod_has_its_part_of_the_confirmations_and_leaves_the_leaders() {
-    let mut bench = Bench::new(16, 6);
-    let pods: Vec<_> = (1..=3).map(|n| bench.agent(n, "ns", &n.to_string(), n.into()).0).collect();
-    // Another stream of the first pod has no more for it; a pod of the same name elsewhere has its own.
-    let (again, _) = bench.agent(4, "ns", "1", 4);
-    let (elsewhere, _) = bench.agent(5, "other", "1", 5);
-    let refused = |bench: &mut Bench, stream| bench.confirm(stream, 1_000) == Err(ConfirmRefused::Busy);
-    for _ in 0..6 {
-        bench.confirm(pods[0], 1_000).unwrap();
-    }
-    assert!(refused(&mut bench, pods[0]) && refused(&mut bench, again));
-    bench.confirm(elsewhere, 1_000).unwrap();
-    for _ in 0..6 {
-        bench.confirm(pods[1], 1_000).unwrap();
-    }
-    // 13 of 16: the last two are for other replicas, and for them only.
-    bench.confirm(pods[2], 1_000).unwrap();
-    assert!(refused(&mut bench, pods[2]));
-    for _ in 0..2 {
-        bench.confirm(StreamId(99), 1_000).unwrap();
-    }
-    assert!(refused(&mut bench, StreamId(99)));
-    // Who leaves does not get more by it.
-    bench.replica.stream_closed(pods[0], bench.now);
-    let (back, _) = bench.agent(6, "ns", "1", 6);
-    assert!(refused(&mut bench, back));
-}
-
-#[test]
-fn answers_that_nobody_reads_count() {
-    let mut bench = Bench::new(100, 3);
-    // Nobody has a lease: each is confirmed at once.
-    let hello = Hello { instance: InstanceId(1), namespace: "ns".into(), name: "a".into() };
-    assert_eq!(bench.replica.stream_opened(StreamId(1), hello, bench.now), None);
-    for _ in 0..3 {
-        bench.confirm(StreamId(1), 10).unwrap();
-        bench.pass(Duration::ZERO);
-    }
-    assert_eq!(bench.replica.confirmations(), 0);
-    assert_eq!(bench.confirm(StreamId(1), 10), Err(ConfirmRefused::Busy));
-    assert_eq!(bench.answers(StreamId(1)).len(), 3);
-    assert_eq!(bench.confirm(StreamId(1), 10), Ok(()));
-}
-
-#[test]
-fn what_is_over_waits_for_nobody_who_does_not_read() {
-    let mut bench = Bench::new(16, 16);
-    let (asker, _) = bench.agent(1, "ns", "a", 1);
-    let (_stuck, _) = bench.agent(2, "ns", "b", 2);
-    for _ in 0..5 {
-        bench.confirm(asker, 10).unwrap();
-        bench.pass(with_drift(LEASE));
-        bench.pass(with_drift(LEASE));
-    }
-    assert_eq!(bench.answers(asker).len(), 5);
-    assert_eq!(bench.replica.queued_signals(), 0, "barriers of confirmations that are over");
-}
-
-#[test]
-fn an_instance_is_one_of_its_pod() {
-    let mut bench = Bench::new(16, 16);
-    let (first, _) = bench.agent(1, "ns", "a", 7);
-    assert_eq!(bench.agent(2, "other", "a", 7).1, None);
-    assert_eq!(bench.agent(3, "ns", "b", 7).1, None);
-    assert_eq!(bench.replica.agents(), (3, 0));
-    assert_eq!(bench.agent(4, "ns", "a", 7).1, Some(first));
-    assert_eq!(bench.replica.agents(), (3, 0));
+fn a_pod_that_another_replica_told_first_is_counted_when_the_watch_shows_the_change() {
+    let (mut replica, scope) = replica();
+    let key = SessionKey::new("a", "s");
+    let mut summarizer = Summarizer::default();
+    let mut object = |generation, resource_version, value: &str| Object {
+        key: key.clone(),
+        uid: Uid::from_u128(1),
+        generation,
+        resource_version: ResourceVersion(resource_version),
+        terminating: false,
+        kind: Kind::Session(summarizer.summarize(&Metadata::from([("k".into(), value.into())]))),
+    };
+    let old = object(1, 51, "old");
+    let Kind::Session(summary) = &old.kind else { panic!() };
+    let digest = summary.digest;
+    let holding = Holding { uid: old.uid, generation: 1, digest, resource_version: ResourceVersion(51) };
+    replica.apply(scope, old, at(2));
+    replica.reported(STREAM, vec![(key.clone(), Report::Held(holding))], Some(1), at(2));
+    replica.take_facts();
+    replica.reported(STREAM, vec![(key.clone(), Report::Released)], Some(2), at(3));
+    replica.apply(scope, object(2, 52, "new"), at(3));
+    let settled = replica.take_facts().into_iter().find_map(|fact| match fact {
+        Fact::Settled(settled) => Some(settled),
+        _ => None,
+    });
+    assert_eq!(settled.unwrap().pods, ["pod".into()]);
 }

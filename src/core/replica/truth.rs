@@ -164,7 +164,8 @@ impl Replica {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        if entry.truth.take().is_some() {
+        let old = entry.truth.take();
+        if old.is_some() {
             self.sessions -= 1;
         }
         let holders = entry.holders.clone();
@@ -172,7 +173,7 @@ impl Replica {
             self.entries.remove(key);
         }
         self.compare_all(key, &holders, position, now);
-        self.removed(key);
+        self.removed(key, old.as_ref(), now);
     }
 
     fn compare_all(&mut self, key: &SessionKey, holders: &[AgentId], position: ResourceVersion, now: Time) {

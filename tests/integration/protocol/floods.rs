@@ -18,7 +18,7 @@ const CONFIRMATIONS: &str = "vmcp_session_queue_depth{queue=\"confirmations\"}";
 /// Memory that a flood may cost for a while, in MiB: buffers of its connections, and what the allocator keeps.
 const FLAT: usize = 48;
 /// Confirmations that one pod may have under way.
-const PER_POD: usize = 512;
+const PER_POD: u64 = 512;
 
 /// An agent that is served, and takes hardly anything before it must read.
 async fn narrow(shared: &Shared, token: &str) -> Agent {
@@ -52,7 +52,7 @@ fn an_agent_that_never_reads_holds_nobody_up_gets_no_lease_and_is_let_go() {
         let mut sent = 0;
         let mut longest = Duration::ZERO;
         // It goes on asking for leases as long as it is listened to.
-        while shared.metric(CONNECTED).await > 1.0 {
+        while shared.metric(CONNECTED).await > 1 {
             assert!(begun.elapsed() < PATIENCE * 2, "who never reads is still served");
             for _ in 0..20 {
                 sent += 1;
@@ -147,8 +147,8 @@ fn a_flood_of_messages_costs_nobody_else_and_no_memory() {
         println!("resident: {before} MiB before, {after} MiB after");
         assert!(after < before + FLAT, "{before} MiB before, {after} MiB after");
         unnoticed("beside floods of messages", longest);
-        shared.wait_at_most(CONNECTED, 1.0).await;
-        shared.wait_at_most("vmcp_session_holdings", 2.0).await;
+        shared.wait_at_most(CONNECTED, 1).await;
+        shared.wait_at_most("vmcp_session_holdings", 2).await;
     });
 }
 
@@ -156,7 +156,7 @@ fn a_flood_of_messages_costs_nobody_else_and_no_memory() {
 fn one_pod_cannot_use_up_the_confirmations_and_those_of_what_never_was_are_dropped() {
     on_shared(async |shared| {
         let mut liar = shared.agent(shared.namespace()).await;
-        for number in 1..=u64::try_from(PER_POD).unwrap() + 100 {
+        for number in 1..=PER_POD + 100 {
             liar.say(confirm(number, "never", Uid::from_u128(1), u64::MAX, u64::MAX)).await;
         }
         // What is beyond is refused, with the request's number.
@@ -164,10 +164,10 @@ fn one_pod_cannot_use_up_the_confirmations_and_those_of_what_never_was_are_dropp
             let Heard::ConfirmRefused(refused) = next_but_signals(&mut liar).await else {
                 panic!("expected a refusal")
             };
-            assert_eq!(refused.number, u64::try_from(PER_POD).unwrap() + expected);
+            assert_eq!(refused.number, PER_POD + expected);
             assert!(refused.reason.contains("too many"), "{refused:?}");
         }
-        assert!(shared.metric(CONFIRMATIONS).await <= PER_POD as f64);
+        assert!(shared.metric(CONFIRMATIONS).await <= PER_POD);
         // Others still have theirs.
         let (uid, version) = confirmable(shared, shared.namespace(), "confirmed").await;
         let mut honest = shared.agent(shared.namespace()).await;
@@ -177,7 +177,7 @@ fn one_pod_cannot_use_up_the_confirmations_and_those_of_what_never_was_are_dropp
         };
         assert_eq!((confirmed.number, confirmed.registered.len()), (7, 1));
         // The liar stays, its requests do not.
-        shared.wait_at_most(CONFIRMATIONS, 0.0).await;
+        shared.wait_at_most(CONFIRMATIONS, 0).await;
         liar.leased().await;
         liar.say(confirm(9, "confirmed", uid, 1, version)).await;
         loop {
@@ -254,7 +254,7 @@ fn answers_that_nobody_reads_are_bounded() {
         drop(agent);
         eventually(PATIENCE, "nothing is left of it", async || {
             let metrics = shared.metrics().await;
-            (metrics[CONNECTED] <= 1.0 && metrics[CONFIRMATIONS] <= 0.0).then_some(())
+            (metrics[CONNECTED] <= 1 && metrics[CONFIRMATIONS] == 0).then_some(())
         })
         .await
         .unwrap();

@@ -70,11 +70,11 @@ fn an_inventory_of_100_000_copies_is_covered_after_its_last_part_and_nobody_wait
         unnoticed("beside a large inventory", longest);
         assert!(took < Duration::from_secs(20), "{took:?}");
         assert!(grown < 100, "{grown} MiB");
-        assert!(shared.metric(HOLDINGS).await >= INVENTORY as f64);
+        assert!(shared.metric(HOLDINGS).await >= INVENTORY as u64);
 
         // It leaves all at once, which nobody notices either.
         drop(agent);
-        let gone = soon("all is forgotten", shared.wait_at_most(HOLDINGS, 10.0));
+        let gone = soon("all is forgotten", shared.wait_at_most(HOLDINGS, 10));
         let ((), longest) = longest_beside(shared, gone).await;
         unnoticed("while a large inventory goes", longest);
     });
@@ -95,6 +95,6 @@ fn who_reports_more_than_it_may_hold_is_cut_off() {
         let status = agent.ended().await;
         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
         assert!(status.message().contains("more copies than it may"), "{status:?}");
-        shared.wait_at_most(HOLDINGS, 10.0).await;
+        shared.wait_at_most(HOLDINGS, 10).await;
     });
 }

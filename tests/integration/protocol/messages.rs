@@ -143,8 +143,8 @@ fn a_wrong_first_message_ends_the_stream_with_the_reason() {
 fn a_malformed_message_ends_the_stream_with_the_reason_and_nothing_of_it_counts() {
     on_shared(async |shared| {
         end_each(shared, later()).await;
-        shared.wait_at_most("vmcp_session_agents{state=\"connected\"}", 1.0).await;
-        assert_eq!(shared.metric("vmcp_session_holdings").await, 1.0, "only the well-behaved pod holds a copy");
+        shared.wait_at_most("vmcp_session_agents{state=\"connected\"}", 1).await;
+        assert_eq!(shared.metric("vmcp_session_holdings").await, 1, "only the well-behaved pod holds a copy");
     });
 }
 

@@ -146,8 +146,8 @@ impl Shared {
         (object, uid)
     }
 
-    /// Numbers of the replica's metrics, by name and labels as they are written.
-    pub async fn metrics(&self) -> HashMap<String, f64> {
+    /// Whole numbers of the replica's metrics, by name and labels as they are written.
+    pub async fn metrics(&self) -> HashMap<String, u64> {
         let text = self.world.controllers[0].metrics().await.unwrap();
         let number = |line: &str| {
             let (name, value) = line.rsplit_once(' ')?;
@@ -157,13 +157,13 @@ impl Shared {
     }
 
     /// One of them.
-    pub async fn metric(&self, name: &str) -> f64 {
+    pub async fn metric(&self, name: &str) -> u64 {
         let all = self.metrics().await;
         *all.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", all.keys()))
     }
 
     /// Waits until a metric is at most this.
-    pub async fn wait_at_most(&self, name: &str, most: f64) {
+    pub async fn wait_at_most(&self, name: &str, most: u64) {
         let what = format!("{name} is at most {most}");
         eventually(PATIENCE, &what, async || (self.metric(name).await <= most).then_some(())).await.unwrap();
     }

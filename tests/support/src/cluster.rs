@@ -73,6 +73,8 @@ pub struct ClusterOptions {
     pub stream_proxies: bool,
     /// More arguments for each replica.
     pub controller_args: Vec<String>,
+    /// What the controllers and the pods log.
+    pub log_level: String,
     /// How long tokens last. Nobody renews them.
     pub token_lifetime: Duration,
     /// The control plane's options.
@@ -90,6 +92,7 @@ impl Default for ClusterOptions {
             api_server: None,
             stream_proxies: false,
             controller_args: Vec::new(),
+            log_level: "info,vmcp_session=debug".into(),
             token_lifetime: Duration::from_hours(1),
             plane: ControlPlaneOptions::default(),
         }

@@ -6,7 +6,11 @@ use crate::{
     eventually,
     vmcp_pod::http,
 };
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 const READY: Duration = Duration::from_secs(30);
 
@@ -22,10 +26,9 @@ pub struct Controller {
     pub admin: SocketAddr,
     /// Name of its pod.
     pub name: String,
-    program: PathBuf,
-    args: Vec<String>,
     /// The files with its tokens.
     pub access: TokenAccess,
+    launch: Launch,
     _ip: LoopbackAddr,
 }
 
@@ -53,16 +56,16 @@ impl Controller {
             "--log-format=json".into(),
         ];
         args.extend(cluster.options.controller_args.iter().cloned());
-        let program = cluster.programs.session.clone();
-        let process = spawn(name, &program, &args, &access)?;
+        let launch = Launch::new(cluster, name, &cluster.programs.session, args, &access);
+        let process = launch.spawn()?;
         let name = name.to_owned();
-        Ok(Self { process, api, address, admin, name, program, args, access, _ip: ip })
+        Ok(Self { process, api, address, admin, name, access, launch, _ip: ip })
     }
 
     /// Starts it again, after it has ended.
     #[expect(clippy::unused_async, reason = "called as a pod's restart is, which waits")]
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = spawn(&self.name, &self.program, &self.args, &self.access)?;
+        self.process = self.launch.spawn()?;
         Ok(())
     }
 
@@ -93,10 +96,35 @@ pub(crate) async fn api_proxy(cluster: &Cluster) -> Result<TcpProxy> {
     TcpProxy::start(cluster.options.api_server.unwrap_or(cluster.plane.apiserver().address())).await
 }
 
-fn spawn(name: &str, program: &std::path::Path, args: &[String], access: &TokenAccess) -> Result<Process> {
-    Process::builder(name, program)
-        .args(args)
-        .env("KUBECONFIG", &access.kubeconfig)
-        .env("VMCP_LOG_LEVEL", "info,vmcp_session=debug")
-        .spawn()
+/// How a program of the cluster is started, and started again.
+pub(crate) struct Launch {
+    name: String,
+    program: PathBuf,
+    args: Vec<String>,
+    kubeconfig: PathBuf,
+    log_level: String,
+    log: PathBuf,
+}
+
+impl Launch {
+    pub(crate) fn new(cluster: &Cluster, name: &str, program: &Path, args: Vec<String>, access: &TokenAccess) -> Self {
+        Self {
+            name: name.to_owned(),
+            program: program.to_owned(),
+            args,
+            kubeconfig: access.kubeconfig.clone(),
+            log_level: cluster.options.log_level.clone(),
+            log: cluster.plane.dir().join(format!("{name}.log")),
+        }
+    }
+
+    /// Starts it. Its log goes on where that of the run before ended.
+    pub(crate) fn spawn(&self) -> Result<Process> {
+        Process::builder(&self.name, &self.program)
+            .args(&self.args)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("VMCP_LOG_LEVEL", &self.log_level)
+            .log(&self.log)
+            .spawn()
+    }
 }

@@ -1,7 +1,9 @@
 //! A pod of a vMCP server, as a process that uses the cache library, and is driven over HTTP.
 
 use crate::{
-    Cluster, Error, LoopbackAddr, Process, Result, TcpProxy, TokenAccess, cluster::POD_ACCOUNT, controller::api_proxy,
+    Cluster, Error, LoopbackAddr, Process, Result, TcpProxy, TokenAccess,
+    cluster::POD_ACCOUNT,
+    controller::{Launch, api_proxy},
     eventually,
 };
 use bytes::Bytes;
@@ -11,7 +13,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::Value;
-use std::{net::SocketAddr, ops::Deref, path::PathBuf, sync::LazyLock, time::Duration};
+use std::{net::SocketAddr, ops::Deref, sync::LazyLock, time::Duration};
 
 const READY: Duration = Duration::from_secs(30);
 /// How long an answer may take: longer than a write waits that must be visible everywhere while a replica is dead.
@@ -54,8 +56,7 @@ pub struct VmcpPod {
     /// The files with its tokens.
     pub access: TokenAccess,
     client: PodClient,
-    program: PathBuf,
-    args: Vec<String>,
+    launch: Launch,
     _ip: LoopbackAddr,
 }
 
@@ -91,17 +92,17 @@ impl VmcpPod {
             format!("--pod-name={name}"),
             format!("--token-file={}", stream.token_file.display()),
         ];
-        let program = cluster.programs.pod.clone();
-        let process = spawn(name, &program, &args, &access)?;
+        let launch = Launch::new(cluster, name, &cluster.programs.pod, args, &access);
+        let process = launch.spawn()?;
         let client = PodClient { name: name.to_owned(), address };
-        let pod = Self { process, api, streams, access, client, program, args, _ip: ip };
+        let pod = Self { process, api, streams, access, client, launch, _ip: ip };
         pod.wait_listening().await?;
         Ok(pod)
     }
 
     /// Starts it again, after it has ended.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = spawn(&self.name, &self.program, &self.args, &self.access)?;
+        self.process = self.launch.spawn()?;
         self.wait_listening().await
     }
 
@@ -192,14 +193,6 @@ impl PodClient {
     pub async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Reply> {
         http(self.address, method, path, body).await
     }
-}
-
-fn spawn(name: &str, program: &std::path::Path, args: &[String], access: &TokenAccess) -> Result<Process> {
-    Process::builder(name, program)
-        .args(args)
-        .env("KUBECONFIG", &access.kubeconfig)
-        .env("VMCP_LOG_LEVEL", "info,vmcp_session=debug")
-        .spawn()
 }
 
 /// One request over HTTP. Connections are kept and used again.

@@ -1,0 +1,134 @@
+use serde_json::json;
+
+use super::*;
+use crate::controller::object::{Reader, Watched};
+use crate::controller::shared::Witness;
+use crate::core::replica::Fact;
+
+#[derive(Default)]
+struct Nobody;
+
+impl Settlements for Nobody {
+    fn settled(&self, _settled: &Settled) {}
+}
+
+const LEASE: Duration = Duration::from_secs(15);
+const UID: &str = "0189ab00-0000-4000-8000-00000000beef";
+
+fn ledger() -> Ledger {
+    Ledger::new("own", LEASE, Duration::from_secs(5), Box::new(Nobody))
+}
+
+fn key() -> SessionKey {
+    SessionKey::new("ns", "s")
+}
+
+fn uid() -> Uid {
+    UID.parse().unwrap()
+}
+
+/// A session whose status speaks of generation `observed`.
+fn read(generation: u64, observed: u64) -> Read {
+    let condition = json!({"type": "Synced", "status": "True", "reason": "NoHolders", "message": "",
+        "observedGeneration": observed, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let watched: Watched = serde_json::from_value(json!({
+        "metadata": {"namespace": "ns", "name": "s", "uid": UID, "generation": generation, "resourceVersion": "7",
+            "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"metadata": {}, "idleTimeoutSeconds": 60},
+        "status": {"observedGeneration": observed, "conditions": [condition]},
+    }))
+    .unwrap();
+    Reader::new("vmcp-system").read(watched).unwrap()
+}
+
+fn facts(generation: u64, new: bool) -> Vec<Fact> {
+    let (key, uid) = (key(), uid());
+    let resource_version = ResourceVersion(7);
+    let changed = Fact::Changed { key: key.clone(), uid, generation, resource_version, changed_keys: Vec::new(), new };
+    let settled = Fact::Settled(Settled {
+        key,
+        uid,
+        object: Some(uid),
+        generation: Some(generation),
+        changed_keys: Vec::new(),
+        pods: Vec::new(),
+        silent: Vec::new(),
+        took: Duration::ZERO,
+    });
+    vec![changed, settled]
+}
+
+fn relisted(ledger: &Ledger, reads: Vec<Read>) {
+    ledger.relisted(None, reads.into_iter().map(|read| (read.object.key, read.terms, read.marker)).collect());
+}
+
+fn due(ledger: &Ledger) -> Option<u64> {
+    ledger.next_due().map(|(due, _)| due.generation)
+}
+
+#[test]
+fn a_list_that_comes_after_its_facts_holds_nothing_back() {
+    let ledger = ledger();
+    ledger.witness(facts(1, true));
+    assert_eq!(due(&ledger), None, "nothing is known of its status yet");
+    relisted(&ledger, vec![read(1, 0)]);
+    assert_eq!(due(&ledger), Some(1));
+    assert_eq!(due(&ledger), None);
+}
+
+#[test]
+fn what_the_status_says_already_is_not_said_again() {
+    let ledger = ledger();
+    ledger.witness(facts(1, true));
+    relisted(&ledger, vec![read(1, 1)]);
+    assert_eq!(due(&ledger), None);
+    ledger.observed(&read(1, 1));
+    ledger.witness(facts(1, true));
+    assert_eq!(ledger.depths().behind, 0);
+    ledger.observed(&read(2, 1));
+    ledger.witness(facts(2, false));
+    assert_eq!(due(&ledger), Some(2));
+    ledger.observed(&read(2, 2));
+    assert_eq!(ledger.depths().behind, 0);
+    ledger.sweep();
+    assert_eq!(ledger.depths().behind, 0);
+    ledger.observed(&read(2, 0));
+    ledger.sweep();
+    assert_eq!(due(&ledger), Some(2), "somebody has removed it");
+}
+
+#[test]
+fn what_is_not_listed_any_more_is_forgotten() {
+    let ledger = ledger();
+    ledger.observed(&read(1, 0));
+    ledger.witness(facts(1, true));
+    ledger.renewed(&key(), uid(), Duration::ZERO);
+    assert_eq!(ledger.depths(), Depths { behind: 1, terminating: 0, timeouts: 1, renewals: 1 });
+    ledger.removed(&key());
+    assert_eq!(ledger.depths(), Depths::default());
+    ledger.observed(&read(1, 0));
+    ledger.witness(facts(1, true));
+    relisted(&ledger, Vec::new());
+    assert_eq!(ledger.depths(), Depths::default());
+    assert!(ledger.session(&key()).is_none());
+}
+
+#[test]
+fn whoever_leads_gives_no_renewals_away() {
+    let ledger = ledger();
+    ledger.observed(&read(1, 0));
+    let turn = ledger.begin_taking();
+    ledger.renewed(&key(), uid(), Duration::from_secs(3));
+    let taken = ledger.take_renewed(turn, 10).unwrap();
+    assert_eq!((&taken[0].0, taken[0].1, taken[0].2.as_secs()), (&key(), uid(), 3));
+    ledger.renewed(&key(), uid(), Duration::ZERO);
+    ledger.lead(true);
+    assert_eq!(ledger.take_renewed(turn, 10), None);
+    assert_eq!(ledger.depths().renewals, 0);
+    assert_eq!(ledger.take_renewed(ledger.begin_taking(), 10), None, "nobody else hears everything now");
+    ledger.renewed(&key(), uid(), Duration::ZERO);
+    assert_eq!(ledger.depths().renewals, 0, "they are for itself");
+    ledger.lead(false);
+    assert_eq!(ledger.take_renewed(turn, 10), None, "the stream is from before");
+    assert_eq!(ledger.take_renewed(ledger.begin_taking(), 10), Some(Vec::new()));
+}
