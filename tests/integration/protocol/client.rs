@@ -115,6 +115,15 @@ impl Agent {
         lease
     }
 
+    /// The next signals that come.
+    pub async fn next_signals(&mut self) -> v1::Signals {
+        loop {
+            if let Heard::Signals(signals) = self.hear().await.unwrap() {
+                return signals;
+            }
+        }
+    }
+
     /// What it is told until the answer to a heartbeat: all that the replica has for it.
     pub async fn signals(&mut self) -> v1::Signals {
         let mut all = v1::Signals::default();

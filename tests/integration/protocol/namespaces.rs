@@ -59,14 +59,7 @@ fn a_confirmation_or_a_report_touches_no_session_of_the_same_name_elsewhere() {
         let there = kube::Api::<vmcp_session::api::VmcpSession>::namespaced(shared.world.plane.client(), OTHER);
         there.patch("twin", &params, &patch).await.unwrap();
         shared.world.merge("twin", &json!({"k": "3"})).await;
-        let eviction = soon("the owner hears", async {
-            loop {
-                if let Heard::Signals(signals) = owner.hear().await.unwrap() {
-                    return signals.evictions;
-                }
-            }
-        });
-        let evictions = eviction.await;
+        let evictions = owner.next_signals().await.evictions;
         assert_eq!(evictions.len(), 1, "{evictions:?}");
         assert_eq!(evictions[0].uid, uid.to_bytes().to_vec());
         let heard = stranger.signals().await;
@@ -88,7 +81,7 @@ fn nobody_acknowledges_for_another() {
         let begun = Instant::now();
         asker.say(confirm(1, "owed", uid, 1, version)).await;
         // The barriers of all have the same id: everybody else acknowledges that, and many more.
-        let signal = silent.signals().await.barriers[0].signal;
+        let signal = silent.next_signals().await.barriers[0].signal;
         let near = (signal.saturating_sub(500)..signal + 500).chain([u64::MAX]);
         let done: Vec<_> = near.map(|signal| v1::Acknowledgement { session: "owed".into(), signal }).collect();
         for other in [&mut stranger, &mut neighbour, &mut asker] {
@@ -125,14 +118,7 @@ fn who_says_it_is_another_pods_process_takes_nothing_from_it() {
             assert_eq!(victim.leased().await.covers, 1);
         }
         shared.world.merge("kept", &json!({"k": "2"})).await;
-        let eviction = soon("the victim hears", async {
-            loop {
-                if let Heard::Signals(signals) = victim.hear().await.unwrap() {
-                    return signals.evictions;
-                }
-            }
-        });
-        assert_eq!(eviction.await.len(), 1);
+        assert_eq!(victim.next_signals().await.evictions.len(), 1);
     });
 }
 
