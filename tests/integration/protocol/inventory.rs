@@ -70,7 +70,6 @@ fn an_inventory_of_100_000_copies_is_covered_after_its_last_part_and_nobody_wait
         let grown = shared.resident_mib() - before;
         println!("{INVENTORY} copies: {took:?}, {grown} MiB");
         unnoticed("beside a large inventory", longest);
-        assert!(took < Duration::from_secs(20), "{took:?}");
         assert!(grown < MEMORY, "{grown} MiB");
         assert!(shared.metric(HOLDINGS).await >= INVENTORY as u64);
 

@@ -29,7 +29,7 @@ pub const OTHER: &str = "other";
 const ACCOUNT: &str = "vmcp-server";
 
 /// Within what everybody else hears of a change, whatever is going on: milliseconds, but for a busy machine.
-const NOTICEABLE: Duration = Duration::from_secs(2);
+const NOTICEABLE: Duration = Duration::from_secs(10);
 /// The cluster stays for the next test.
 const LINGER: Duration = Duration::from_secs(2);
 
