@@ -109,7 +109,9 @@ impl Expiry {
                 return;
             }
             if known.limits.uid == limits.uid {
-                (used, persisted_until) = (known.used, known.persisted_until);
+                // Whoever sets another timeout means it to run from now on, and the use that goes with it is still on its way.
+                used = if known.limits.idle == limits.idle { known.used } else { now };
+                persisted_until = known.persisted_until;
             }
         }
         if let (Some(idle), Some(persisted)) = (limits.idle, limits.persisted) {

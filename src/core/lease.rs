@@ -111,6 +111,21 @@ impl LeaseTable {
         Provisional { until: now + length, streams }
     }
 
+    /// Until when a copy with this sequence number and provisional cover may be served, if nothing more is heard; `None` if it
+    /// may not be served at `now`.
+    pub fn covered_until(&self, sequence: u64, provisional: &Provisional, now: Time) -> Option<Time> {
+        let until = |lease: &Lease| {
+            if sequence <= lease.covers {
+                lease.until
+            } else if provisional.streams.contains(&lease.stream) {
+                lease.until.min(provisional.until)
+            } else {
+                Time::ZERO
+            }
+        };
+        self.leases.iter().map(until).max().filter(|until| *until > now)
+    }
+
     /// Whether a copy with this sequence number and provisional cover may be served at `now`.
     #[inline]
     pub fn covers(&self, sequence: u64, provisional: &Provisional, now: Time) -> bool {
@@ -166,6 +181,27 @@ mod tests {
         }
         assert_eq!(table.leases.len(), MAX_LEASES);
         assert_eq!(table.in_force_until(at(105)), Some(at(120)));
+    }
+
+    #[test]
+    fn when_cover_ends_is_known_beforehand() {
+        let mut table = LeaseTable::default();
+        table.grant(S, L, grant(100, 0, 7), at(100));
+        let cover = table.provisional(L, at(98));
+        table.grant(S, L, grant(103, 0, 8), at(103));
+        table.grant(StreamId(2), L, grant(104, 0, 7), at(104));
+        // Both leases cover it; only the first one does; that one carries it for as long as it may; nothing does.
+        assert_eq!(table.covered_until(7, &Provisional::NONE, at(105)), Some(at(119)));
+        assert_eq!(table.covered_until(8, &Provisional::NONE, at(105)), Some(at(118)));
+        assert_eq!(table.covered_until(9, &cover, at(105)), Some(at(113)));
+        assert_eq!(table.covered_until(9, &Provisional::NONE, at(105)), None);
+        for sequence in 7..=9 {
+            for now in 105..=120 {
+                let until = table.covered_until(sequence, &cover, at(now));
+                assert_eq!(until.is_some(), table.covers(sequence, &cover, at(now)), "{sequence} at {now}");
+                assert!(until.is_none_or(|until| !table.covers(sequence, &cover, until)));
+            }
+        }
     }
 
     #[test]

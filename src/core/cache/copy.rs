@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::facts::Facts;
 use crate::core::digest::{Digest, Metadata};
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::time::Time;
@@ -11,6 +12,8 @@ use crate::core::time::Time;
 /// A copy of a session: the `spec.metadata` that it was restored from, and which state of which object that was.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Copy {
+    /// The session's name. It is here so that a hit hands out one reference, not two.
+    pub name: Arc<str>,
     /// The object's uid.
     pub uid: Uid,
     /// The newest generation that is known to have this metadata.
@@ -21,30 +24,34 @@ pub struct Copy {
     pub digest: Digest,
     /// The metadata.
     pub metadata: Arc<Metadata>,
+    /// What else was read with it. No part of what is compared.
+    pub facts: Facts,
 }
 
 impl fmt::Debug for Copy {
     /// Shows everything but values (I6).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Copy")
+            .field("name", &self.name)
             .field("uid", &self.uid)
             .field("generation", &self.generation)
             .field("resource_version", &self.resource_version.0)
             .field("digest", &self.digest)
             .field("keys", &self.metadata.keys().collect::<Vec<_>>())
+            .field("facts", &self.facts)
             .finish()
     }
 }
 
 impl Copy {
-    /// Bytes of memory that the copy of the session `name` takes, roughly and rather more than less.
-    pub(super) fn footprint(&self, name: &str) -> usize {
+    /// Bytes of memory that the copy takes, roughly and rather more than less.
+    pub(super) fn footprint(&self) -> usize {
         /// Entry, table slots, reference counts and allocator overhead.
         const PER_COPY: usize = 400;
         /// Two strings in a tree node, with allocator overhead.
         const PER_KEY: usize = 96;
         let text: usize = self.metadata.iter().map(|(k, v)| k.len() + v.len() + PER_KEY).sum();
-        PER_COPY + 2 * name.len() + text
+        PER_COPY + self.name.len() + text + self.facts.annotations.footprint()
     }
 }
 
@@ -100,12 +107,10 @@ impl DropReason {
 /// A copy that was dropped.
 #[derive(Clone, Debug)]
 pub struct Dropped {
-    /// The session's name.
-    pub name: Arc<str>,
     /// What was dropped.
     pub copy: Arc<Copy>,
     /// Why.
     pub reason: DropReason,
-    /// When it was used last, or replaced.
+    /// When its session was used last, as far as its idle timeout goes, or it was replaced; zero if it was not.
     pub used: Time,
 }

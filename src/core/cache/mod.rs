@@ -3,14 +3,22 @@
 //! * [`shard`]: the copies, and the requests in flight that may replace them.
 //! * [`reports`]: which copies each replica must still be told of.
 //! * [`recency`]: which copy was used least recently.
+//! * [`facts`]: what a copy knows of its object besides the metadata.
+//! * [`renewed`]: when an idle timeout was begun anew.
 
 pub mod copy;
+pub mod facts;
 pub mod flight;
+mod formers;
 pub mod recency;
+pub mod renewed;
 pub mod reports;
 pub mod shard;
+mod used;
 
 pub use copy::{Answer, Copy, DropReason, Dropped, LocalValues, Observed};
+pub use facts::{Annotations, Facts};
 pub use flight::FlightId;
+pub use renewed::Renewal;
 pub use reports::{Holding, Report, Reporter, Reports};
-pub use shard::{Join, Limits, Restored, Shard, Written};
+pub use shard::{Beside, Habits, Join, Limits, LocalChange, Restored, Shard, Written};

@@ -2,25 +2,34 @@
 //!
 //! A pod keeps several shards so that a hit waits for nobody; each is whole in itself, with its own view of the leases.
 
+use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap};
 
 use super::copy::{Copy, DropReason, Dropped, LocalValues};
 use super::flight::{FlightId, InFlight};
+use super::formers::Formers;
 use super::recency::Recency;
+use super::renewed::Renewed;
 use super::reports::{Holding, Reporter};
+use super::used::Used;
 use crate::core::lease::{Grant, LeaseTable, Provisional, StreamId};
 use crate::core::rules::Rule;
 use crate::core::session::Uid;
 use crate::core::signal::{Barrier, Fate};
 use crate::core::time::Time;
 
+mod beside;
+#[cfg(test)]
+mod beside_tests;
 mod restores;
 mod signals;
 mod writes;
+
+use beside::footprint_of;
+pub use beside::{Beside, LocalChange};
 
 /// How much a shard may keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +38,22 @@ pub struct Limits {
     pub entries: usize,
     /// Bytes of memory that they take together, at most, by estimate.
     pub bytes: usize,
+}
+
+/// What the clients of a cache are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Habits {
+    /// Each use of a copy begins the session's idle timeout anew. Else only [`Shard::renew`] does.
+    pub uses_renew: bool,
+    /// Clients keep no copies of their own to take a difference from, so the cache remembers what they last had: beside its
+    /// copies, for up to an eighth of its limits.
+    pub remember_given: bool,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self { uses_renew: true, remember_given: false }
+    }
 }
 
 /// What a request that found no copy to serve is to do.
@@ -72,19 +97,22 @@ pub struct Written {
     pub dropped: Option<Dropped>,
 }
 
+/// What a hit needs comes first and together, so that it touches as few cache lines as can be.
 #[derive(Debug)]
+#[repr(C)]
 struct Entry {
     copy: Arc<Copy>,
     /// Its sequence number (see [`super::reports`]).
     sequence: u64,
-    /// Cover until a replica has processed that number.
-    provisional: Provisional,
+    /// Last use, stored by hits that share the shard.
+    used: Used,
     /// An own write is in flight and an eviction of what is below this generation came: unservable until the write's
     /// answer decides, or a state of this generation or a later one turns out to equal the copy.
     suspended: Option<u64>,
+    /// Cover until a replica has processed that number.
+    provisional: Provisional,
     local: Option<Arc<LocalValues>>,
-    /// Last use, stored by hits that share the shard.
-    used: AtomicU64,
+    renewed: Renewed,
     /// Where it stands in the recency queue.
     queued: Time,
     footprint: usize,
@@ -122,21 +150,30 @@ pub struct Shard {
     last_flight: u64,
     /// Copies that had to make room, until somebody asks.
     crowded_out: Vec<Dropped>,
+    habits: Habits,
+    formers: Formers,
 }
 
 impl Shard {
     /// An empty shard without any lease.
     pub fn new(limits: Limits) -> Self {
+        Self::with_hasher(limits, DefaultHashBuilder::default())
+    }
+
+    /// The same with a hasher of the caller's, who then need not hash a name twice to find its shard and its copy.
+    pub fn with_hasher(limits: Limits, hasher: DefaultHashBuilder) -> Self {
         Self {
             limits,
             lease_length: Duration::ZERO,
             leases: LeaseTable::default(),
-            entries: HashMap::new(),
+            entries: HashMap::with_hasher(hasher),
             flights: HashMap::new(),
             recency: Recency::default(),
             bytes: 0,
             last_flight: 0,
             crowded_out: Vec::new(),
+            habits: Habits::default(),
+            formers: Formers::default(),
         }
     }
 
@@ -144,23 +181,42 @@ impl Shard {
     /// clock after the request arrived.
     #[inline]
     pub fn get(&self, name: &str, now: Time) -> Option<&Arc<Copy>> {
-        self.get_named(name, now).map(|(_, copy)| copy)
+        self.get_hashed(name, self.hash(name), || now)
     }
 
-    /// The same with the name, so that a caller can keep both without allocating.
+    /// The same for a name whose [`Self::hash`] is known; the clock is read when the copy has been found.
     #[inline]
-    pub fn get_named(&self, name: &str, now: Time) -> Option<(&Arc<str>, &Arc<Copy>)> {
-        let (name, entry) = self.entries.get_key_value(name)?;
+    pub fn get_hashed(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<&Arc<Copy>> {
+        self.hashed(name, hash, now).map(|entry| &entry.copy)
+    }
+
+    /// The entry whose copy is given to a client, if it may be.
+    #[inline]
+    fn hashed(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<&Entry> {
+        let (_, entry) = self.entries.raw_entry().from_key_hashed_nocheck(hash, name)?;
+        let now = now();
         if !self.servable(entry, now) {
             return None;
         }
-        entry.used.store(now.as_nanos(), Ordering::Relaxed);
-        Some((name, &entry.copy))
+        entry.used.given(now);
+        Some(entry)
+    }
+
+    /// The hash by which this shard finds a name: that of the hasher it was made with.
+    #[inline]
+    pub fn hash(&self, name: &str) -> u64 {
+        self.entries.hasher().hash_one(name)
     }
 
     /// Whether [`Self::get`] would find something at `now`. It does not count as a use.
     pub fn is_servable(&self, name: &str, now: Time) -> bool {
         self.entries.get(name).is_some_and(|entry| self.servable(entry, now))
+    }
+
+    /// Until when [`Self::get`] would find the copy, if nothing more is heard; `None` if it would not at `now`.
+    pub fn covered_until(&self, name: &str, now: Time) -> Option<Time> {
+        let entry = self.entries.get(name).filter(|entry| entry.suspended.is_none())?;
+        self.leases.covered_until(entry.sequence, &entry.provisional, now)
     }
 
     #[inline]
@@ -202,6 +258,7 @@ impl Shard {
     /// have been read before, and does not count.
     pub fn reset(&mut self, reporter: &mut impl Reporter) -> Vec<Dropped> {
         self.leases.clear();
+        self.formers.clear();
         for flights in self.flights.values_mut() {
             flights.void();
         }
@@ -212,25 +269,6 @@ impl Shard {
     /// Holdings with a sequence number up to `through`, for a new stream's inventory.
     pub fn inventory(&self, through: u64) -> impl Iterator<Item = (&Arc<str>, Holding)> {
         self.entries.iter().filter(move |(_, e)| e.sequence <= through).map(|(name, e)| (name, holding(&e.copy)))
-    }
-
-    /// Keeps a value that is true only inside this pod beside the copy `of`. False if that copy is not held any more.
-    pub fn set_local(&mut self, name: &str, of: &Copy, key: &str, value: &str) -> bool {
-        let Some(entry) = self.entries.get_mut(name) else {
-            return false;
-        };
-        if entry.copy.uid != of.uid || entry.copy.digest != of.digest {
-            return false;
-        }
-        let local = Arc::make_mut(entry.local.get_or_insert_default());
-        local.insert(key.to_owned(), value.to_owned());
-        true
-    }
-
-    /// The values kept beside the copy `of`.
-    pub fn local(&self, name: &str, of: &Copy) -> Option<&Arc<LocalValues>> {
-        let entry = self.entries.get(name)?;
-        (entry.copy.uid == of.uid && entry.copy.digest == of.digest).then_some(entry.local.as_ref()).flatten()
     }
 
     /// Sessions for which a restore or a write is in flight.
@@ -253,10 +291,10 @@ impl Shard {
         self.bytes
     }
 
-    /// Copies that were used at or after `since`, with their last use.
+    /// Copies whose sessions were used at or after `since`, with their last use.
     pub fn used_since(&self, since: Time) -> impl Iterator<Item = (&Arc<str>, Uid, Time)> {
         self.entries.iter().filter_map(move |(name, entry)| {
-            let used = Time::from_nanos(entry.used.load(Ordering::Relaxed));
+            let used = self.last_use(entry)?;
             (used >= since).then_some((name, entry.copy.uid, used))
         })
     }
@@ -275,17 +313,22 @@ impl Shard {
     fn adopt(
         &mut self,
         name: &str,
-        copy: Copy,
+        mut copy: Copy,
         provisional: Provisional,
         local: Option<Arc<LocalValues>>,
         now: Time,
         reporter: &mut impl Reporter,
     ) -> (Arc<Copy>, Option<Arc<Copy>>) {
-        let footprint = copy.footprint(name);
-        let copy = Arc::new(copy);
+        let footprint = copy.footprint() + local.as_deref().map_or(0, footprint_of);
         let old = self.take(name);
-        let key: Arc<str> = old.as_ref().map_or_else(|| name.into(), |(key, _)| key.clone());
+        if let Some((key, _)) = &old {
+            copy.name = key.clone();
+        }
+        let renewal = self.renewal_for(name, &copy, old.as_ref().map(|(_, entry)| entry));
+        let key = copy.name.clone();
+        let copy = Arc::new(copy);
         let old = old.map(|(_, entry)| entry);
+        let given = old.as_ref().is_some_and(|old| self.replaced(&key, old, &copy));
         let sequence = match &old {
             Some(old) if !Rule::NewCopyNewSequence.on() => {
                 reporter.held(&key, holding(&copy));
@@ -295,6 +338,10 @@ impl Shard {
         };
         self.bytes += footprint;
         self.recency.insert(now, key.clone());
+        let used = Used::new(now);
+        if given {
+            used.given(now);
+        }
         self.entries.insert(
             key,
             Entry {
@@ -303,7 +350,8 @@ impl Shard {
                 provisional,
                 suspended: None,
                 local,
-                used: AtomicU64::new(now.as_nanos()),
+                used,
+                renewed: Renewed::new(renewal),
                 queued: now,
                 footprint,
             },
@@ -316,9 +364,7 @@ impl Shard {
         while self.entries.len() > self.limits.entries || self.bytes > self.limits.bytes {
             let entries = std::cell::RefCell::new(&mut self.entries);
             let popped = self.recency.pop(
-                |name| {
-                    entries.borrow().get(name).map_or(Time::ZERO, |e| Time::from_nanos(e.used.load(Ordering::Relaxed)))
-                },
+                |name| entries.borrow().get(name).map_or(Time::ZERO, |e| e.used.last()),
                 |name, queued| {
                     if let Some(entry) = entries.borrow_mut().get_mut(name) {
                         entry.queued = queued;
@@ -344,7 +390,9 @@ impl Shard {
     fn drop_copy(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
         let (name, entry) = self.take(name)?;
         reporter.released(&name);
-        Some(Dropped { name, copy: entry.copy, reason, used: Time::from_nanos(entry.used.into_inner()) })
+        self.departed(&name, &entry, reason);
+        let used = self.last_use(&entry).unwrap_or(Time::ZERO);
+        Some(Dropped { copy: entry.copy, reason, used })
     }
 
     fn take(&mut self, name: &str) -> Option<(Arc<str>, Entry)> {
@@ -360,7 +408,8 @@ impl Shard {
         }
     }
 
-    fn is_suspended(&self, name: &str) -> bool {
+    /// Whether a copy waits for an own write's outcome, and cannot be served until then.
+    pub fn is_suspended(&self, name: &str) -> bool {
         self.entries.get(name).is_some_and(|e| e.suspended.is_some())
     }
 
@@ -378,6 +427,6 @@ fn holding(copy: &Copy) -> Holding {
     Holding { uid: copy.uid, generation: copy.generation, digest: copy.digest, resource_version: copy.resource_version }
 }
 
-fn dropped(name: &str, copy: Arc<Copy>, reason: DropReason, used: Time) -> Dropped {
-    Dropped { name: name.into(), copy, reason, used }
+fn dropped(copy: Arc<Copy>, reason: DropReason, used: Time) -> Dropped {
+    Dropped { copy, reason, used }
 }

@@ -91,13 +91,15 @@ fn a_lifetime_ends_by_the_wall_clock_whether_used_or_heard_or_not() {
 }
 
 #[test]
-fn changed_timeouts_count_from_the_same_use() {
+fn a_changed_timeout_runs_from_its_change() {
     let mut expiry = observed(limits(Some(60), None), 100);
     expiry.observed(&key(), limits(Some(600), None), at(150), wall(150));
-    assert_eq!(expired(&mut expiry, Some(0), 704), NONE);
-    expiry.observed(&key(), limits(Some(30), None), at(704), wall(704));
-    assert_eq!(expired(&mut expiry, Some(0), 704), [Expired::Idle]);
-    expiry.observed(&key(), limits(None, None), at(705), wall(705));
+    assert_eq!(expired(&mut expiry, Some(0), 754), NONE);
+    expiry.observed(&key(), limits(Some(30), None), at(754), wall(754));
+    assert_eq!(expired(&mut expiry, Some(0), 788), NONE, "whoever set it may not have told yet that it was used");
+    expiry.observed(&key(), limits(Some(30), Some(9_000)), at(788), wall(788));
+    assert_eq!(expired(&mut expiry, Some(0), 789), [Expired::Idle], "the other limit says nothing about uses");
+    expiry.observed(&key(), limits(None, None), at(790), wall(790));
     assert!(expiry.is_empty() && expiry.idle.is_empty() && expiry.ends.is_empty());
     expiry.observed(&key(), limits(Some(60), None), at(800), wall(800));
     let successor = Limits { uid: Uid::from_u128(2), ..limits(Some(60), None) };

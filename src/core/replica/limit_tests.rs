@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Config, ConfirmRefused, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId};
-use crate::core::digest::{Metadata, Summarizer};
+use super::{Config, ConfirmRefused, Fact, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId, SignalId};
+use crate::core::cache::{Holding, Report};
+use crate::core::digest::{Digest, Metadata, Summarizer};
 use crate::core::lease::{StreamId, with_drift};
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
@@ -208,4 +209,40 @@ fn an_instance_is_one_of_its_pod() {
     assert_eq!(bench.replica.agents(), (3, 0));
     assert_eq!(bench.agent(4, "ns", "a", 7).1, Some(first));
     assert_eq!(bench.replica.agents(), (3, 0));
+}
+
+#[test]
+fn keys_that_change_while_somebody_does_not_obey_are_not_collected_for_ever() {
+    let mut bench = Bench::new(16, 16);
+    let (silent, _) = bench.agent(1, "ns", "a", 1);
+    let held = Holding {
+        uid: UID,
+        generation: 1,
+        digest: Digest::of(&Metadata::new()),
+        resource_version: ResourceVersion(10),
+    };
+    assert!(bench.replica.reported(silent, vec![(key(), Report::Held(held))], Some(1), bench.now));
+    let mut summarizer = Summarizer::default();
+    for generation in 2..1_000 {
+        let object = Object {
+            key: key(),
+            uid: UID,
+            generation,
+            resource_version: ResourceVersion(bench.replica.position(bench.scope).0 + 1),
+            terminating: false,
+            kind: Kind::Session(summarizer.summarize(&Metadata::from([(generation.to_string(), String::new())]))),
+        };
+        bench.replica.apply(bench.scope, object, bench.now);
+        // It takes one lease after the other, and never acknowledges.
+        bench.prove();
+        bench.lease(silent);
+        bench.pass(LEASE / 10);
+    }
+    assert_eq!(bench.replica.awaited(&key()), 1);
+    bench.replica.take_facts();
+    bench.replica.reported(silent, vec![(key(), Report::Released)], Some(2), bench.now);
+    bench.replica.acknowledged(silent, &key(), SignalId(u64::MAX), bench.now);
+    let facts = bench.replica.take_facts();
+    let [Fact::Settled(settled)] = &facts[..] else { panic!("{facts:?}") };
+    assert_eq!(settled.changed_keys.len(), 256);
 }

@@ -60,6 +60,10 @@ pub struct Settled {
     pub took: Duration,
 }
 
+/// Keys that one round names: as many as a map can have. A pod that does not obey keeps its round open for as long as it has
+/// leases, and every change meanwhile may bring other keys.
+const MOST_KEYS: usize = 256;
+
 #[derive(Debug)]
 pub(super) struct Round {
     uid: Uid,
@@ -82,6 +86,13 @@ impl Round {
             pods: BTreeSet::new(),
             silent: BTreeSet::new(),
         }
+    }
+
+    fn changed_too(&mut self, keys: &[Arc<str>]) {
+        let room = MOST_KEYS.saturating_sub(self.changed.len());
+        let new = keys.iter().filter(|key| !self.changed.contains(*key)).take(room).cloned();
+        let new: Vec<Arc<str>> = new.collect();
+        self.changed.extend(new);
     }
 }
 
@@ -169,7 +180,7 @@ impl Replica {
             self.count_moved_on(key, old, now);
         }
         if let Some(round) = self.rounds.get_mut(key) {
-            round.changed.extend(changed_keys.iter().cloned());
+            round.changed_too(&changed_keys);
         }
         self.facts.push(Fact::Changed {
             key: key.clone(),

@@ -51,6 +51,8 @@ pub(super) struct Scope {
     namespace: Option<Arc<str>>,
     /// Everything up to here has been shown and compared.
     pub position: ResourceVersion,
+    /// All that was known is void, and nothing took its place yet.
+    voided: bool,
     proven: Option<Time>,
     /// Markers that have been answered and not yet been seen: when they were sent, by their resourceVersion.
     unproven: BTreeMap<ResourceVersion, Time>,
@@ -64,6 +66,7 @@ impl Scope {
         Self {
             namespace,
             position: ResourceVersion(0),
+            voided: false,
             proven: None,
             unproven: BTreeMap::new(),
             registered: BTreeMap::new(),
@@ -101,7 +104,17 @@ impl Scope {
     }
 
     pub fn void(&mut self) {
-        *self = Self::new(self.namespace.take());
+        *self = Self { voided: true, ..Self::new(self.namespace.take()) };
+    }
+
+    /// A whole list takes the place of what was known.
+    pub fn listed(&mut self) {
+        self.voided = false;
+    }
+
+    /// Whether only a list can tell how things are.
+    pub fn is_void(&self) -> bool {
+        self.voided
     }
 
     /// Whether a marker that was sent after `then` has come through the watch: whatever was committed until then has been
@@ -123,6 +136,11 @@ impl Replica {
     /// The resourceVersion up to which the watch of `scope` is complete and compared.
     pub fn position(&self, scope: ScopeId) -> ResourceVersion {
         self.scopes[scope.0].position
+    }
+
+    /// Whether the watch of `scope` shows nothing that counts until everything is listed again: see [`Self::void`].
+    pub fn must_list(&self, scope: ScopeId) -> bool {
+        self.scopes[scope.0].is_void()
     }
 
     /// A marker that was sent at `sent`, when the position was `seen`, was answered with `answered`. An error means
@@ -171,6 +189,11 @@ impl Replica {
     pub fn age(&self, now: Time) -> Option<Duration> {
         let ages: Option<Vec<Duration>> = self.scopes.iter().map(|s| s.age(now)).collect();
         ages?.into_iter().max()
+    }
+
+    /// Whether this replica is registered where the sessions of `namespace` are watched, as the watch shows it.
+    pub fn is_registered(&self, namespace: &str, replica: &str) -> bool {
+        self.scope_of(namespace).is_some_and(|scope| self.registered(scope).contains_key(replica))
     }
 
     /// Registered replicas in `scope`, as the watch shows them, by name.

@@ -151,3 +151,37 @@ fn a_pod_that_another_replica_told_first_is_counted_when_the_watch_shows_the_cha
     });
     assert_eq!(settled.unwrap().pods, ["pod".into()]);
 }
+
+#[test]
+fn after_a_restore_of_etcd_nothing_counts_before_a_whole_list() {
+    let (mut replica, scope) = replica();
+    let (kept, changed) = (SessionKey::new("a", "kept"), SessionKey::new("a", "changed"));
+    let object = |key: &SessionKey, resource_version| Object {
+        key: key.clone(),
+        uid: Uid::from_u128(1),
+        generation: 1,
+        resource_version: ResourceVersion(resource_version),
+        terminating: false,
+        kind: Kind::Session(Summarizer::default().summarize(&Metadata::new())),
+    };
+    replica.apply(scope, object(&kept, 51), at(2));
+    assert!(replica.marker_answered(scope, at(3), ResourceVersion(51), ResourceVersion(40), at(3)).is_err());
+    replica.void();
+    assert_eq!(replica.drain(STREAM, 9), Some(Outgoing::Reset));
+    assert!(replica.must_list(scope));
+
+    // The watch goes on: it shows what changes from now on, and a marker of ours among it.
+    replica.reported(STREAM, vec![(kept.clone(), held(41))], Some(1), at(4));
+    replica.marker_answered(scope, at(4), ResourceVersion(0), ResourceVersion(61), at(4)).unwrap();
+    replica.apply(scope, object(&changed, 60), at(5));
+    replica.delete(scope, &changed, ResourceVersion(61), at(5));
+    replica.bookmark(scope, ResourceVersion(62), at(5));
+    assert_eq!(evicted(&mut replica), [], "what was not shown is not gone");
+    assert_eq!((replica.position(scope), replica.age(at(5))), (ResourceVersion(0), None), "and nothing is proven");
+
+    replica.relist(scope, vec![object(&kept, 30)], ResourceVersion(62), at(6)).unwrap();
+    assert!(!replica.must_list(scope));
+    assert_eq!(replica.age(at(6)), Some(Duration::from_secs(2)));
+    replica.heartbeat(STREAM, 1, at(6));
+    assert!(matches!(replica.drain(STREAM, 9), Some(Outgoing::Lease { age: Ok(_), covers: 1, .. })));
+}

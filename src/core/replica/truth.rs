@@ -52,6 +52,9 @@ impl Replica {
     /// An object was added or modified. What the watch has passed already is ignored.
     pub fn apply(&mut self, scope: ScopeId, object: Object, now: Time) {
         let resource_version = object.resource_version;
+        if self.must_list(scope) {
+            return;
+        }
         if resource_version <= self.position(scope) && Rule::DiscardStaleList.on() {
             return;
         }
@@ -61,7 +64,7 @@ impl Replica {
 
     /// An object was deleted; `resource_version` is that of its deletion.
     pub fn delete(&mut self, scope: ScopeId, key: &SessionKey, resource_version: ResourceVersion, now: Time) {
-        if resource_version <= self.position(scope) {
+        if resource_version <= self.position(scope) || self.must_list(scope) {
             return;
         }
         self.remove(scope, key, resource_version, now);
@@ -70,7 +73,9 @@ impl Replica {
 
     /// The watch is complete up to `position`, though no object changed (a bookmark).
     pub fn bookmark(&mut self, scope: ScopeId, position: ResourceVersion, now: Time) {
-        self.advance(scope, position, now);
+        if !self.must_list(scope) {
+            self.advance(scope, position, now);
+        }
     }
 
     /// A whole list at `position` takes the place of everything that was known of `scope`.
@@ -85,6 +90,7 @@ impl Replica {
         if position < seen && Rule::DiscardStaleList.on() {
             return Err(StaleList { listed: position, seen });
         }
+        self.scopes[scope.0].listed();
         let listed: HashSet<SessionKey> = objects.iter().map(|o| o.key.clone()).collect();
         let watched = &mut self.scopes[scope.0];
         watched
@@ -108,6 +114,9 @@ impl Replica {
 
     /// Etcd was restored from a backup: nothing that was known counts any more. Every agent is told to drop every
     /// copy and lease; what they report from then on is compared anew.
+    ///
+    /// A watch that goes on tells of changes only. Whoever took these for all there is would find every other session gone,
+    /// and be proven right by the next marker. So nothing counts before the next list.
     pub fn void(&mut self) {
         for scope in &mut self.scopes {
             scope.void();

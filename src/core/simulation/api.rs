@@ -194,7 +194,8 @@ impl Sim {
     }
 
     fn written(world: &super::world::World, name: usize) -> Outcome {
-        let state = world.records[name].last();
-        state.body.map_or(Outcome::Failed, |body| Outcome::Written(observed(&body, state.rv)))
+        let record = &world.records[name];
+        let state = record.last();
+        state.body.map_or(Outcome::Failed, |body| Outcome::Written(observed(record.key.name(), &body, state.rv)))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::core::cache::{Answer, Copy, Observed};
+use crate::core::cache::{Answer, Copy, Facts, Observed};
 use crate::core::digest::{Digest, Metadata, Summarizer, Summary};
 use crate::core::replica::{Kind, Object};
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
@@ -207,8 +207,9 @@ impl World {
 
     /// What a consistent GET reads now.
     pub fn read(&self, record: usize) -> Answer {
-        let state = self.records[record].last();
-        state.body.map_or(Answer::NotFound, |body| Answer::Found(observed(&body, state.rv)))
+        let record = &self.records[record];
+        let state = record.last();
+        state.body.map_or(Answer::NotFound, |body| Answer::Found(observed(record.key.name(), &body, state.rv)))
     }
 
     /// The collection as it was at `rv`.
@@ -231,15 +232,17 @@ pub fn object(record: &Record, state: &State) -> Option<Object> {
 }
 
 /// What the API server answers of an object.
-pub fn observed(body: &Body, rv: u64) -> Observed {
+pub fn observed(name: &str, body: &Body, rv: u64) -> Observed {
     let known = known(body.map);
     Observed {
         copy: Copy {
+            name: name.into(),
             uid: uid(body.uid),
             generation: body.generation,
             resource_version: ResourceVersion(rv),
             digest: known.digest,
             metadata: known.metadata.clone(),
+            facts: Facts::default(),
         },
         terminating: body.terminating,
     }

@@ -1,7 +1,6 @@
 //! Restores: GETs that bring copies, or find that they are still right.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{Join, Restored, Shard, dropped, older};
 use crate::core::cache::copy::{Answer, Copy, DropReason, Observed};
@@ -15,9 +14,15 @@ use crate::core::time::Time;
 impl Shard {
     /// A request wants `name`, and [`Self::get`] found nothing to serve.
     pub fn join(&mut self, name: &str, now: Time) -> Join {
-        if let Some(copy) = self.get(name, now) {
-            return Join::Serve(copy.clone());
+        if let Some(entry) = self.entries.get(name).filter(|entry| self.servable(entry, now)) {
+            entry.used.touched(now);
+            return Join::Serve(entry.copy.clone());
         }
+        self.join_anew(name)
+    }
+
+    /// A request wants `name` as it is now, whatever is held: also what no signal tells of.
+    pub fn join_anew(&mut self, name: &str) -> Join {
         self.last_flight += 1;
         let id = FlightId(self.last_flight);
         let flights = match self.flights.get_mut(name) {
@@ -91,20 +96,24 @@ impl Shard {
             && entry.copy.uid == found.uid
             && entry.copy.digest == found.digest
         {
-            if entry.copy.generation != found.generation && Rule::AdoptGeneration.on() {
-                entry.copy = Arc::new(Copy { metadata: entry.copy.metadata.clone(), ..found });
+            // The object may have changed in what is not compared: whoever names the state that it means needs the latest one.
+            let later = found.resource_version > entry.copy.resource_version;
+            if (later || entry.copy.generation != found.generation) && Rule::AdoptGeneration.on() {
+                entry.copy =
+                    Arc::new(Copy { name: entry.copy.name.clone(), metadata: entry.copy.metadata.clone(), ..found });
             }
             entry.provisional = cover;
             entry.suspended = None;
-            entry.used.store(now.as_nanos(), Ordering::Relaxed);
+            entry.used.touched(now);
             return Restored::Serve { copy: entry.copy.clone(), validated: true, dropped: None };
         }
         let reason = match self.entries.get(name) {
             Some(entry) if entry.copy.uid != found.uid => DropReason::Gone,
             _ => DropReason::Stale,
         };
+        let used = self.use_by_replacement(now);
         let (copy, replaced) = self.adopt(name, found, cover, None, now, reporter);
-        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(name, copy, reason, now)) }
+        Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(copy, reason, used)) }
     }
 
     fn restore_mut(&mut self, name: &str, id: FlightId) -> Option<&mut Restore> {

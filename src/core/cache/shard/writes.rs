@@ -78,10 +78,11 @@ impl Shard {
         let same_uid = known.is_some_and(|k| k.uid == found.uid);
         let local = self.entries.get(name).and_then(|e| e.local.clone()).filter(|_| same_uid && !foreign);
         let (copy, replaced) = self.adopt(name, found, cover, local, now, reporter);
+        let used = self.use_by_replacement(now);
         let reason = if same_uid { DropReason::Foreign } else { DropReason::Gone };
         Written {
             session: Some(copy),
-            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(name, c, reason, now)),
+            dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(c, reason, used)),
         }
     }
 

@@ -1,0 +1,222 @@
+//! What stands beside a copy: values that are true only in this pod, renewals, and what clients last had.
+
+use std::sync::Arc;
+
+use super::{Entry, Habits, Shard};
+use crate::core::cache::copy::{Copy, DropReason, LocalValues};
+use crate::core::cache::formers::Formers;
+use crate::core::cache::renewed::Renewal;
+use crate::core::cache::reports::Reporter;
+use crate::core::digest::Digest;
+use crate::core::time::Time;
+
+/// Of the limits, what clients last had may take this part more.
+const FORMERS: usize = 8;
+
+/// What stands beside a copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Beside<'a> {
+    /// Values that are true only in this pod.
+    pub local: Option<&'a Arc<LocalValues>>,
+    /// When a client of this pod renewed the session last.
+    pub renewal: Option<Renewal>,
+}
+
+/// What became of a change of values that are true only in this pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalChange {
+    /// It is made.
+    Done,
+    /// The copy is not held any more: the values went with it.
+    NotHeld,
+    /// It was to be exact, and somebody else has changed them.
+    Changed,
+}
+
+impl Entry {
+    fn beside(&self) -> Beside<'_> {
+        Beside { local: self.local.as_ref(), renewal: self.renewed.get() }
+    }
+}
+
+/// Bytes of memory that pod-local values take, roughly.
+pub(super) fn footprint_of(local: &LocalValues) -> usize {
+    local.iter().map(|(key, value)| key.len() + value.len() + 96).sum()
+}
+
+impl Shard {
+    /// Sets what its clients are like, before anything is kept.
+    pub fn set_habits(&mut self, habits: Habits) {
+        self.habits = habits;
+        let most = |limit: usize| if habits.remember_given { (limit / FORMERS).max(1) } else { 0 };
+        self.formers = Formers::with_room(most(self.limits.entries), most(self.limits.bytes));
+    }
+
+    /// [`Self::get_hashed`], with what stands beside the copy.
+    #[inline]
+    pub fn get_beside(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<(&Arc<Copy>, Beside<'_>)> {
+        let entry = self.hashed(name, hash, now)?;
+        Some((&entry.copy, entry.beside()))
+    }
+
+    /// What stands beside the copy `of`, if it is held.
+    pub fn beside(&self, name: &str, of: &Copy) -> Option<Beside<'_>> {
+        self.entry_of(name, of).map(Entry::beside)
+    }
+
+    /// The values that are true only inside this pod, beside the copy `of`.
+    pub fn local(&self, name: &str, of: &Copy) -> Option<&Arc<LocalValues>> {
+        self.entry_of(name, of)?.local.as_ref()
+    }
+
+    /// Keeps a value that is true only inside this pod beside the copy `of`. False if that copy is not held any more.
+    pub fn set_local(&mut self, name: &str, of: &Copy, key: &str, value: &str, reporter: &mut impl Reporter) -> bool {
+        let Some(entry) = self.entry_of(name, of) else {
+            return false;
+        };
+        let mut local = entry.local.as_deref().cloned().unwrap_or_default();
+        local.insert(key.to_owned(), value.to_owned());
+        self.put_local(name, local, reporter)
+    }
+
+    /// Makes of the values beside the copy `of` what leads from `base` to `new`: what others changed meanwhile stays. If it is
+    /// to be `exact`, they must be just what `base` says.
+    pub fn change_local(
+        &mut self,
+        name: &str,
+        of: &Copy,
+        (base, new): (&LocalValues, &LocalValues),
+        exact: bool,
+        reporter: &mut impl Reporter,
+    ) -> LocalChange {
+        let Some(entry) = self.entry_of(name, of) else {
+            return LocalChange::NotHeld;
+        };
+        let mut local = entry.local.as_deref().cloned().unwrap_or_default();
+        if exact && local != *base {
+            return LocalChange::Changed;
+        }
+        let set = new.iter().filter(|(key, value)| base.get(*key) != Some(value));
+        local.extend(set.map(|(key, value)| (key.clone(), value.clone())));
+        local.retain(|key, _| new.contains_key(key) || !base.contains_key(key));
+        if self.put_local(name, local, reporter) { LocalChange::Done } else { LocalChange::NotHeld }
+    }
+
+    /// Keeps just these values beside the copy that is held. False if it must make room for what it would take.
+    fn put_local(&mut self, name: &str, local: LocalValues, reporter: &mut impl Reporter) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return false;
+        };
+        let bytes = entry.local.as_deref().map_or(0, footprint_of);
+        let footprint = entry.footprint - bytes + footprint_of(&local);
+        self.bytes = self.bytes - entry.footprint + footprint;
+        entry.footprint = footprint;
+        entry.local = (!local.is_empty()).then(|| Arc::new(local));
+        self.make_room(reporter);
+        self.entries.contains_key(name)
+    }
+
+    /// Begins the idle timeout of the session that `of` is anew. False if no copy of it is held any more.
+    pub fn renew(&self, name: &str, of: &Copy, renewal: Renewal) -> bool {
+        let entry = self.entries.get(name).filter(|entry| entry.copy.uid == of.uid);
+        entry.inspect(|entry| entry.renewed.set(renewal)).is_some()
+    }
+
+    /// When the session that `of` is was renewed last by a client of this pod.
+    pub fn renewal(&self, name: &str, of: &Copy) -> Option<Renewal> {
+        self.entries.get(name).filter(|entry| entry.copy.uid == of.uid)?.renewed.get()
+    }
+
+    /// A client is given the copy `of`, other than by [`Self::get`].
+    pub fn given(&self, name: &str, of: &Copy, now: Time) {
+        if let Some(entry) = self.entry_of(name, of) {
+            entry.used.given(now);
+        }
+    }
+
+    /// A client wrote this, whatever the session is by now: it is what the next difference is taken from.
+    pub fn wrote(&mut self, name: &str, wrote: &Arc<Copy>) {
+        if !self.habits.remember_given {
+            return;
+        }
+        let entry = self.entries.get(name).filter(|entry| entry.copy.uid == wrote.uid);
+        if let Some(entry) = entry.filter(|entry| entry.copy.digest == wrote.digest) {
+            entry.used.given(entry.used.last());
+            self.formers.forget(name);
+            return;
+        }
+        entry.inspect(|entry| entry.used.not_given());
+        let renewal = entry.and_then(|entry| entry.renewed.get());
+        self.formers.remember(wrote.clone(), renewal);
+    }
+
+    /// What clients of this pod last had of the session, or else the copy that is held, whether or not it may be served:
+    /// what a write that replaces the whole session takes its difference from.
+    pub fn base(&self, name: &str) -> Option<&Arc<Copy>> {
+        let former = self.formers.get(name);
+        match self.entries.get(name) {
+            Some(entry) if entry.used.is_given() => Some(&entry.copy),
+            // Another session's map is nothing to take a difference from.
+            Some(entry) => former.filter(|former| former.uid == entry.copy.uid).or(Some(&entry.copy)),
+            None => former,
+        }
+    }
+
+    /// The session with this uid is gone: nothing is to be written to it any more.
+    pub fn forget_base(&mut self, name: &str, of: &Copy) {
+        if self.formers.get(name).is_some_and(|former| former.uid == of.uid) {
+            self.formers.forget(name);
+        }
+    }
+
+    /// The copy with just this metadata, if it is the one that is held.
+    fn entry_of(&self, name: &str, of: &Copy) -> Option<&Entry> {
+        let same = |digest: Digest| digest == of.digest;
+        self.entries.get(name).filter(|entry| entry.copy.uid == of.uid && same(entry.copy.digest))
+    }
+
+    /// When the copy's session was used last, as far as its idle timeout goes.
+    pub(super) fn last_use(&self, entry: &Entry) -> Option<Time> {
+        if self.habits.uses_renew { Some(entry.used.last()) } else { entry.renewed.get().map(|renewal| renewal.at) }
+    }
+
+    /// When a session whose copy was replaced at `now` was used: by that, unless its clients say so themselves.
+    pub(super) fn use_by_replacement(&self, now: Time) -> Time {
+        if self.habits.uses_renew { now } else { Time::ZERO }
+    }
+
+    /// What is known of renewals when `copy` takes the place of `old`, or of nothing.
+    pub(super) fn renewal_for(&self, name: &str, copy: &Copy, old: Option<&Entry>) -> Option<Renewal> {
+        match old {
+            Some(old) if old.copy.uid == copy.uid => old.renewed.get(),
+            Some(_) => None,
+            None => self.formers.renewal(name, copy),
+        }
+    }
+
+    /// A copy is dropped.
+    pub(super) fn departed(&mut self, name: &Arc<str>, entry: &Entry, reason: DropReason) {
+        match reason {
+            DropReason::Gone | DropReason::Reset => self.formers.forget(name),
+            DropReason::Stale | DropReason::Foreign | DropReason::Capacity => {
+                if entry.used.is_given() {
+                    self.formers.remember(entry.copy.clone(), entry.renewed.get());
+                }
+            }
+        }
+    }
+
+    /// Another copy takes a copy's place. Returns whether clients have it already.
+    pub(super) fn replaced(&mut self, name: &Arc<str>, old: &Entry, new: &Copy) -> bool {
+        if old.copy.uid != new.uid {
+            self.formers.forget(name);
+            return false;
+        }
+        let given = old.used.is_given();
+        if given && old.copy.digest != new.digest {
+            self.formers.remember(old.copy.clone(), old.renewed.get());
+            return false;
+        }
+        given
+    }
+}

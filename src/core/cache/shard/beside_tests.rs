@@ -1,0 +1,333 @@
+//! What stands beside copies: pod-local values, renewals, and what clients last had.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::core::cache::copy::{Answer, Observed};
+use crate::core::cache::facts::Facts;
+use crate::core::cache::renewed::Renewal;
+use crate::core::cache::reports::Reports;
+use crate::core::digest::{Digest, Metadata};
+use crate::core::session::{ResourceVersion, Uid};
+use crate::core::signal::{Barrier, Fate, Mark};
+
+const A: Uid = Uid::from_u128(1);
+const B: Uid = Uid::from_u128(2);
+const AGENT: Habits = Habits { uses_renew: false, remember_given: true };
+const LIMITS: Limits = Limits { entries: 1_000, bytes: 1 << 20 };
+
+fn at(seconds: u64) -> Time {
+    Time::from_nanos(seconds * 1_000_000_000)
+}
+
+fn copy(uid: Uid, generation: u64, value: &str) -> Copy {
+    let metadata = Metadata::from([("k".into(), value.into())]);
+    Copy {
+        name: "s".into(),
+        uid,
+        generation,
+        resource_version: ResourceVersion(generation),
+        digest: Digest::of(&metadata),
+        metadata: Arc::new(metadata),
+        facts: Facts::default(),
+    }
+}
+
+fn stale(of: &Copy) -> Barrier {
+    let fate = Fate::Stale { below: of.generation };
+    Barrier { mark: Mark { uid: of.uid, fate, resource_version: of.resource_version }, digest: Some(of.digest) }
+}
+
+/// A shard, its reports, and the time.
+struct World {
+    shard: Shard,
+    reports: Reports,
+    now: Time,
+}
+
+impl World {
+    fn new(habits: Habits) -> Self {
+        let mut shard = Shard::new(LIMITS);
+        shard.set_habits(habits);
+        shard.set_lease_length(Duration::from_hours(1));
+        let grant = Grant { sent: at(1), age: Duration::ZERO, covers: u64::MAX };
+        shard.grant(StreamId(1), Duration::from_hours(1), grant, at(1));
+        Self { shard, reports: Reports::default(), now: at(10) }
+    }
+
+    fn restore(&mut self, found: Copy) -> Restored {
+        let Join::Lead(id) = self.shard.join_anew("s") else { panic!("nobody else asks") };
+        self.shard.restore_sent("s", id, self.now);
+        let answer = Answer::Found(Observed { copy: found, terminating: false });
+        self.shard.restore_answered("s", id, answer, self.now, &mut self.reports)
+    }
+
+    fn evict(&mut self, state: Barrier) -> Option<Dropped> {
+        self.shard.evict("s", state, &mut self.reports)
+    }
+
+    /// A client gets the copy that is held.
+    fn give(&mut self) -> Arc<Copy> {
+        self.shard.get("s", self.now).unwrap().clone()
+    }
+
+    /// A client writes `wrote`, and the object is `answer` then.
+    fn write(&mut self, answer: &Copy, wrote: &Copy) -> Written {
+        let id = self.shard.write_sent("s", self.now);
+        let observed = Observed { copy: answer.clone(), terminating: false };
+        let written = self.shard.write_answered("s", id, observed, wrote.digest, self.now, &mut self.reports);
+        self.shard.wrote("s", &Arc::new(wrote.clone()));
+        written
+    }
+
+    fn base(&self) -> Option<String> {
+        self.shard.base("s").map(|copy| copy.metadata["k"].clone())
+    }
+
+    fn base_is(&self, value: &str) {
+        assert_eq!(self.base().as_deref(), Some(value));
+    }
+
+    fn put_local(&mut self, of: &Copy, value: &str) -> bool {
+        self.change_local(of, &[], &[("connection", value)], false) == LocalChange::Done
+    }
+
+    fn change_local(&mut self, of: &Copy, base: &[(&str, &str)], new: &[(&str, &str)], exact: bool) -> LocalChange {
+        let values = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<LocalValues>()
+        };
+        self.shard.change_local("s", of, (&values(base), &values(new)), exact, &mut self.reports)
+    }
+}
+
+#[test]
+fn a_difference_is_taken_from_what_a_client_had_until_one_has_the_new_state() {
+    let mut world = World::new(AGENT);
+    assert_eq!(world.base(), None);
+    world.restore(copy(A, 1, "one"));
+    world.base_is("one");
+    world.give();
+    world.evict(stale(&copy(A, 2, "two")));
+    world.base_is("one");
+    // Read for a command that shows nothing to the client.
+    world.restore(copy(A, 2, "two"));
+    world.base_is("one");
+    world.evict(stale(&copy(A, 3, "three")));
+    world.restore(copy(A, 3, "three"));
+    world.base_is("one");
+    world.give();
+    world.base_is("three");
+}
+
+#[test]
+fn a_copy_that_no_client_had_is_not_remembered() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    world.evict(stale(&copy(A, 2, "two")));
+    assert_eq!(world.base(), None);
+}
+
+#[test]
+fn a_copy_that_is_replaced_without_a_signal_is_remembered_too() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    world.give();
+    world.restore(copy(A, 2, "two"));
+    world.base_is("one");
+    world.restore(copy(A, 3, "two"));
+    world.base_is("one");
+}
+
+#[test]
+fn a_validated_copy_is_still_what_clients_have() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    world.give();
+    world.restore(copy(A, 2, "one"));
+    world.evict(stale(&copy(A, 3, "two")));
+    world.base_is("one");
+}
+
+#[test]
+fn what_a_client_wrote_is_what_it_has_also_when_more_is_in_the_answer() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    world.give();
+    world.write(&copy(A, 2, "mine"), &copy(A, 2, "mine"));
+    world.base_is("mine");
+    let written = world.write(&copy(A, 4, "merged"), &copy(A, 4, "next"));
+    assert_eq!(written.dropped.unwrap().reason, DropReason::Foreign);
+    world.base_is("next");
+    assert_eq!(world.give().metadata["k"], "merged");
+    world.base_is("merged");
+}
+
+#[test]
+fn another_session_of_the_name_has_another_base_and_a_session_that_is_gone_has_none() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    world.give();
+    world.restore(copy(B, 9, "other"));
+    world.base_is("other");
+    world.give();
+    let gone = Mark { uid: B, fate: Fate::Gone, resource_version: ResourceVersion(10) };
+    world.evict(Barrier { mark: gone, digest: None });
+    assert_eq!(world.base(), None);
+
+    world.restore(copy(A, 11, "again"));
+    world.give();
+    world.evict(stale(&copy(A, 12, "newer")));
+    world.shard.forget_base("s", &copy(B, 1, ""));
+    world.base_is("again");
+    world.shard.forget_base("s", &copy(A, 1, ""));
+    assert_eq!(world.base(), None);
+}
+
+#[test]
+fn clients_that_keep_sessions_themselves_cost_nothing() {
+    let mut world = World::new(Habits::default());
+    world.restore(copy(A, 1, "one"));
+    world.give();
+    world.evict(stale(&copy(A, 2, "two")));
+    assert_eq!(world.base(), None);
+    world.restore(copy(A, 2, "two"));
+    world.write(&copy(A, 4, "merged"), &copy(A, 4, "next"));
+    world.base_is("merged");
+}
+
+#[test]
+fn a_use_is_a_renewal_only_if_it_is_said_to_be_one() {
+    for habits in [Habits::default(), AGENT] {
+        let mut world = World::new(habits);
+        world.restore(copy(A, 1, "one"));
+        world.now = at(20);
+        world.give();
+        let told: Vec<Time> = world.shard.used_since(at(20)).map(|(_, _, at)| at).collect();
+        assert_eq!(told.len(), usize::from(habits.uses_renew), "{habits:?}");
+        let all = world.shard.used_since(Time::ZERO).count();
+        assert_eq!(all, usize::from(habits.uses_renew), "also when all are told: {habits:?}");
+    }
+}
+
+#[test]
+fn a_renewal_is_told_and_outlives_the_copy() {
+    let mut world = World::new(AGENT);
+    let (one, two) = (copy(A, 1, "one"), copy(A, 2, "two"));
+    let renewal = Renewal { at: at(15), wall: 15_000 };
+    assert!(!world.shard.renew("s", &one, renewal), "no copy is held");
+    world.restore(one.clone());
+    world.give();
+    assert!(world.shard.renew("s", &one, renewal));
+    let told: Vec<Time> = world.shard.used_since(at(15)).map(|(_, _, at)| at).collect();
+    assert_eq!(told, [at(15)]);
+    let dropped = world.evict(stale(&two)).unwrap();
+    assert_eq!(dropped.used, at(15), "it must still be told");
+    world.restore(two.clone());
+    assert_eq!(world.shard.renewal("s", &two), Some(renewal));
+    world.restore(copy(A, 3, "three"));
+    assert_eq!(world.shard.renewal("s", &two), Some(renewal));
+    world.restore(copy(B, 9, "other"));
+    assert_eq!(world.shard.renewal("s", &copy(B, 9, "other")), None, "it was another session");
+}
+
+#[test]
+fn a_copy_that_was_replaced_is_no_use_of_the_session() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    let Restored::Serve { dropped: Some(dropped), .. } = world.restore(copy(A, 2, "two")) else { panic!("replaced") };
+    assert_eq!(dropped.used, Time::ZERO);
+    let written = world.write(&copy(A, 4, "merged"), &copy(A, 4, "mine"));
+    assert_eq!(written.dropped.unwrap().used, Time::ZERO);
+}
+
+#[test]
+fn pod_local_values_stay_as_long_as_the_metadata_is_what_they_were_written_beside() {
+    let mut world = World::new(AGENT);
+    let one = copy(A, 1, "one");
+    assert!(!world.put_local(&one, "17"));
+    world.restore(one.clone());
+    assert!(world.put_local(&one, "17"));
+    let local = |world: &World, of: &Copy| world.shard.local("s", of).and_then(|l| l.get("connection").cloned());
+    assert_eq!(local(&world, &one).as_deref(), Some("17"));
+    world.restore(copy(A, 2, "one"));
+    assert_eq!(local(&world, &one).as_deref(), Some("17"), "a validated copy is the same copy");
+    world.write(&copy(A, 3, "mine"), &copy(A, 3, "mine"));
+    assert_eq!(local(&world, &copy(A, 3, "mine")).as_deref(), Some("17"), "an own write takes nothing away");
+    assert!(!world.put_local(&one, "18"), "that copy is not held any more");
+    world.write(&copy(A, 5, "merged"), &copy(A, 5, "next"));
+    assert_eq!(local(&world, &copy(A, 5, "merged")), None, "somebody else's change does");
+}
+
+#[test]
+fn pod_local_values_that_two_clients_change_at_once_both_stay() {
+    let mut world = World::new(AGENT);
+    let one = copy(A, 1, "one");
+    world.restore(one.clone());
+    let local = |world: &World| -> Vec<(String, String)> {
+        let local = world.shard.local("s", &one);
+        local.into_iter().flat_map(|l| l.iter().map(|(k, v)| (k.clone(), v.clone()))).collect()
+    };
+    let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    };
+    let base = [("a", "1"), ("b", "1"), ("gone", "1")];
+    assert_eq!(world.change_local(&one, &[], &base, true), LocalChange::Done);
+    assert_eq!(world.change_local(&one, &base, &[("a", "2"), ("b", "1")], false), LocalChange::Done);
+    assert_eq!(world.change_local(&one, &base, &[("a", "1"), ("b", "3"), ("gone", "1")], false), LocalChange::Done);
+    assert_eq!(local(&world), pairs(&[("a", "2"), ("b", "3")]));
+    assert_eq!(world.change_local(&one, &base, &[], true), LocalChange::Changed);
+    assert_eq!(local(&world), pairs(&[("a", "2"), ("b", "3")]), "nothing was changed");
+    assert_eq!(world.change_local(&one, &[("a", "2"), ("b", "3")], &[], true), LocalChange::Done);
+    assert!(world.shard.local("s", &one).is_none());
+    assert_eq!(world.change_local(&copy(A, 1, "two"), &[], &base, false), LocalChange::NotHeld);
+}
+
+#[test]
+fn pod_local_values_take_room_and_give_it_back() {
+    let mut world = World::new(AGENT);
+    let one = copy(A, 1, "one");
+    world.restore(one.clone());
+    let bytes = world.shard.bytes();
+    assert!(world.put_local(&one, &"x".repeat(10_000)));
+    assert!(world.shard.bytes() > bytes + 10_000);
+    assert!(world.shard.set_local("s", &one, "connection", "1", &mut world.reports));
+    assert!(world.shard.bytes() < bytes + 1_000);
+    assert!(world.put_local(&one, &"x".repeat(10_000)));
+    world.write(&copy(A, 2, "mine"), &copy(A, 2, "mine"));
+    assert!(world.shard.bytes() > bytes + 10_000, "they go over to the new copy");
+    let mine = copy(A, 2, "mine");
+    assert!(!world.put_local(&mine, &"x".repeat(LIMITS.bytes)), "there is no room for that");
+    assert_eq!((world.shard.bytes(), world.shard.take_crowded_out().len()), (0, 1));
+}
+
+#[test]
+fn facts_are_those_of_the_latest_answer() {
+    let mut world = World::new(AGENT);
+    let with = |generation, rv, idle| Copy {
+        resource_version: ResourceVersion(rv),
+        facts: Facts { idle_timeout_seconds: Some(idle), ..Facts::default() },
+        ..copy(A, generation, "one")
+    };
+    let idle = |world: &mut World| world.give().facts.idle_timeout_seconds;
+    world.restore(with(1, 10, 60));
+    world.restore(with(1, 12, 70));
+    assert_eq!(idle(&mut world), Some(70));
+    world.restore(with(1, 11, 80));
+    assert_eq!(idle(&mut world), Some(70), "an answer that was overtaken");
+    world.restore(with(2, 13, 90));
+    assert_eq!(idle(&mut world), Some(90));
+    world.restore(with(2, 14, 90));
+    assert_eq!(world.give().resource_version, ResourceVersion(14), "only a label changed");
+}
+
+#[test]
+fn what_is_asked_anew_is_asked_though_it_could_be_served() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    assert!(matches!(world.shard.join("s", world.now), Join::Serve(_)));
+    world.evict(stale(&copy(A, 2, "two")));
+    assert_eq!(world.base(), None, "being asked for by a command gives a client nothing");
+    world.restore(copy(A, 2, "two"));
+    assert!(matches!(world.shard.join_anew("s"), Join::Lead(_)));
+}
