@@ -53,7 +53,7 @@ pub struct Ledger {
 pub struct Wakers {
     /// A status may have to be written.
     pub status: Notify,
-    /// A session with a finalizer of ours is being deleted, or is gone.
+    /// A session with a finalizer of ours is being deleted or is gone, or a replica went.
     pub finalizers: Notify,
     /// A replica came or went.
     pub markers: Notify,
@@ -177,7 +177,7 @@ impl Ledger {
         }
     }
 
-    /// An object was deleted.
+    /// An object was deleted. The replica knows of it by now, as it does of a list: who is woken finds it so.
     pub fn removed(&self, key: &SessionKey) {
         let mut state = self.state.lock();
         state.sessions.remove(key);
@@ -190,6 +190,8 @@ impl Ledger {
         if state.markers.remove(key).is_some() {
             state.registered();
             self.wakers.markers.notify_one();
+            // Nobody needs to wait for its confirmations any more.
+            self.wakers.finalizers.notify_one();
         }
     }
 
@@ -227,7 +229,7 @@ impl Ledger {
         state.hearing.restart(now);
         state.renewals.begin();
         if leading {
-            state.progress.look_at_all(now);
+            state.progress.begin(now);
         }
         drop(state);
         self.wakers.all();

@@ -18,7 +18,7 @@ use super::clock::now;
 use super::shared::Shared;
 use crate::api::{ANNOTATION_ADDRESS, ANNOTATION_BEAT, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use crate::core::replica::ScopeId;
-use crate::core::session::ResourceVersion;
+use crate::core::session::{InvalidResourceVersion, ResourceVersion};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 /// Who writes it, for `managedFields`.
@@ -67,8 +67,14 @@ impl Marker {
             // A call that hangs must not keep the next one from trying another connection.
             let answer = deadline(every.max(Duration::from_millis(500)), self.write(&api, known, beat)).await;
             match answer {
-                Ok(resource_version) => {
+                Ok(written) => {
                     known = true;
+                    let Some(resource_version) = version(&written) else {
+                        if !std::mem::replace(&mut failing, true) {
+                            error!(marker = %self.name, error = %InvalidResourceVersion, "the marker proves nothing");
+                        }
+                        continue;
+                    };
                     if std::mem::take(&mut failing) {
                         info!(marker = %self.name, "the marker is written again");
                     }
@@ -89,20 +95,18 @@ impl Marker {
         }
     }
 
-    async fn write(&self, api: &Api<VmcpSession>, known: bool, beat: u64) -> kube::Result<ResourceVersion> {
-        let written = if known {
+    async fn write(&self, api: &Api<VmcpSession>, known: bool, beat: u64) -> kube::Result<VmcpSession> {
+        if known {
             let patch = json!({"metadata": {"annotations": {ANNOTATION_BEAT: beat.to_string()}}});
             let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-            api.patch(&self.name, &params, &Patch::Merge(patch)).await?
+            api.patch(&self.name, &params, &Patch::Merge(patch)).await
         } else {
             let mut marker = VmcpSession::new(&self.name, VmcpSessionSpec::default());
             marker.labels_mut().insert(LABEL_REPLICA.to_owned(), "true".to_owned());
             marker.annotations_mut().insert(ANNOTATION_ADDRESS.to_owned(), self.address.clone());
             let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-            api.create(&params, &marker).await?
-        };
-        // Not a number: a Kubernetes older than the oldest that is supported. It proves nothing.
-        Ok(written.resource_version().and_then(|rv| rv.parse().ok()).unwrap_or_default())
+            api.create(&params, &marker).await
+        }
     }
 
     fn answered(&self, sent: crate::core::time::Time, seen: ResourceVersion, answered: ResourceVersion) {
@@ -119,13 +123,19 @@ impl Marker {
         }
     }
 
-    /// A watch that has shown no marker for two fifths of a lease is suspected to be silent.
+    /// A watch that has shown no marker for two fifths of a lease is suspected to be silent, and so is one that never has.
     fn check_watch(&self) {
         let age = self.shared.with(|replica, now| replica.age_of(self.scope, now));
-        if age.is_some_and(|age| age > self.lease * 3 / 5) {
+        if age.is_none_or(|age| age > self.lease * 3 / 5) {
             self.distrust.notify_one();
         }
     }
+}
+
+/// The resourceVersion of a write, if it can be compared. In a Kubernetes older than the oldest that is supported it may be no
+/// number; taken for 0 it would be below all that was seen, as after a restore of etcd, or prove a watch that shows nothing.
+fn version(written: &VmcpSession) -> Option<ResourceVersion> {
+    written.metadata.resource_version.as_deref()?.parse().ok()
 }
 
 /// Removes a marker if it is still as it was seen.
@@ -133,4 +143,55 @@ pub async fn remove(client: &Client, namespace: &str, name: &str, seen: Option<P
     let api: Api<VmcpSession> = Api::namespaced(client.clone(), namespace);
     let params = DeleteParams { preconditions: seen, ..DeleteParams::default() };
     deadline(Duration::from_secs(5), async { api.delete(name, &params).await.map(|_| ()) }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::controller::ledger::{Ledger, Settlements};
+    use crate::core::replica::{Config, Replica, Settled};
+
+    struct Nobody;
+
+    impl Settlements for Nobody {
+        fn settled(&self, _settled: &Settled) {}
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_never_showed_a_marker_is_distrusted_like_one_that_fell_silent() {
+        let replica = Replica::new(Config::default(), &[]);
+        let scope = replica.scopes().next().unwrap().0;
+        let lease = Duration::from_hours(1);
+        let ledger = Arc::new(Ledger::new("own", lease, lease, Box::new(Nobody)));
+        let marker = Marker {
+            client: Client::try_from(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap(),
+            scope,
+            namespace: "ns".into(),
+            name: "own".into(),
+            address: String::new(),
+            lease,
+            shared: Arc::new(Shared::new(replica, ledger)),
+            distrust: Arc::default(),
+        };
+        let distrusted = || marker.distrust.notified().now_or_never().is_some();
+        marker.check_watch();
+        assert!(distrusted(), "nothing is proven");
+        marker.shared.with(|replica, now| {
+            replica.relist(scope, Vec::new(), ResourceVersion(5), now).unwrap();
+            replica.marker_answered(scope, now, ResourceVersion(5), ResourceVersion(5), now).unwrap();
+        });
+        marker.check_watch();
+        assert!(!distrusted(), "proven a moment ago");
+    }
+
+    #[test]
+    fn a_version_that_is_no_number_is_none() {
+        let mut written = VmcpSession::new("m", VmcpSessionSpec::default());
+        for (given, expected) in [(None, None), (Some("x7"), None), (Some("7"), Some(ResourceVersion(7)))] {
+            written.metadata.resource_version = given.map(str::to_owned);
+            assert_eq!(version(&written), expected, "{given:?}");
+        }
+    }
 }

@@ -172,3 +172,62 @@ fn one<M: EncodeMetric + TypedMetric>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use kube::Client;
+
+    use super::*;
+    use crate::controller::events::REPORTING_CONTROLLER;
+    use crate::controller::reconcile::herald::Herald;
+    use crate::controller::status::{KubeStatus, StatusLimits, StatusWriter};
+    use crate::core::replica::{Config, Replica};
+    use crate::core::session::ResourceVersion;
+
+    /// What a replica tells that leads nobody, at an API server that does not exist.
+    fn scraped() -> String {
+        let client = Client::try_from(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap();
+        let guard = LeadershipGuard::default();
+        let events = EventWriter::new(client.clone(), REPORTING_CONTROLLER, "own", guard.clone());
+        let (herald, _) = Herald::new(client.clone(), events.clone(), guard.clone());
+        let took = herald.took();
+        let second = std::time::Duration::from_secs(1);
+        let ledger = Arc::new(Ledger::new("own", second, second, Box::new(herald)));
+        let shared = Arc::new(Shared::new(Replica::new(Config::default(), &[]), ledger.clone()));
+        shared.with(|replica, now| {
+            let scope = replica.scopes().next().unwrap().0;
+            replica.marker_answered(scope, now, ResourceVersion(0), ResourceVersion(0), now).unwrap();
+        });
+        let statuses = StatusWriter::new(KubeStatus::new(client), guard.clone(), StatusLimits::default());
+        let (reaped, retired) = (Arc::default(), Arc::default());
+        let mut text = String::new();
+        let sources = Sources { shared, ledger, statuses, events, guard, reaped, retired };
+        prometheus_client::encoding::text::encode(&mut text, &registry(sources, took)).unwrap();
+        text
+    }
+
+    /// A name that nobody tells is an alert that never fires, or a benchmark that waits for ever.
+    #[tokio::test]
+    async fn every_metric_that_is_spoken_of_is_told() {
+        let text = scraped();
+        let mut told = BTreeSet::from(["vmcp_session"]);
+        for line in text.lines() {
+            let name = line.strip_prefix("# TYPE ").unwrap_or(line);
+            told.extend(name.split([' ', '{']).next());
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut spoken_of = 0;
+        for file in ["docs/usage.md", "benches/src/memory.rs", "README.md"] {
+            let text = std::fs::read_to_string(root.join(file)).unwrap();
+            let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+            for word in words.filter(|word| word.starts_with("vmcp_session")) {
+                assert!(told.contains(word), "{file} speaks of {word}; there are {told:#?}");
+                spoken_of += usize::from(word != "vmcp_session");
+            }
+        }
+        assert!(spoken_of > 7, "hardly any name was found");
+    }
+}

@@ -12,19 +12,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use kube::api::Api;
 use parking_lot::Mutex;
 use rand::Rng;
 use thiserror::Error;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::core::replica::{Config, Replica, ScopeId};
 use crate::proto::v1;
 use crate::runtime::admin::{AdminError, BoundAdmin};
-use crate::runtime::api_error::ApiError;
 use crate::runtime::health::Health;
 use crate::runtime::kube_client::{KubeConfigError, Timeouts};
 use crate::runtime::task_set::{TaskError, TaskSet};
@@ -64,6 +64,9 @@ use shared::Shared;
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long agents are given to return their leases.
 const RETURN_LEASES: Duration = Duration::from_secs(3);
+/// How long the removal of the markers may take. With the leases and what the leader has under way it is less than the 10 s
+/// that a shutdown may take.
+const UNREGISTER: Duration = Duration::from_secs(3);
 /// How often it is looked whether something that was remembered is over.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -76,9 +79,6 @@ pub enum ControllerError {
     /// The API client cannot be configured.
     #[error(transparent)]
     Kube(#[from] KubeConfigError),
-    /// The API server does not tell who this controller is.
-    #[error("cannot ask the API server who this controller is: {0}")]
-    Identity(ApiError),
     /// The admin endpoints cannot be served.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -97,7 +97,9 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let admin = BoundAdmin::bind(args.admin.admin_listen).await?;
     let bound = serve::Bound::bind(args.listen).await?;
     let client = args.kube.client(Timeouts::default()).await?;
-    let authenticator = authenticate(&client, &args.token_audience, &shutdown).await?;
+    let Some(authenticator) = authenticate(&client, &args.token_audience, &shutdown).await else {
+        return Ok(());
+    };
     let name = replica_name(args.replica_name.as_deref());
     let address = args.advertise.unwrap_or(bound.address).to_string();
     info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
@@ -223,15 +225,26 @@ async fn stop(
     };
     tokio::join!(returned, ending.end());
     if over() {
-        for (_, namespace) in &scopes {
-            if let Err(error) = marker::remove(&client, &markers_in(namespace), &name, None).await {
-                warn!(%error, "the marker stays: whoever leads removes it when a lease has passed");
-            }
-        }
+        let namespaces = scopes.iter().map(|(_, namespace)| markers_in(namespace)).collect();
+        unregister(&client, namespaces, &name).await;
     } else {
         info!("some agents have not returned their leases: the registration stays until these have ended");
     }
     closing.cancel();
+}
+
+/// Removes all markers of this replica, at once: an API server that does not answer must not be waited for again and again.
+async fn unregister(client: &kube::Client, namespaces: Vec<String>, name: &str) {
+    let removals = namespaces.iter().map(|namespace| async move {
+        let removed = timeout(UNREGISTER, marker::remove(client, namespace, name, None)).await;
+        let error = match removed {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(late) => late.to_string(),
+        };
+        warn!(namespace, error, "the marker stays: whoever leads removes it when a lease has passed");
+    });
+    join_all(removals).await;
 }
 
 async fn poll(shared: Arc<Shared>, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
@@ -245,24 +258,25 @@ async fn poll(shared: Arc<Shared>, shutdown: CancellationToken) -> Result<(), st
     }
 }
 
-/// Asks until the API server answers: a controller that starts before it must not fail for that.
+/// Asks until the API server answers: a controller that starts before it must not fail for that. `None` if it was asked to end
+/// before.
 async fn authenticate(
     client: &kube::Client,
     audience: &str,
     shutdown: &CancellationToken,
-) -> Result<auth::Authenticator, ControllerError> {
-    let mut pause = Duration::from_millis(200);
-    loop {
-        let error = match auth::Authenticator::new(client.clone(), audience.to_owned()).await {
-            Ok(authenticator) => return Ok(authenticator),
-            Err(error) => error,
-        };
-        warn!(%error, "the API server does not answer yet; trying again");
-        tokio::select! {
-            () = shutdown.cancelled() => return Err(ControllerError::Identity(error)),
-            () = sleep(pause) => pause = (pause * 2).min(Duration::from_secs(5)),
+) -> Option<auth::Authenticator> {
+    let asking = async {
+        let mut pause = Duration::from_millis(200);
+        loop {
+            match auth::Authenticator::new(client.clone(), audience.to_owned()).await {
+                Ok(authenticator) => return authenticator,
+                Err(error) => warn!(%error, "the API server does not say who this controller is; trying again"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
         }
-    }
+    };
+    shutdown.run_until_cancelled(asking).await
 }
 
 /// A name that no other process has or had: a restarted replica does not know what the one before it granted, so it
@@ -273,4 +287,39 @@ fn replica_name(pod: Option<&str>) -> String {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let pod: String = pod.chars().filter(|c| allowed(*c)).take(200).collect();
     format!("replica-{pod}-{:08x}", rand::rng().random::<u32>())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A client of an API server that takes connections and never answers.
+    async fn unanswered() -> (kube::Client, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        (kube::Client::try_from(kube::Config::new(url)).unwrap(), listener)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_does_not_answer_is_waited_for_once_at_the_end() {
+        let (client, _listener) = unanswered().await;
+        let begun = Instant::now();
+        let namespaces = (0..20).map(|n| format!("ns-{n}")).collect();
+        unregister(&client, namespaces, "replica").await;
+        assert_eq!(begun.elapsed(), UNREGISTER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shutdown_before_the_api_server_has_answered_is_no_failure() {
+        let (client, _listener) = unanswered().await;
+        let shutdown = CancellationToken::new();
+        let end = async {
+            sleep(Duration::from_mins(1)).await;
+            shutdown.cancel();
+        };
+        let (authenticator, ()) = tokio::join!(authenticate(&client, "vmcp.dev", &shutdown), end);
+        assert!(authenticator.is_none());
+    }
 }

@@ -13,9 +13,9 @@ use crate::core::lease::StreamId;
 use crate::core::replica::{Fact, Replica};
 use crate::core::time::Time;
 
-/// Takes note of what happens in the replica, at once and without waiting.
+/// Takes note of what happens in the replica, at once and without waiting. It must not come back to [`Shared`] meanwhile.
 pub trait Witness: Send + Sync {
-    /// These things happened, in this order.
+    /// These things happened, in this order, and after all that was told before.
     fn witness(&self, facts: Vec<Fact>);
 }
 
@@ -24,7 +24,10 @@ pub struct Shared {
     replica: Mutex<Replica>,
     streams: Mutex<HashMap<StreamId, (Arc<Notify>, CancellationToken)>>,
     last_stream: AtomicU32,
-    witness: Arc<dyn Witness>,
+    /// What has happened and was not told yet. It is added to while the replica is locked.
+    untold: Mutex<Vec<Fact>>,
+    /// Told by one thread at a time, so that nothing is overtaken by what happened after it.
+    witness: Mutex<Arc<dyn Witness>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -36,17 +39,29 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     /// Shares `replica`; `witness` hears of what happens in it.
     pub fn new(replica: Replica, witness: Arc<dyn Witness>) -> Self {
-        Self { replica: Mutex::new(replica), streams: Mutex::default(), last_stream: AtomicU32::new(0), witness }
+        Self {
+            replica: Mutex::new(replica),
+            streams: Mutex::default(),
+            last_stream: AtomicU32::new(0),
+            untold: Mutex::default(),
+            witness: Mutex::new(witness),
+        }
     }
 
-    /// Changes or reads the replica, then wakes the streams that have something to send.
+    /// Changes or reads the replica, then wakes the streams that have something to send, then tells what happened.
     ///
-    /// The clock is read after the lock is taken: whatever led here has happened before.
+    /// The clock is read after the lock is taken: whatever led here has happened before. When this returns, whatever
+    /// `change` did was told, by this thread or by another one.
     pub fn with<T>(&self, change: impl FnOnce(&mut Replica, Time) -> T) -> T {
-        let (result, woken, facts) = {
+        let (result, woken, happened) = {
             let mut replica = self.replica.lock();
             let result = change(&mut replica, now());
-            (result, replica.take_woken().collect::<Vec<_>>(), replica.take_facts())
+            let facts = replica.take_facts();
+            let happened = !facts.is_empty();
+            if happened {
+                self.untold.lock().extend(facts);
+            }
+            (result, replica.take_woken().collect::<Vec<_>>(), happened)
         };
         if !woken.is_empty() {
             let streams = self.streams.lock();
@@ -54,8 +69,12 @@ impl Shared {
                 notify.notify_one();
             }
         }
-        if !facts.is_empty() {
-            self.witness.witness(facts);
+        if happened {
+            let witness = self.witness.lock();
+            let facts = std::mem::take(&mut *self.untold.lock());
+            if !facts.is_empty() {
+                witness.witness(facts);
+            }
         }
         result
     }
@@ -92,5 +111,77 @@ impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.shared.streams.lock().remove(&self.id);
         self.shared.with(|replica, now| replica.stream_closed(self.id, now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::core::cache::{Holding, Report};
+    use crate::core::digest::{Metadata, Summarizer};
+    use crate::core::replica::{Config, Hello, InstanceId, Kind, Object, Outgoing};
+    use crate::core::session::{ResourceVersion, SessionKey, Uid};
+
+    /// Writes down what it hears.
+    #[derive(Default)]
+    struct Scribe(Mutex<Vec<&'static str>>);
+
+    impl Witness for Scribe {
+        fn witness(&self, facts: Vec<Fact>) {
+            self.0.lock().extend(facts.iter().map(|fact| match fact {
+                Fact::Changed { .. } => "changed",
+                Fact::Removed { .. } => "removed",
+                Fact::Settled(_) => "settled",
+            }));
+        }
+    }
+
+    #[test]
+    fn what_happens_is_told_in_its_order_whoever_is_held_up() {
+        let scribe = Arc::new(Scribe::default());
+        let replica = Replica::new(Config::default(), &[]);
+        let scope = replica.scopes().next().unwrap().0;
+        let shared = Arc::new(Shared::new(replica, scribe.clone()));
+        let (key, uid) = (SessionKey::new("ns", "s"), Uid::from_u128(1));
+        let mut summarizer = Summarizer::default();
+        let mut object = |generation, value: &str| Object {
+            key: key.clone(),
+            uid,
+            generation,
+            resource_version: ResourceVersion(generation),
+            terminating: false,
+            kind: Kind::Session(summarizer.summarize(&Metadata::from([("k".into(), value.into())]))),
+        };
+        let (old, new) = (object(1, "old"), object(2, "new"));
+        let Kind::Session(summary) = &old.kind else { panic!() };
+        let held = Holding { uid, generation: 1, digest: summary.digest, resource_version: ResourceVersion(1) };
+        let stream = shared.open_stream();
+        shared.with(|replica, now| {
+            replica.relist(scope, vec![old], ResourceVersion(1), now).unwrap();
+            let hello = Hello { instance: InstanceId(1), namespace: "ns".into(), name: "pod".into() };
+            assert_eq!(replica.stream_opened(stream.id, hello, now), None);
+            replica.reported(stream.id, vec![(key.clone(), Report::Held(held))], Some(1), now);
+        });
+        scribe.0.lock().clear();
+
+        // Whoever brings the change is held up when it wakes the agent's stream, before it tells of the change.
+        let held_up = shared.streams.lock();
+        let bringing = thread::spawn({
+            let shared = shared.clone();
+            move || shared.with(|replica, now| replica.apply(scope, new, now))
+        });
+        let signal = loop {
+            match shared.with(|replica, _| replica.drain(stream.id, 1)) {
+                Some(Outgoing::Signals { evictions, .. }) => break evictions[0].1,
+                _ => thread::yield_now(),
+            }
+        };
+        // The agent is quicker.
+        shared.with(|replica, now| replica.acknowledged(stream.id, &key, signal, now));
+        drop(held_up);
+        bringing.join().unwrap();
+        assert_eq!(*scribe.0.lock(), ["changed", "settled"]);
     }
 }

@@ -23,7 +23,7 @@ use super::object::{NotASession, Read, Reader, Watched};
 use super::shared::Shared;
 use crate::api::VmcpSession;
 use crate::core::replica::{ScopeId, StaleList};
-use crate::core::session::{InvalidResourceVersion, ResourceVersion};
+use crate::core::session::InvalidResourceVersion;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 /// Objects in one page of a list.
@@ -72,7 +72,8 @@ pub struct Watch {
     pub ledger: Arc<Ledger>,
     /// Reads them.
     pub reader: Arc<Mutex<Reader>>,
-    /// Notified when the knowledge has become too old: a watch that is older than `patience` is then begun anew.
+    /// Notified when the knowledge has become too old, or void: a watch that is older than `patience` is then begun anew,
+    /// and one whose replica must list ends at once.
     pub distrust: Arc<Notify>,
     /// How long a watch may take to show anything.
     pub patience: Duration,
@@ -112,9 +113,7 @@ impl Watch {
     }
 
     async fn once(&self, listed: &mut bool, backoff: &mut Duration) -> Result<Ended, WatchError> {
-        // After a void (etcd was restored) there is no position to resume from.
-        let position = self.shared.with(|replica, _| replica.position(self.scope));
-        if !*listed || position == ResourceVersion(0) {
+        if !*listed || self.shared.with(|replica, _| replica.must_list(self.scope)) {
             self.list().await?;
             *listed = true;
             *backoff = *BACKOFF.start();
@@ -177,6 +176,9 @@ impl Watch {
     ) -> Result<Ended, WatchError> {
         let begun = Instant::now();
         loop {
+            if self.shared.with(|replica, _| replica.must_list(self.scope)) {
+                return Ok(Ended::Relist);
+            }
             let event = tokio::select! {
                 event = events.next() => event,
                 () = self.distrust.notified() => {
@@ -197,9 +199,9 @@ impl Watch {
                 }
                 WatchEvent::Deleted(object) => {
                     let Read { object, .. } = self.reader.lock().read(object)?;
-                    self.ledger.removed(&object.key);
                     let at = object.resource_version;
                     self.shared.with(|replica, now| replica.delete(self.scope, &object.key, at, now));
+                    self.ledger.removed(&object.key);
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     let position = bookmark.metadata.resource_version.parse()?;
@@ -224,5 +226,69 @@ impl Watch {
 
     fn name(&self) -> &str {
         self.namespace.as_deref().unwrap_or("all namespaces")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::controller::ledger::Settlements;
+    use crate::core::replica::{Config, Replica, Settled};
+
+    struct Nobody;
+
+    impl Settlements for Nobody {
+        fn settled(&self, _settled: &Settled) {}
+    }
+
+    /// A watch of an API server that does not exist.
+    fn watch(patience: Duration) -> Watch {
+        let replica = Replica::new(Config::default(), &[]);
+        let scope = replica.scopes().next().unwrap().0;
+        let second = Duration::from_secs(1);
+        let ledger = Arc::new(Ledger::new("own", second, second, Box::new(Nobody)));
+        Watch {
+            client: Client::try_from(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap(),
+            scope,
+            namespace: None,
+            shared: Arc::new(Shared::new(replica, ledger.clone())),
+            ledger,
+            reader: Arc::default(),
+            distrust: Arc::default(),
+            patience,
+        }
+    }
+
+    /// How a silent watch ends that is distrusted while it is followed, if it does.
+    async fn distrusted(watch: &Watch, void: bool) -> Option<Ended> {
+        let mut silent = stream::pending();
+        let mut backoff = Duration::ZERO;
+        let distrust = async {
+            if void {
+                watch.shared.with(|replica, _| replica.void());
+            }
+            watch.distrust.notify_one();
+        };
+        let both = async { tokio::join!(watch.follow(&mut silent, &mut backoff), distrust).0 };
+        timeout(Duration::from_secs(5), both).await.ok().map(Result::unwrap)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_watch_is_left_when_it_had_its_time() {
+        assert!(distrusted(&watch(Duration::from_hours(1)), false).await.is_none(), "it has hardly begun");
+        assert!(matches!(distrusted(&watch(Duration::ZERO), false).await, Some(Ended::Resume)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_whose_replica_must_list_ends_at_once_however_young_it_is() {
+        let young = watch(Duration::from_hours(1));
+        assert!(matches!(distrusted(&young, true).await, Some(Ended::Relist)));
+        // Nobody needs to tell a watch that begins after it.
+        let (mut silent, mut backoff) = (stream::pending(), Duration::ZERO);
+        let ended = timeout(Duration::from_secs(5), young.follow(&mut silent, &mut backoff)).await;
+        assert!(matches!(ended, Ok(Ok(Ended::Relist))));
     }
 }

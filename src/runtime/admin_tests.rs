@@ -91,7 +91,8 @@ async fn a_taken_address_is_an_error_at_once() {
 
 #[tokio::test]
 async fn a_connection_that_asks_slowly_ends_and_makes_room() {
-    let running = start(1, Duration::from_millis(100)).await;
+    // Long enough for the second one to be answered on a busy machine.
+    let running = start(1, Duration::from_secs(2)).await;
     let mut slow = TcpStream::connect(running.address).await.unwrap();
     slow.write_all(b"GET /livez HTTP/1.1\r\nX: ").await.unwrap();
     // There is room for one connection, so this one is answered after the slow one was ended.

@@ -173,7 +173,15 @@ impl Progress {
         }
     }
 
-    /// Everything is to be looked at: this replica has begun to lead, or the last offer was long ago.
+    /// This replica has begun to lead. If it led before, what it had offered and not written by the end was dropped.
+    pub fn begin(&mut self, now: Time) {
+        for entry in self.entries.values_mut() {
+            entry.offered = None;
+        }
+        self.look_at_all(now);
+    }
+
+    /// Everything is to be looked at: a list may say what was not known before.
     pub fn look_at_all(&mut self, now: Time) {
         let keys: Vec<SessionKey> = self.entries.keys().cloned().collect();
         for key in keys {

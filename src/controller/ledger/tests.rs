@@ -98,6 +98,20 @@ fn what_the_status_says_already_is_not_said_again() {
 }
 
 #[test]
+fn what_was_offered_while_leading_before_is_offered_again() {
+    let ledger = ledger();
+    ledger.lead(true);
+    ledger.observed(&read(1, 0));
+    ledger.witness(facts(1, true));
+    assert_eq!(due(&ledger), Some(1));
+    // Whatever waited to be written when the lease was lost was dropped.
+    ledger.lead(false);
+    ledger.lead(true);
+    assert_eq!(due(&ledger), Some(1));
+    assert_eq!(due(&ledger), None);
+}
+
+#[test]
 fn what_is_not_listed_any_more_is_forgotten() {
     let ledger = ledger();
     ledger.observed(&read(1, 0));

@@ -1,7 +1,8 @@
 //! Lets go of deleted sessions that carry the finalizer `vmcp.dev/confirm-eviction`, when no pod can serve them any
 //! more (I4).
 //!
-//! That is so when every replica has confirmed it, or when the last lease has ended that was granted before the deletion.
+//! That is so when every replica has confirmed it that is registered, or when the last lease has ended that was granted before
+//! the deletion.
 //! So no object hangs for longer than a lease, whoever is dead.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,8 +76,16 @@ impl Quorum {
     }
 
     /// Whether all have confirmed, this replica (`own`) among them in any case.
-    fn is_complete(&self, own: &str) -> bool {
-        self.confirmed.contains(own) && self.needed.as_ref().is_some_and(|needed| needed.is_subset(&self.confirmed))
+    ///
+    /// Those that are not registered any more need not: a marker goes when the last lease of its replica has ended, and
+    /// whoever registers after that knows of the deletion. `is_registered` speaks for this replica's own watch, which shows
+    /// the deletion once this replica has confirmed. One that does not even see itself there has seen nothing.
+    fn is_complete(&self, own: &str, is_registered: impl Fn(&str) -> bool) -> bool {
+        let Some(needed) = self.needed.as_ref().filter(|_| self.confirmed.contains(own)) else {
+            return false;
+        };
+        let mut missing = needed.difference(&self.confirmed).peekable();
+        missing.peek().is_none() || is_registered(own) && missing.all(|replica| !is_registered(replica))
     }
 }
 
@@ -175,7 +184,7 @@ impl Finalizer {
                 continue;
             };
             let ready = match &work.stage {
-                Stage::Asked(quorum) => now >= over || quorum.is_complete(&self.own),
+                Stage::Asked(quorum) => now >= over || self.is_complete(&key, quorum),
                 Stage::LettingGo => false,
                 Stage::Again(at) => {
                     if now < *at {
@@ -197,6 +206,11 @@ impl Finalizer {
             calls.push(let_go(self.client.clone(), self.guard.clone(), session, why).boxed());
         }
         wake
+    }
+
+    fn is_complete(&self, key: &SessionKey, quorum: &Quorum) -> bool {
+        self.shared
+            .with(|replica, _| quorum.is_complete(&self.own, |name| replica.is_registered(key.namespace(), name)))
     }
 
     fn ask(&self, stream: &StreamGuard, key: &SessionKey, work: &Work) {
@@ -279,14 +293,27 @@ mod tests {
     #[test]
     fn everybody_of_the_first_answer_must_confirm_and_this_replica_in_any_case() {
         let mut quorum = Quorum::default();
-        assert!(!quorum.is_complete("own"));
+        let is_complete = |quorum: &Quorum| quorum.is_complete("own", |_| true);
+        assert!(!is_complete(&quorum));
         quorum.confirmed("a".into(), names(&["own", "a", "b"]));
         quorum.confirmed("own".into(), names(&["own"]));
-        assert!(!quorum.is_complete("own"), "b is missing");
+        assert!(!is_complete(&quorum), "b is missing");
         quorum.confirmed("b".into(), names(&["own", "a", "b", "new"]));
-        assert!(quorum.is_complete("own"), "who registered later knows of the deletion");
+        assert!(is_complete(&quorum), "who registered later knows of the deletion");
         let mut quorum = Quorum::default();
         quorum.confirmed("a".into(), names(&["a"]));
-        assert!(!quorum.is_complete("own"));
+        assert!(!is_complete(&quorum));
+    }
+
+    #[test]
+    fn whoever_is_not_registered_any_more_need_not_confirm() {
+        let mut quorum = Quorum::default();
+        let among = |registered: &'static [&str]| move |name: &str| registered.contains(&name);
+        quorum.confirmed("a".into(), names(&["own", "a", "b", "c"]));
+        assert!(!quorum.is_complete("own", among(&["own"])), "this replica's watch may not show the deletion yet");
+        quorum.confirmed("own".into(), names(&["own", "a", "b", "c"]));
+        assert!(!quorum.is_complete("own", among(&["own", "a", "b"])), "b may have leases");
+        assert!(!quorum.is_complete("own", among(&[])), "nothing is known after a restore of etcd");
+        assert!(quorum.is_complete("own", among(&["own", "a", "new"])));
     }
 }
