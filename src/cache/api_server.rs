@@ -1,20 +1,23 @@
 //! Calls to the API server, each with a deadline, and what their answers mean.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use kube::core::response::reason;
 use serde_json::Value;
 use thiserror::Error;
 
+use super::config::CacheConfig;
 use super::events::count;
-use crate::api::{VmcpSession, VmcpSessionSpec};
-use crate::core::cache::{Answer, Copy, Observed};
+use crate::api::{LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
+use crate::core::cache::{Answer, Copy, Facts, Observed};
 use crate::core::digest::Digest;
-use crate::core::session::Uid;
+use crate::core::session::{ResourceVersion, Uid};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 /// Why a call brought no answer that counts.
@@ -56,13 +59,21 @@ impl CallError {
 pub(super) struct ApiServer {
     api: Api<VmcpSession>,
     field_manager: String,
+    /// Annotations that are kept with copies.
+    kept: Vec<Arc<str>>,
     deadline: Duration,
     calls: AtomicU64,
 }
 
 impl ApiServer {
-    pub fn new(client: kube::Client, namespace: &str, field_manager: String, deadline: Duration) -> Self {
-        Self { api: Api::namespaced(client, namespace), field_manager, deadline, calls: AtomicU64::new(0) }
+    pub fn new(client: kube::Client, config: &CacheConfig) -> Self {
+        Self {
+            api: Api::namespaced(client, &config.namespace),
+            field_manager: config.field_manager.clone(),
+            kept: config.annotations.clone(),
+            deadline: config.call_deadline,
+            calls: AtomicU64::new(0),
+        }
     }
 
     /// Requests that were sent so far.
@@ -73,33 +84,48 @@ impl ApiServer {
     /// A consistent GET: without a resourceVersion, so that no API server may answer from what it happens to have.
     pub async fn get(&self, name: &str) -> Result<Answer, CallError> {
         match self.call(name, self.api.get(name)).await {
-            Ok(object) => observed(object).map(Answer::Found),
+            // A replica's marker is no session, though it may stand among them.
+            Ok(object) if is_marker(&object) => Ok(Answer::NotFound),
+            Ok(object) => observed(object, &self.kept).map(Answer::Found),
             Err(CallError::NotFound) => Ok(Answer::NotFound),
             Err(error) => Err(error),
         }
     }
 
     /// Creates a session.
-    pub async fn create(&self, name: &str, spec: VmcpSessionSpec) -> Result<Observed, CallError> {
+    pub async fn create(
+        &self,
+        name: &str,
+        spec: VmcpSessionSpec,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<Observed, CallError> {
         let params = PostParams { field_manager: Some(self.field_manager.clone()), ..PostParams::default() };
-        let object = VmcpSession::new(name, spec);
-        observed(self.call(name, self.api.create(&params, &object)).await?)
+        let mut object = VmcpSession::new(name, spec);
+        object.metadata.annotations = (!annotations.is_empty()).then_some(annotations);
+        observed(self.call(name, self.api.create(&params, &object)).await?, &self.kept)
     }
 
     /// Applies a JSON merge patch.
     pub async fn patch(&self, name: &str, patch: &Value) -> Result<Observed, CallError> {
         let params = PatchParams { field_manager: Some(self.field_manager.clone()), ..PatchParams::default() };
-        observed(self.call(name, self.api.patch(name, &params, &Patch::Merge(patch))).await?)
+        observed(self.call(name, self.api.patch(name, &params, &Patch::Merge(patch))).await?, &self.kept)
     }
 
-    /// Deletes the session with this uid. If finalizers hold it, its state with the deletionTimestamp is returned.
-    pub async fn delete(&self, name: &str, uid: Uid) -> Result<Option<Observed>, CallError> {
+    /// Deletes the session with this uid, at this resourceVersion if one is given. If finalizers hold it, its state with the
+    /// deletionTimestamp is returned.
+    pub async fn delete(
+        &self,
+        name: &str,
+        uid: Uid,
+        only_at: Option<ResourceVersion>,
+    ) -> Result<Option<Observed>, CallError> {
+        let resource_version = only_at.map(|at| at.to_string());
         let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),
+            preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version }),
             ..DeleteParams::default()
         };
         match self.call(name, self.api.delete(name, &params)).await?.left() {
-            Some(object) => observed(object).map(Some),
+            Some(object) => observed(object, &self.kept).map(Some),
             None => Ok(None),
         }
     }
@@ -129,8 +155,8 @@ fn is_missing_object(status: &Status, name: &str) -> bool {
     status.code == 404 && status.reason == reason::NOT_FOUND && status.details.as_ref().is_some_and(about_it)
 }
 
-/// Reads an object of the API server.
-fn observed(object: VmcpSession) -> Result<Observed, CallError> {
+/// Reads an object of the API server, with those of its annotations that are `kept`.
+fn observed(object: VmcpSession, kept: &[Arc<str>]) -> Result<Observed, CallError> {
     let malformed = |what: &dyn std::fmt::Display| CallError::NotASession(what.to_string());
     let meta = object.metadata;
     let uid: Uid = meta.uid.unwrap_or_default().parse().map_err(|e| malformed(&e))?;
@@ -138,11 +164,37 @@ fn observed(object: VmcpSession) -> Result<Observed, CallError> {
     let resource_version = resource_version.parse().map_err(|e| malformed(&e))?;
     let generation = meta.generation.and_then(|g| u64::try_from(g).ok());
     let generation = generation.ok_or_else(|| malformed(&"it has no generation"))?;
+    let mut annotations = meta.annotations.unwrap_or_default();
+    let annotation = |name: &Arc<str>| Some((name.clone(), annotations.remove(&**name)?.into_boxed_str()));
+    let facts = Facts {
+        idle_timeout_seconds: object.spec.idle_timeout_seconds,
+        created: meta.creation_timestamp.map_or(0, |at| millis(&at)),
+        last_renewed: object.status.and_then(|status| status.last_renew_time).map(|at| millis(&at)),
+        annotations: kept.iter().filter_map(annotation).collect(),
+    };
     let metadata = object.spec.metadata;
     Ok(Observed {
-        copy: Copy { uid, generation, resource_version, digest: Digest::of(&metadata), metadata: Arc::new(metadata) },
+        copy: Copy {
+            name: meta.name.unwrap_or_default().into(),
+            uid,
+            generation,
+            resource_version,
+            digest: Digest::of(&metadata),
+            metadata: Arc::new(metadata),
+            facts,
+        },
         terminating: meta.deletion_timestamp.is_some(),
     })
+}
+
+/// Whether this is a replica's freshness marker.
+fn is_marker(object: &VmcpSession) -> bool {
+    object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_REPLICA))
+}
+
+/// Milliseconds since 1970.
+fn millis(at: &Time) -> u64 {
+    u64::try_from(at.0.as_millisecond()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -171,12 +223,19 @@ mod tests {
         let object = |meta: Value| -> Result<Observed, CallError> {
             let object = json!({"apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession", "metadata": meta,
                 "spec": {"metadata": {"k": "canary"}}});
-            observed(serde_json::from_value(object).unwrap())
+            observed(serde_json::from_value(object).unwrap(), &["vmcp.dev/form".into(), "vmcp.dev/none".into()])
         };
         let uid = "0189ab00-0000-4000-8000-00000000beef";
         let good = object(json!({"uid": uid, "resourceVersion": "7", "generation": 2})).unwrap();
         assert_eq!((good.copy.generation, good.terminating), (2, false));
         assert!(!format!("{good:?}").contains("canary"));
+        assert_eq!(good.copy.facts, Facts::default());
+        let annotated = json!({"uid": uid, "resourceVersion": "7", "generation": 2,
+            "creationTimestamp": "1970-01-01T00:00:05Z", "annotations": {"vmcp.dev/form": "string", "team": "a"}});
+        let facts = object(annotated).unwrap().copy.facts;
+        assert_eq!((facts.created, facts.last_renewed), (5_000, None));
+        assert_eq!(facts.annotations.get("vmcp.dev/form"), Some("string"));
+        assert_eq!(facts.annotations.get("team"), None, "what nobody asked for is not kept");
         for bad in [
             json!({"uid": "x", "resourceVersion": "7", "generation": 2}),
             json!({"uid": uid, "resourceVersion": "x", "generation": 2}),

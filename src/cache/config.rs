@@ -1,6 +1,7 @@
 //! How a cache is set up.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -21,6 +22,14 @@ pub struct CacheConfig {
     pub field_manager: String,
     /// `spec.server` of the sessions that are created, unless a create names another one.
     pub server: Option<String>,
+    /// Annotations that are kept with each copy, by name.
+    pub annotations: Vec<Arc<str>>,
+    /// Whether each use of a copy begins the session's idle timeout anew. Else only [`Cache::renew`](super::Cache::renew)
+    /// does.
+    pub uses_renew: bool,
+    /// Whether the cache remembers what its clients last had of a session ([`Cache::base`](super::Cache::base)), for clients
+    /// that do not keep the [`Session`](super::Session) themselves. It takes up to an eighth more memory.
+    pub remember_given: bool,
     /// Copies that are kept, at most. They are spread over shards by a hash, so it may be a few per cent less.
     pub entries: usize,
     /// Bytes of memory that the copies take, at most, by estimate.
@@ -75,6 +84,9 @@ impl CacheConfig {
             token_file: None,
             field_manager,
             server: None,
+            annotations: Vec::new(),
+            uses_renew: true,
+            remember_given: false,
             entries: 100_000,
             bytes: 256 << 20,
             call_deadline: Duration::from_secs(5),
@@ -106,6 +118,7 @@ impl CacheConfig {
         let printable = self.field_manager.chars().all(|c| !c.is_control() && !c.is_whitespace());
         let length = (1..=MAX_FIELD_MANAGER).contains(&self.field_manager.len());
         check(printable && length, "field_manager", "1 to 128 bytes of printable characters")?;
+        check(self.annotations.len() <= 16, "annotations", "at most 16 names")?;
         check(self.entries > 0, "entries", "at least 1")?;
         check(self.bytes >= 1 << 20, "bytes", "at least 1 MiB")?;
         check(seconds(self.call_deadline, 60), "call_deadline", "10 ms to 60 s")?;

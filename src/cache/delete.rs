@@ -34,11 +34,14 @@ impl Shared {
     ///
     /// With [`Visibility::Everywhere`] no pod serves it when this returns, also if it was gone before: whoever repeats a
     /// revocation whose answer was lost must be able to rely on it.
+    ///
+    /// With `only_at` it is deleted only in this state, and the answer is [`WriteError::Changed`] else.
     pub async fn delete(
         self: &Arc<Self>,
         name: &str,
         uid: Uid,
         alive: Option<ResourceVersion>,
+        only_at: Option<ResourceVersion>,
         visibility: Visibility,
     ) -> Result<(), WriteError> {
         if !is_object_name(name) {
@@ -47,7 +50,7 @@ impl Shared {
         let name: Arc<str> = name.into();
         let deleted = self.run({
             let name = name.clone();
-            async move |shared| shared.delete_now(&name, uid, alive).await
+            async move |shared| shared.delete_now(&name, uid, alive, only_at).await
         });
         let (outcome, alive, answered) = match deleted.await {
             Ok((alive, answered)) => (Ok(()), Some(alive), answered),
@@ -73,6 +76,7 @@ impl Shared {
         name: &str,
         uid: Uid,
         alive: Option<ResourceVersion>,
+        only_at: Option<ResourceVersion>,
     ) -> Result<ResourceVersion, Refused> {
         let held = self.store.look(name, |shard| {
             let copy = shard.peek(name).filter(|copy| copy.uid == uid);
@@ -83,7 +87,7 @@ impl Shared {
             Some(alive) => alive,
             None => self.alive_at(name, uid).await?,
         };
-        let outcome = self.attempt_delete(name, uid).await;
+        let outcome = self.attempt_delete(name, uid, only_at).await;
         let later = outcome.as_ref().ok().copied().flatten();
         let alive = later.map_or(alive, |later| later.max(alive));
         let outcome = outcome.map(drop);
@@ -105,17 +109,25 @@ impl Shared {
 
     /// Deletes, again if the outcome is not known: as it names the uid, a deletion can be repeated. If finalizers hold the
     /// object, the resourceVersion at which it began to be deleted is returned.
-    async fn attempt_delete(&self, name: &str, uid: Uid) -> Result<Option<ResourceVersion>, WriteError> {
+    async fn attempt_delete(
+        &self,
+        name: &str,
+        uid: Uid,
+        only_at: Option<ResourceVersion>,
+    ) -> Result<Option<ResourceVersion>, WriteError> {
         let mut unsure = false;
         let mut pause = PAUSE;
         let mut attempt = 1;
         loop {
-            let error = match self.api.delete(name, uid).await {
+            let error = match self.api.delete(name, uid, only_at).await {
                 Ok(held) => return Ok(held.map(|observed| observed.copy.resource_version)),
                 // Gone after an attempt whose outcome was not known: by us, as far as anybody can tell.
                 Err(error) if unsure && is_gone(&error) => return Ok(None),
                 Err(error) => error,
             };
+            if only_at.is_some() && error.kind() == Some(ApiErrorKind::Conflict) {
+                return Err(WriteError::Changed);
+            }
             unsure |= error.outcome_unknown();
             let again = error.outcome_unknown() || error.kind() == Some(ApiErrorKind::Conflict);
             if !again || attempt == ATTEMPTS {

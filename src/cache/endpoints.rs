@@ -22,6 +22,8 @@ use super::stream::{self, Want};
 const MOST: usize = 16;
 /// For one name to be resolved.
 const RESOLVE: Duration = Duration::from_secs(5);
+/// For replicas to hear that this agent leaves.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// Keeps a stream to each replica until the cache ends. No lease is left then.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -46,8 +48,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = round => {}
         }
     }
-    streams.tasks.shutdown().await;
     shared.store.revoke_all();
+    streams.leave().await;
 }
 
 /// The streams that are run.
@@ -85,6 +87,17 @@ impl Streams {
                 let task = self.tasks.spawn(stream::run(self.shared.clone(), address, receiver));
                 self.addresses.insert(task.id(), address);
             }
+        }
+    }
+
+    /// Ends all streams, those in order whose replicas hear it in time.
+    async fn leave(&mut self) {
+        for want in self.wants.values() {
+            want.send_replace(Want::Never);
+        }
+        let left = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(LEAVE, left).await.is_err() {
+            self.tasks.shutdown().await;
         }
     }
 

@@ -33,6 +33,9 @@ pub enum WriteError {
     /// A session of that name exists. Nothing was written.
     #[error("a session of that name exists")]
     AlreadyExists,
+    /// The session is no longer what the write was made from. Nothing was written.
+    #[error("the session has changed since it was read")]
+    Changed,
     /// The API server refuses the session as it would be. Nothing was written.
     #[error("the session is {reason}")]
     Invalid {

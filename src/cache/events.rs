@@ -1,8 +1,8 @@
 //! What happens in the cache: for subscribers, logs, and counters.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -80,30 +80,54 @@ pub(super) struct Events {
     evictions: broadcast::Sender<Eviction>,
     by_reason: [AtomicU64; REASONS.len()],
     departed: Mutex<VecDeque<(Arc<str>, Uid, Time)>>,
+    observer: OnceLock<Observer>,
+}
+
+/// Is told at once of copies that are not evicted, and not what clients were given any more either.
+struct Observer(Box<dyn Fn(&str) + Send + Sync>);
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observer(..)")
+    }
 }
 
 impl Events {
     pub fn new(backlog: usize) -> Self {
-        Self { evictions: broadcast::Sender::new(backlog), by_reason: Default::default(), departed: Mutex::default() }
+        Self {
+            evictions: broadcast::Sender::new(backlog),
+            by_reason: Default::default(),
+            departed: Mutex::default(),
+            observer: OnceLock::new(),
+        }
     }
 
     pub fn subscribe(&self) -> Subscription {
         Subscription(self.evictions.subscribe())
     }
 
+    /// Sets who is told by [`Self::disturbed`]. False if somebody is told already.
+    pub fn observe(&self, observer: impl Fn(&str) + Send + Sync + 'static) -> bool {
+        self.observer.set(Observer(Box::new(observer))).is_ok()
+    }
+
+    /// The copy of `name` was replaced by an own write, or waits for the outcome of one. Call it without holding a lock.
+    pub fn disturbed(&self, name: &str) {
+        if let Some(Observer(observer)) = self.observer.get() {
+            observer(name);
+        }
+    }
+
     /// A copy was dropped at `at`. Call it without holding a lock: it logs.
     pub fn dropped(&self, dropped: Dropped, at: Time) {
-        let Dropped { name, copy, reason, used } = dropped;
+        let Dropped { copy, reason, used } = dropped;
+        let name = copy.name.clone();
         let (uid, generation) = (copy.uid, copy.generation);
         if let Some(counter) = REASONS.iter().position(|r| *r == reason) {
             count(&self.by_reason[counter]);
         }
-        if reason != DropReason::Gone {
-            let mut departed = self.departed.lock();
-            if departed.len() == DEPARTED {
-                departed.pop_front();
-            }
-            departed.push_back((name.clone(), uid, used));
+        if reason != DropReason::Gone && used > Time::ZERO {
+            self.departed(name.clone(), uid, used);
         }
         if reason == DropReason::Capacity {
             // Nothing changed, and a cache that is too small would fill the log.
@@ -113,6 +137,15 @@ impl Events {
         }
         // Nobody may have subscribed.
         let _ = self.evictions.send(Eviction { name, uid, generation, reason, at });
+    }
+
+    /// A session was used of which no copy is held.
+    pub fn departed(&self, name: Arc<str>, uid: Uid, used: Time) {
+        let mut departed = self.departed.lock();
+        if departed.len() == DEPARTED {
+            departed.pop_front();
+        }
+        departed.push_back((name, uid, used));
     }
 
     /// Dropped copies that were used at or after `since`.

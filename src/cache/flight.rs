@@ -16,7 +16,8 @@ use super::name::is_object_name;
 use super::session::{Origin, Session};
 use super::shared::Shared;
 use super::store::now;
-use crate::core::cache::{Answer, FlightId, Join, Restored};
+use crate::core::cache::{Answer, FlightId, Join, Restored, Shard};
+use crate::core::time::Time;
 use crate::runtime::api_error::ApiErrorKind;
 
 /// How often one GET is sent, at most: an answer may be outdated by what came in meanwhile, or not come at all.
@@ -104,7 +105,20 @@ impl Shared {
             count(&self.counters.not_found);
             return Err(GetError::NotFound);
         }
-        let mut outcome = match self.join(name) {
+        self.follow(self.join(name)).await
+    }
+
+    /// The session as it is now, whatever is held: a GET that is sent after this was called.
+    pub async fn fresh(self: &Arc<Self>, name: &str) -> Outcome {
+        if !is_object_name(name) {
+            count(&self.counters.not_found);
+            return Err(GetError::NotFound);
+        }
+        self.follow(self.join_by(name, |shard, _| shard.join_anew(name))).await
+    }
+
+    async fn follow(self: &Arc<Self>, found: Found) -> Outcome {
+        let mut outcome = match found {
             Found::Serve(session) => return Ok(session),
             Found::Wait(outcome) => outcome,
             Found::Lead(flight, teller, before) => {
@@ -125,9 +139,13 @@ impl Shared {
     }
 
     fn join(self: &Arc<Self>, name: &str) -> Found {
+        self.join_by(name, |shard, now| shard.join(name, now))
+    }
+
+    fn join_by(self: &Arc<Self>, name: &str, join: impl FnOnce(&mut Shard, Time) -> Join) -> Found {
         self.store.change(name, |state, _, now| {
-            let found = match state.shard.join(name, now) {
-                Join::Serve(copy) => Found::Serve(Session::new(name.into(), copy, Origin::Cache)),
+            let found = match join(&mut state.shard, now) {
+                Join::Serve(copy) => Found::Serve(Session::new(copy, Origin::Cache)),
                 Join::Follow(id) => {
                     let pending = state.waited_for.get(name).into_iter().flatten();
                     let pending = pending.into_iter().find(|p| p.id == id);
@@ -226,7 +244,7 @@ impl Flight {
     fn answered(&self, answer: Answer) -> Option<Outcome> {
         let Self { shared, name, id, .. } = self;
         shared.store.change(name, |state, tell, now| {
-            let serve = |copy, origin| Some(Ok(Session::new(name.clone(), copy, origin)));
+            let serve = |copy, origin| Some(Ok(Session::new(copy, origin)));
             match state.shard.restore_answered(name, *id, answer, now, tell) {
                 Restored::Serve { copy, validated: true, dropped } => (serve(copy, Origin::Validated), dropped),
                 Restored::Serve { copy, dropped, .. } => (serve(copy, Origin::Restored), dropped),

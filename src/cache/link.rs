@@ -18,7 +18,7 @@ use super::transport::one_line;
 use crate::core::lease::{Grant, StreamId};
 use crate::proto::PROTOCOL_VERSION;
 use crate::proto::convert::{self, Malformed};
-use crate::proto::v1::{self, replica_message};
+use crate::proto::v1::{self, agent_message, replica_message};
 
 /// What a replica said first.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Link {
     }
 
     /// Serves the stream until it ends.
-    pub async fn run(mut self) -> Ended {
+    pub async fn run(&mut self) -> Ended {
         let mut heartbeat = Instant::now();
         let mut renewal = Instant::now();
         loop {
@@ -139,6 +139,19 @@ impl Link {
                     renewal = Instant::now() + jittered(self.settings.renewal);
                 }
             }
+        }
+    }
+
+    /// Gives the lease back and ends the stream, so that nobody waits for a lease that nobody uses.
+    pub async fn leave(mut self) {
+        self.shared.store.revoke(self.stream);
+        self.shared.streams.revoked(self.address);
+        let returned = agent_message::Message::LeaseReturned(v1::LeaseReturned {});
+        let sender = std::mem::replace(&mut self.sender, mpsc::channel(1).0);
+        if sender.send(v1::AgentMessage { message: Some(returned) }).await.is_ok() {
+            // The replica ends the stream when it has read to its end.
+            drop(sender);
+            while let Ok(Some(_)) = self.inbound.message().await {}
         }
     }
 

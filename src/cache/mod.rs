@@ -55,6 +55,7 @@ use tokio_util::sync::CancellationToken;
 
 mod api_server;
 mod backoff;
+mod beside;
 mod config;
 mod confirm;
 mod delete;
@@ -77,15 +78,17 @@ mod stream;
 mod transport;
 mod write;
 
-pub use crate::core::cache::{DropReason, LocalValues};
+pub use crate::core::cache::{Annotations, DropReason, Facts, LocalChange, LocalValues, Renewal};
 pub use crate::core::digest::{Digest, Metadata};
 pub use crate::core::session::{ResourceVersion, Uid};
+pub use beside::Beside;
 pub use config::{CacheConfig, ConfigError};
 pub use error::{GetError, WriteError};
 pub use events::{Event, Eviction, Subscription};
+pub use name::is_object_name;
 pub use session::{Origin, Session};
 pub use state::{CacheState, StreamState};
-pub use write::{CreateOptions, Visibility, WriteOptions};
+pub use write::{Change, CreateOptions, IdleTimeout, Visibility, WriteOptions};
 
 use shared::Shared;
 
@@ -134,10 +137,12 @@ impl Cache {
 
     /// The session: from the cache, confirmed by the API server, or read anew.
     pub async fn get(&self, name: &str) -> Result<Session, GetError> {
-        match self.hit(name) {
-            Some(session) => Ok(session),
-            None => self.shared.restore(name).await,
+        if let Some(session) = self.hit(name) {
+            return Ok(session);
         }
+        let session = self.find(name).await?;
+        self.given(&session);
+        Ok(session)
     }
 
     /// Creates a session.
@@ -160,12 +165,12 @@ impl Cache {
     /// this returns, also if it was gone before (`NotFound`, `Replaced`).
     pub async fn delete(&self, session: &Session, options: WriteOptions) -> Result<(), WriteError> {
         let alive = Some(session.resource_version());
-        self.shared.delete(session.name(), session.uid(), alive, options.visibility).await
+        self.shared.delete(session.name(), session.uid(), alive, None, options.visibility).await
     }
 
     /// Deletes the session `name` if it has this uid.
     pub async fn delete_uid(&self, name: &str, uid: Uid, options: WriteOptions) -> Result<(), WriteError> {
-        self.shared.delete(name, uid, None, options.visibility).await
+        self.shared.delete(name, uid, None, None, options.visibility).await
     }
 
     /// Evictions from now on.

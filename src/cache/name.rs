@@ -2,7 +2,7 @@
 
 /// Whether an object can have this name: a DNS subdomain. Whatever else is asked for cannot exist, and must not reach the
 /// API server as part of a path.
-pub(super) fn is_object_name(name: &str) -> bool {
+pub fn is_object_name(name: &str) -> bool {
     let ends = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let label = |label: &str| {
         let bytes = label.as_bytes();

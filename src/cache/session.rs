@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::core::cache::Copy;
+use crate::core::cache::{Copy, Facts};
 use crate::core::digest::{Digest, Metadata};
 use crate::core::session::{ResourceVersion, Uid};
 
@@ -36,23 +36,27 @@ impl Origin {
 /// Its `Debug` output shows keys and no values.
 #[derive(Clone, Debug)]
 pub struct Session {
-    name: Arc<str>,
     copy: Arc<Copy>,
     origin: Origin,
 }
 
 impl Session {
-    pub(super) fn new(name: Arc<str>, copy: Arc<Copy>, origin: Origin) -> Self {
-        Self { name, copy, origin }
+    pub(super) fn new(copy: Arc<Copy>, origin: Origin) -> Self {
+        Self { copy, origin }
     }
 
-    pub(super) fn copy(&self) -> &Copy {
+    pub(super) fn copy(&self) -> &Arc<Copy> {
         &self.copy
+    }
+
+    /// What else was read of the object. No change of it evicts a copy, so it may be out of date.
+    pub fn facts(&self) -> &Facts {
+        &self.copy.facts
     }
 
     /// The session's name.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.copy.name
     }
 
     /// The object's uid. Another session of the same name has another one.

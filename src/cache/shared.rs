@@ -12,7 +12,7 @@ use super::flight::Gets;
 use super::state::Streams;
 use super::store::Store;
 use super::write::Writes;
-use crate::core::cache::Limits;
+use crate::core::cache::{Habits, Limits};
 
 /// A cache without its background tasks.
 pub(super) struct Shared {
@@ -31,10 +31,10 @@ pub(super) struct Shared {
 impl Shared {
     pub fn new(client: kube::Client, config: CacheConfig) -> Arc<Self> {
         let limits = Limits { entries: config.entries, bytes: config.bytes };
-        let manager = config.field_manager.clone();
+        let habits = Habits { uses_renew: config.uses_renew, remember_given: config.remember_given };
         Arc::new(Self {
-            store: Store::new(limits, config.backlog),
-            api: ApiServer::new(client, &config.namespace, manager, config.call_deadline),
+            store: Store::new(limits, habits, config.backlog),
+            api: ApiServer::new(client, &config),
             gets: Gets::new(&config),
             writes: Writes::new(&config),
             confirmer: Confirmer::new(config.lease_upper_bound),

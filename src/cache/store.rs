@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::events::Events;
 use super::flight::Pending;
 use super::session::{Origin, Session};
-use crate::core::cache::{Dropped, Holding, Limits, LocalValues, Report, Reporter, Reports, Shard};
+use crate::core::cache::{Dropped, Habits, Holding, Limits, LocalValues, Renewal, Report, Reporter, Reports, Shard};
 use crate::core::lease::{Grant, StreamId};
 use crate::core::session::Uid;
 use crate::core::signal::Barrier;
@@ -73,19 +73,25 @@ impl Reporter for Tell<'_> {
 }
 
 impl Store {
-    pub fn new(limits: Limits, backlog: usize) -> Self {
+    pub fn new(limits: Limits, habits: Habits, backlog: usize) -> Self {
         let fit = (limits.entries / ENTRIES_PER_SHARD).min(limits.bytes / BYTES_PER_SHARD);
         // A power of two, so that a shard is found without a division.
         let shards = (fit.max(1) + 1).next_power_of_two() / 2;
         let shards = shards.min(SHARDS);
         let limits = Limits { entries: (limits.entries / shards).max(1), bytes: (limits.bytes / shards).max(1) };
+        let hasher = DefaultHashBuilder::default();
+        let shard = || {
+            let mut shard = Shard::with_hasher(limits, hasher.clone());
+            shard.set_habits(habits);
+            shard
+        };
         let slot = || Slot {
             hits: AtomicU64::new(0),
-            state: RwLock::new(State { shard: Shard::new(limits), waited_for: HashMap::new() }),
+            state: RwLock::new(State { shard: shard(), waited_for: HashMap::new() }),
         };
         Self {
             slots: std::iter::repeat_with(slot).take(shards).collect(),
-            hasher: DefaultHashBuilder::default(),
+            hasher,
             reports: Mutex::default(),
             reported: watch::Sender::new(()),
             events: Events::new(backlog),
@@ -94,20 +100,38 @@ impl Store {
 
     #[inline]
     fn slot(&self, name: &str) -> &Slot {
-        let hash = usize::try_from(self.hasher.hash_one(name) >> 32).unwrap_or_default();
-        &self.slots[hash & (self.slots.len() - 1)]
+        self.slot_of(self.hasher.hash_one(name))
+    }
+
+    #[inline]
+    fn slot_of(&self, hash: u64) -> &Slot {
+        // Bits that the shard's own table makes the least of.
+        let bits = usize::try_from(hash >> 32).unwrap_or_default();
+        &self.slots[bits & (self.slots.len() - 1)]
     }
 
     /// The session, if it may be served without asking anyone.
     #[inline]
     pub fn hit(&self, name: &str) -> Option<Session> {
-        let slot = self.slot(name);
+        let hash = self.hasher.hash_one(name);
+        let slot = self.slot_of(hash);
         let state = slot.state.read();
-        // Read as late as possible: the serving instant is the lease check.
-        let (name, copy) = state.shard.get_named(name, now())?;
-        let session = Session::new(name.clone(), copy.clone(), Origin::Cache);
+        // The clock is read as late as possible: the serving instant is the lease check.
+        let session = Session::new(state.shard.get_hashed(name, hash, now)?.clone(), Origin::Cache);
         slot.hits.fetch_add(1, Ordering::Relaxed);
         Some(session)
+    }
+
+    /// The same, with what stands beside the copy.
+    #[inline]
+    pub fn hit_beside(&self, name: &str) -> Option<(Session, Option<Arc<LocalValues>>, Option<Renewal>)> {
+        let hash = self.hasher.hash_one(name);
+        let slot = self.slot_of(hash);
+        let state = slot.state.read();
+        let (copy, beside) = state.shard.get_beside(name, hash, now)?;
+        let session = Session::new(copy.clone(), Origin::Cache);
+        slot.hits.fetch_add(1, Ordering::Relaxed);
+        Some((session, beside.local.cloned(), beside.renewal))
     }
 
     /// Changes what belongs to `name`. A copy that `change` says was dropped is told to everybody.
@@ -151,12 +175,23 @@ impl Store {
 
     /// An eviction came in.
     pub fn evict(&self, name: &str, eviction: Barrier) {
-        self.change(name, |state, tell, _| ((), state.shard.evict(name, eviction, tell)));
+        self.signal(name, |shard, tell| shard.evict(name, eviction, tell));
     }
 
     /// A barrier came in: when this returns, nothing older than its state is served.
     pub fn barrier(&self, name: &str, barrier: Barrier) {
-        self.change(name, |state, tell, _| ((), state.shard.barrier(name, barrier, tell)));
+        self.signal(name, |shard, tell| shard.barrier(name, barrier, tell));
+    }
+
+    fn signal(&self, name: &str, take: impl FnOnce(&mut Shard, &mut Tell<'_>) -> Option<Dropped>) {
+        let suspended = self.change(name, |state, tell, _| {
+            let before = state.shard.is_suspended(name);
+            let dropped = take(&mut state.shard, tell);
+            (!before && state.shard.is_suspended(name), dropped)
+        });
+        if suspended {
+            self.events.disturbed(name);
+        }
     }
 
     /// All knowledge is void.
@@ -255,7 +290,7 @@ impl Store {
         for slot in &self.slots {
             let State { shard, .. } = &*slot.state.read();
             held.extend(shard.names().filter_map(|name| {
-                let session = Session::new(name.clone(), shard.peek(name)?.clone(), Origin::Cache);
+                let session = Session::new(shard.peek(name)?.clone(), Origin::Cache);
                 Some((session, shard.is_servable(name, now())))
             }));
         }
@@ -264,8 +299,8 @@ impl Store {
 
     /// Keeps a pod-local value beside the copy that `of` is. False if that is not held any more.
     pub fn set_local(&self, of: &Session, key: &str, value: &str) -> bool {
-        let mut state = self.slot(of.name()).state.write();
-        state.shard.set_local(of.name(), of.copy(), key, value)
+        let name = of.name();
+        self.change(name, |state, tell, _| (state.shard.set_local(name, of.copy(), key, value, tell), None))
     }
 
     /// The pod-local values beside the copy that `of` is.

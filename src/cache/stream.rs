@@ -69,13 +69,16 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
             _ = wanted.wait_for(|want| *want == Want::Never) => return,
         };
         let ended = match opened {
-            Ok(link) => {
+            Ok(mut link) => {
                 failing = false;
                 info!(%address, replica = %link.replica(), "connected to the controller");
                 let begun = Instant::now();
                 let ended = tokio::select! {
-                    ended = link.run() => ended,
-                    _ = wanted.wait_for(|want| *want == Want::Never) => return,
+                    ended = link.run() => Some(ended),
+                    _ = wanted.wait_for(|want| *want == Want::Never) => None,
+                };
+                let Some(ended) = ended else {
+                    return link.leave().await;
                 };
                 lasted = begun.elapsed();
                 ended

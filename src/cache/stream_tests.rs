@@ -9,7 +9,7 @@ use tonic::Status;
 use crate::cache::scripted_replica::{Attached, LEASE, Replica, SOON, lease, settings, signals, state};
 use crate::cache::store::now;
 use crate::cache::{Cache, CacheConfig, Event};
-use crate::core::cache::{Answer, Copy, Holding, Join, Observed, Report};
+use crate::core::cache::{Answer, Copy, Facts, Holding, Join, Observed, Report};
 use crate::core::digest::{Digest, Metadata};
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::Fate;
@@ -34,11 +34,13 @@ fn cache(replicas: &[&Replica]) -> Cache {
 fn hold(cache: &Cache, name: &str, generation: u64) {
     let metadata = Metadata::from([("generation".into(), generation.to_string())]);
     let copy = Copy {
+        name: name.into(),
         uid: Uid::from_u128(7),
         generation,
         resource_version: ResourceVersion(generation),
         digest: Digest::of(&metadata),
         metadata: Arc::new(metadata),
+        facts: Facts::default(),
     };
     cache.shared.store.change(name, |state, tell, now| {
         if let Join::Lead(id) = state.shard.join(name, now) {

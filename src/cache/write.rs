@@ -1,10 +1,11 @@
 //! Creates, updates and deletes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -16,7 +17,7 @@ use super::name::is_object_name;
 use super::session::{Origin, Session};
 use super::shared::Shared;
 use crate::api::VmcpSessionSpec;
-use crate::core::cache::{FlightId, Observed};
+use crate::core::cache::{Copy, FlightId, Observed, Shard};
 use crate::core::digest::{Digest, Metadata};
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
@@ -54,8 +55,36 @@ pub struct CreateOptions {
     pub idle_timeout: Option<Duration>,
     /// The session is deleted so long after its creation (whole seconds).
     pub max_lifetime: Option<Duration>,
+    /// Annotations of the object.
+    pub annotations: BTreeMap<String, String>,
     /// When the write is answered.
     pub visibility: Visibility,
+}
+
+/// What a write does to the idle timeout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IdleTimeout {
+    /// Leaves it.
+    #[default]
+    Keep,
+    /// Removes it.
+    Clear,
+    /// Sets it (whole seconds).
+    Set(Duration),
+}
+
+/// What [`Cache::patch`](super::Cache::patch) changes, all in one write.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// The metadata as it is to be; `None` leaves it. Only the difference from the base is sent.
+    pub metadata: Option<Metadata>,
+    /// The idle timeout.
+    pub idle_timeout: IdleTimeout,
+    /// Annotations that are set, or removed.
+    pub annotations: BTreeMap<String, Option<String>>,
+    /// Whether to write only if the object has not changed at all since the base was read (its resourceVersion), and to fail
+    /// with [`WriteError::Changed`] else.
+    pub only_if_unchanged: bool,
 }
 
 /// How often a write is sent, at most, when the API server answers that it lost a race or failed before it began.
@@ -104,18 +133,47 @@ impl<'a> Flight<'a> {
         Self { shared, name, id: Some(id) }
     }
 
-    /// The write was answered with the object. `wrote` is the map that it was meant to have then.
-    fn answered(mut self, observed: Observed, wrote: Digest) -> Result<Session, WriteError> {
+    /// The write was answered with the object.
+    fn answered(mut self, observed: Observed, wrote: Wrote) -> Result<Session, WriteError> {
         let Self { shared, name, .. } = self;
         let Some(id) = self.id.take() else {
             return Err(WriteError::NotFound);
         };
+        let state_of = |shard: &Shard| (shard.peek(name).map(|c| (c.uid, c.digest)), shard.is_suspended(name));
+        let mut disturbed = false;
         let written = shared.store.change(name, |state, tell, now| {
-            let written = state.shard.write_answered(name, id, observed, wrote, now, tell);
+            let before = state_of(&state.shard);
+            let written = state.shard.write_answered(name, id, observed, wrote.digest, now, tell);
+            disturbed = before.0.is_some() && before != state_of(&state.shard);
+            if let (Some(copy), Some(metadata)) = (&written.session, wrote.metadata) {
+                let wrote = Copy { digest: wrote.digest, metadata, ..Copy::clone(copy) };
+                state.shard.wrote(name, &Arc::new(wrote));
+            }
             (written.session, written.dropped)
         });
+        if disturbed {
+            shared.store.events.disturbed(name);
+        }
         let copy = written.ok_or(WriteError::NotFound)?;
-        Ok(Session::new(name.into(), copy, Origin::Written))
+        Ok(Session::new(copy, Origin::Written))
+    }
+}
+
+/// What a write meant the metadata to be.
+struct Wrote {
+    digest: Digest,
+    /// The map, if the client gave one.
+    metadata: Option<Arc<Metadata>>,
+}
+
+impl Wrote {
+    fn map(metadata: Arc<Metadata>) -> Self {
+        Self { digest: Digest::of(&metadata), metadata: Some(metadata) }
+    }
+
+    /// What `base` becomes with this map, or stays without one.
+    fn of(base: &Session, metadata: Option<Arc<Metadata>>) -> Self {
+        metadata.map_or_else(|| Self { digest: base.digest(), metadata: None }, Self::map)
     }
 }
 
@@ -137,9 +195,10 @@ impl Shared {
         if !is_object_name(name) {
             return Err(invalid("refused as invalid: metadata.name must be a DNS subdomain"));
         }
-        let wrote = Digest::of(&metadata);
+        let wrote = Arc::new(metadata);
+        let annotations = options.annotations;
         let spec = VmcpSessionSpec {
-            metadata,
+            metadata: Metadata::clone(&wrote),
             server: options.server.or_else(|| self.config.server.clone()),
             idle_timeout_seconds: seconds(options.idle_timeout, "idle timeout")?,
             max_lifetime_seconds: seconds(options.max_lifetime, "maximum lifetime")?,
@@ -147,8 +206,9 @@ impl Shared {
         let name: Arc<str> = name.into();
         let written = self.run(async move |shared| {
             let flight = Flight::sent(&shared, &name);
-            let observed = shared.attempts(|| shared.api.create(&name, spec.clone())).await?;
-            flight.answered(observed, wrote)
+            let observed =
+                shared.attempts(false, || shared.api.create(&name, spec.clone(), annotations.clone())).await?;
+            flight.answered(observed, Wrote::map(wrote))
         });
         let (session, answered) = written.await?;
         self.visible(session, answered, options.visibility).await
@@ -160,32 +220,74 @@ impl Shared {
         metadata: Metadata,
         visibility: Visibility,
     ) -> Result<Session, WriteError> {
-        let uid = base.uid();
-        let Some(difference) = difference(base.metadata(), &metadata) else {
-            return self.unchanged(base, visibility).await;
-        };
-        let wrote = Digest::of(&metadata);
+        self.patch(base, Change { metadata: Some(metadata), ..Change::default() }, visibility).await
+    }
+
+    pub async fn patch(
+        self: &Arc<Self>,
+        base: &Session,
+        change: Change,
+        visibility: Visibility,
+    ) -> Result<Session, WriteError> {
+        let Change { metadata, idle_timeout, annotations, only_if_unchanged } = change;
+        let mut spec = Map::new();
+        match idle_timeout {
+            IdleTimeout::Keep => {}
+            IdleTimeout::Clear => _ = spec.insert("idleTimeoutSeconds".into(), Value::Null),
+            IdleTimeout::Set(timeout) => {
+                let seconds = seconds(Some(timeout), "idle timeout")?;
+                spec.insert("idleTimeoutSeconds".into(), seconds.into());
+            }
+        }
+        let difference = metadata.as_ref().and_then(|metadata| difference(base.metadata(), metadata));
+        // What is not compared is in no copy that anybody must drop first. But who writes a map relies on all of it, also on
+        // what an earlier attempt has written.
+        let visibility = if metadata.is_some() { visibility } else { Visibility::Committed };
+        if let Some(difference) = difference {
+            spec.insert("metadata".into(), difference.into());
+        }
+        if spec.is_empty() && annotations.is_empty() {
+            return self.unchanged(base, only_if_unchanged, visibility).await;
+        }
+        let wrote = metadata.map(Arc::new);
         // Never a write to a successor of that name: the API server compares the uid.
-        let patch = json!({"metadata": {"uid": uid.to_string()}, "spec": {"metadata": difference}});
+        let mut patch = json!({"metadata": {"uid": base.uid().to_string()}});
+        if only_if_unchanged {
+            patch["metadata"]["resourceVersion"] = base.resource_version().to_string().into();
+        }
+        if !annotations.is_empty() {
+            patch["metadata"]["annotations"] = annotations.into_iter().collect();
+        }
+        if !spec.is_empty() {
+            patch["spec"] = spec.into();
+        }
         let base = base.clone();
         let written = self.run(async move |shared| {
             let flight = Flight::sent(&shared, base.name());
-            let observed = shared.attempts(|| shared.api.patch(base.name(), &patch)).await;
+            let observed = shared.attempts(only_if_unchanged, || shared.api.patch(base.name(), &patch)).await;
             let observed = observed.inspect_err(|error| shared.learn(&base, error))?;
-            flight.answered(observed, wrote)
+            flight.answered(observed, Wrote::of(&base, wrote))
         });
         let (session, answered) = written.await?;
         self.visible(session, answered, visibility).await
     }
 
     /// An update that changes nothing sends nothing.
-    async fn unchanged(self: &Arc<Self>, base: &Session, visibility: Visibility) -> Result<Session, WriteError> {
+    async fn unchanged(
+        self: &Arc<Self>,
+        base: &Session,
+        only_if_unchanged: bool,
+        visibility: Visibility,
+    ) -> Result<Session, WriteError> {
         let session = match self.store.hit(base.name()) {
             Some(session) => session,
             None => self.restore(base.name()).await?,
         };
         if session.uid() != base.uid() {
             return Err(WriteError::Replaced);
+        }
+        if only_if_unchanged && session.digest() != base.digest() {
+            return Err(WriteError::Changed);
         }
         self.visible(session, Instant::now(), visibility).await
     }
@@ -194,6 +296,7 @@ impl Shared {
     fn learn(&self, base: &Session, error: &WriteError) {
         if matches!(error, WriteError::NotFound | WriteError::Replaced) {
             self.store.evict(base.name(), gone(base.uid(), base.resource_version()));
+            self.store.forget_base(base);
         }
     }
 
@@ -226,9 +329,10 @@ impl Shared {
         task.await.map_err(|ended| E::from(unknown(ended)))?
     }
 
-    /// Sends a write until it is done or refused.
+    /// Sends a write until it is done or refused. If it names the state that it changes, a conflict is an answer.
     async fn attempts<T, C: Future<Output = Result<T, CallError>>>(
         &self,
+        only_if_unchanged: bool,
         mut send: impl FnMut() -> C,
     ) -> Result<T, WriteError> {
         let mut pause = PAUSE;
@@ -236,6 +340,9 @@ impl Shared {
         loop {
             match send().await {
                 Ok(answer) => return Ok(answer),
+                Err(error) if only_if_unchanged && error.kind() == Some(ApiErrorKind::Conflict) => {
+                    return Err(WriteError::Changed);
+                }
                 Err(error) if attempt < ATTEMPTS && error.kind() == Some(ApiErrorKind::Conflict) => {}
                 Err(error) => return Err(refused(&error)),
             }

@@ -1,0 +1,122 @@
+//! For clients that share a cache and keep nothing of it themselves, as those of the agent do: what stands beside a copy,
+//! writes of more than the metadata, and what was last given.
+
+use std::sync::Arc;
+
+use super::Cache;
+use super::error::{GetError, WriteError};
+use super::session::{Origin, Session};
+use super::store::{Store, now};
+use super::write::{Change, WriteOptions};
+use crate::core::cache::{LocalChange, LocalValues, Renewal};
+use crate::core::time::Time;
+
+/// What stands beside a copy. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// The values that are true only in this pod.
+    pub local: Option<Arc<LocalValues>>,
+    /// When a client of this pod renewed the session last.
+    pub renewal: Option<Renewal>,
+}
+
+impl Cache {
+    /// [`Self::hit`], with what stands beside the copy.
+    #[inline]
+    pub fn hit_beside(&self, name: &str) -> Option<(Session, Beside)> {
+        let (session, local, renewal) = self.shared.store.hit_beside(name)?;
+        Some((session, Beside { local, renewal }))
+    }
+
+    /// What stands beside the copy that `session` is; nothing if it is not held any more.
+    pub fn beside(&self, session: &Session) -> Beside {
+        self.shared.store.look(session.name(), |shard| {
+            let beside = shard.beside(session.name(), session.copy());
+            let renewal = shard.renewal(session.name(), session.copy());
+            Beside { local: beside.and_then(|beside| beside.local.cloned()), renewal }
+        })
+    }
+
+    /// [`Self::get`] for whoever gives the session to no client: see [`Self::base`].
+    pub async fn find(&self, name: &str) -> Result<Session, GetError> {
+        self.shared.restore(name).await
+    }
+
+    /// The session as it is now, with what no signal tells of (timeouts, annotations): always asks the API server. It does
+    /// not count as given.
+    pub async fn fresh(&self, name: &str) -> Result<Session, GetError> {
+        self.shared.fresh(name).await
+    }
+
+    /// Until when [`Self::hit`] would give the session, if nothing more is heard; `None` if it would not now.
+    pub fn covered_until(&self, name: &str) -> Option<Time> {
+        self.shared.store.look(name, |shard| shard.covered_until(name, now()))
+    }
+
+    /// Has `observer` called at once whenever a copy is replaced by an own write, or waits for the outcome of one because it
+    /// was outdated meanwhile: for whoever keeps what clients were given, beside the evictions that [`Self::subscribe`]
+    /// brings. It must be quick, and must not use the cache. There can be one: false if there is.
+    pub fn observe(&self, observer: impl Fn(&str) + Send + Sync + 'static) -> bool {
+        self.shared.store.events.observe(observer)
+    }
+
+    /// When the last lease ends; `None` if none is in force.
+    pub fn leased_until(&self) -> Option<Time> {
+        self.shared.store.leased_until()
+    }
+
+    /// A client is given this session, other than by [`Self::hit`] and [`Self::get`].
+    pub fn given(&self, session: &Session) {
+        self.shared.store.look(session.name(), |shard| shard.given(session.name(), session.copy(), now()));
+    }
+
+    /// What clients were last given of the session, or wrote: what to take a difference from when one of them overwrites all
+    /// of it. Not to be served: it may be out of date. Needs [`remember_given`](super::CacheConfig::remember_given) to be
+    /// more than the copy that is held.
+    pub fn base(&self, name: &str) -> Option<Session> {
+        let store = &self.shared.store;
+        store.look(name, |shard| Some(Session::new(shard.base(name)?.clone(), Origin::Cache)))
+    }
+
+    /// Changes the session that `base` is: its metadata by the difference, its idle timeout and annotations, all in one
+    /// write. Returns the session as it is then.
+    pub async fn patch(&self, base: &Session, change: Change, options: WriteOptions) -> Result<Session, WriteError> {
+        self.shared.patch(base, change, options.visibility).await
+    }
+
+    /// Deletes the session only if its object has not changed at all since `session` was read (its resourceVersion), and
+    /// fails with [`WriteError::Changed`] else.
+    pub async fn delete_unchanged(&self, session: &Session, options: WriteOptions) -> Result<(), WriteError> {
+        let at = Some(session.resource_version());
+        self.shared.delete(session.name(), session.uid(), at, at, options.visibility).await
+    }
+
+    /// Begins the session's idle timeout anew, in memory: the controller is told with the next batch. `wall` is the instant in
+    /// milliseconds since 1970, for whoever asks. Never waits.
+    pub fn renew(&self, session: &Session, wall: u64) {
+        let store = &self.shared.store;
+        let renewal = Renewal { at: now(), wall };
+        if !store.look(session.name(), |shard| shard.renew(session.name(), session.copy(), renewal)) {
+            store.events.departed(session.name().into(), session.uid(), renewal.at);
+        }
+    }
+
+    /// Changes the values that are true only in this pod, beside the copy that `session` is: by what leads from `base` to
+    /// `new`. If it is to be `exact`, they must be just what `base` says.
+    pub fn change_local(&self, session: &Session, base: &LocalValues, new: &LocalValues, exact: bool) -> LocalChange {
+        let name = session.name();
+        self.shared.store.change(name, |state, tell, _| {
+            (state.shard.change_local(name, session.copy(), (base, new), exact, tell), None)
+        })
+    }
+}
+
+impl Store {
+    /// The session that `of` is, is gone: nothing is to be written to it any more.
+    pub(super) fn forget_base(&self, of: &Session) {
+        self.change(of.name(), |state, _, _| {
+            state.shard.forget_base(of.name(), of.copy());
+            ((), None)
+        });
+    }
+}
