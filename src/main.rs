@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
+use vmcp_session::agent;
+use vmcp_session::agent::debug::{self, AgentCommand};
 use vmcp_session::controller::{self, ControllerArgs};
 use vmcp_session::runtime::shutdown::Signals;
 use vmcp_session::runtime::telemetry::{self, LogArgs};
@@ -24,6 +26,8 @@ struct Cli {
 enum Command {
     /// Watch sessions and tell the pods which of their copies to drop.
     Controller(Box<ControllerArgs>),
+    /// Serve sessions to the other containers of a pod in the Redis protocol, or look into an agent that does.
+    Agent(Box<AgentCommand>),
     /// Print the CustomResourceDefinition.
     Crds,
 }
@@ -40,6 +44,16 @@ fn main() -> ExitCode {
                 eprintln!("error: {error}");
                 ExitCode::FAILURE
             }
+        },
+        Command::Agent(command) => match command.look {
+            None => serve(&cli.log, |shutdown| agent::run(command.args, shutdown)),
+            Some(look) => match debug::look(&command.args, &look, &mut std::io::stdout()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    ExitCode::FAILURE
+                }
+            },
         },
         Command::Controller(args) => serve(&cli.log, |shutdown| controller::run(*args, shutdown)),
     }

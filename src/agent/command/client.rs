@@ -1,0 +1,128 @@
+//! What the agent knows of a connection.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::transaction::{Transaction, Watched};
+use crate::agent::server::{ClientHandle, ClientId, Flow};
+use crate::agent::tracking::Options;
+use crate::resp::Protocol;
+
+/// Which replies a client wants (`CLIENT REPLY`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Replies {
+    /// All.
+    #[default]
+    On,
+    /// None from now on.
+    Off,
+    /// Not that of the next command.
+    SkipNext,
+}
+
+/// The state of one connection. It belongs to the connection's task alone; what others may see of it is in its handle.
+#[derive(Debug)]
+pub struct Client {
+    pub(super) handle: Arc<ClientHandle>,
+    pub(super) protocol: Protocol,
+    pub(super) authenticated: bool,
+    pub(super) replies: Replies,
+    /// The commands since `MULTI`.
+    pub(super) transaction: Option<Transaction>,
+    /// What `WATCH` saw.
+    pub(super) watched: Vec<Watched>,
+    /// Client-side caching, if it is on.
+    pub(super) tracking: Option<Options>,
+    /// What `CLIENT CACHING` said of the next command.
+    pub(super) caching: Option<bool>,
+    pub(super) channels: BTreeSet<Bytes>,
+    pub(super) patterns: BTreeSet<Bytes>,
+}
+
+impl Client {
+    /// A client that has just connected; whether it must show a password, [`Server::needs_password`] says.
+    ///
+    /// [`Server::needs_password`]: super::Server::needs_password
+    pub fn new(handle: Arc<ClientHandle>, needs_password: bool) -> Self {
+        Self {
+            handle,
+            protocol: Protocol::Resp2,
+            authenticated: !needs_password,
+            replies: Replies::On,
+            transaction: None,
+            watched: Vec::new(),
+            tracking: None,
+            caching: None,
+            channels: BTreeSet::new(),
+            patterns: BTreeSet::new(),
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> ClientId {
+        self.handle.id()
+    }
+
+    /// The protocol that replies to it are written in from now on.
+    #[inline]
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// What others may see of it.
+    pub fn handle(&self) -> &Arc<ClientHandle> {
+        &self.handle
+    }
+
+    /// Whether it has shown the password, or needs none.
+    pub fn is_authenticated(&self) -> bool {
+        self.authenticated
+    }
+
+    /// How many channels and patterns it has subscribed to.
+    pub fn subscriptions(&self) -> usize {
+        self.channels.len() + self.patterns.len()
+    }
+
+    /// Whether it may send only what subscribers may.
+    #[inline]
+    pub(super) fn only_listens(&self) -> bool {
+        self.protocol == Protocol::Resp2 && self.subscriptions() > 0
+    }
+
+    /// Whether the keys that it reads now are to be remembered for it.
+    #[inline]
+    pub(super) fn is_tracked(&self) -> bool {
+        self.tracking.as_ref().is_some_and(|options| options.registers(self.caching.is_some()))
+    }
+
+    /// A command was refused: if it was meant for a transaction, that is refused as well.
+    pub(super) fn refuse(&mut self) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.break_off();
+        }
+    }
+
+    /// A reply as the client wants it: perhaps not at all.
+    pub(super) fn heard(&mut self, flow: Flow, before: Replies) -> Flow {
+        match before {
+            Replies::On => flow,
+            // `CLIENT REPLY ON` is answered.
+            Replies::Off if self.replies == Replies::On => flow,
+            Replies::SkipNext if self.replies == Replies::SkipNext => {
+                self.replies = Replies::On;
+                silent(&flow)
+            }
+            Replies::Off | Replies::SkipNext => silent(&flow),
+        }
+    }
+}
+
+fn silent(flow: &Flow) -> Flow {
+    match flow {
+        Flow::Close(_) => Flow::Close(None),
+        _ => Flow::None,
+    }
+}

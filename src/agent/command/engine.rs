@@ -1,0 +1,143 @@
+//! Carries out plans: reads the state of a key, lets the plan decide, and makes the change.
+
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::args::Clock;
+use super::op::{Change, Decision, Keys, Need, Op, Plan, Put, SetOptions};
+use super::refusal::Refusal;
+use crate::agent::Agent;
+use crate::agent::server::ClientId;
+use crate::agent::sessions::{Entry, Exact, Failure, Form, Ttl};
+use crate::cache::Metadata;
+use crate::resp::Reply;
+
+/// How often a command is decided anew because somebody else was faster.
+pub(super) const ATTEMPTS: u32 = 16;
+/// Keys of one command that are worked on at once.
+const AT_ONCE: usize = 16;
+
+/// Answers from memory, if that is possible without waiting for anybody.
+#[inline]
+pub(super) fn at_once(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -> Option<Reply> {
+    match &plan.keys {
+        Keys::One(key) => Some(plan.alone(key_at_once(agent, by, key, &plan.op, now)?)),
+        Keys::Many(keys) => {
+            let answers: Option<Vec<Reply>> = keys.iter().map(|k| key_at_once(agent, by, k, &plan.op, now)).collect();
+            Some(plan.gather(answers?))
+        }
+    }
+}
+
+fn key_at_once(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -> Option<Reply> {
+    if op.need() != Need::Seen || op.blind(now).is_some() {
+        return None;
+    }
+    let entry = agent.sessions.hit(key)?;
+    // A refusal is decided on again, when it is known that the state is right.
+    let Decision { reply, change, events } = op.decide(Some(&entry), now).ok()?;
+    match change {
+        Change::Nothing => {}
+        Change::Expire(ttl) => {
+            agent.sessions.renew(&entry, ttl)?;
+            agent.written(key, by, events, false);
+        }
+        Change::Put(_) | Change::Delete(_) => return None,
+    }
+    Some(reply)
+}
+
+/// Answers, whatever it takes.
+pub(super) async fn run(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -> Reply {
+    let on_key = async |key: &Bytes| {
+        let answer = on_key(agent, by, key, &plan.op, now).await;
+        answer.unwrap_or_else(|refusal| refusal.reply())
+    };
+    match &plan.keys {
+        Keys::One(key) => plan.alone(on_key(key).await),
+        Keys::Many(keys) => {
+            let answers = futures::stream::iter(keys).map(on_key).buffered(AT_ONCE).collect().await;
+            plan.gather(answers)
+        }
+    }
+}
+
+async fn on_key(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -> Result<Reply, Refusal> {
+    if let Some(options) = op.blind(now) {
+        return Ok(set(agent, by, key, options).await?);
+    }
+    for attempt in 0..ATTEMPTS {
+        let need = if attempt > 0 { Need::FreshFacts } else { op.need() };
+        let entry = read(agent, key, need).await?;
+        let Decision { reply, change, events } = op.decide(entry.as_ref(), now)?;
+        match make(agent, key, entry.as_ref(), change).await {
+            Ok(Outcome::Nothing) => return Ok(reply),
+            Ok(Outcome::Changed { by_others }) => {
+                agent.written(key, by, events, by_others);
+                return Ok(reply);
+            }
+            Ok(Outcome::TooLate) | Err(Failure::Conflict) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    Err(Failure::Conflict.into())
+}
+
+/// The state of a key.
+pub(super) async fn read(agent: &Agent, key: &Bytes, need: Need) -> Result<Option<Entry>, Failure> {
+    match need {
+        Need::Unseen => agent.sessions.find(key).await,
+        Need::Seen => agent.sessions.get(key).await,
+        Need::FreshFacts => agent.sessions.fresh(key).await,
+    }
+}
+
+async fn set(agent: &Agent, by: ClientId, key: &Bytes, options: &SetOptions) -> Result<Reply, Failure> {
+    let SetOptions { map, ttl, condition, .. } = options;
+    let entry = agent.sessions.set(key, map.clone(), Form::String, *ttl, *condition).await?;
+    if let Some(entry) = &entry {
+        agent.written(key, by, options.events(), !is(entry, map));
+    }
+    Ok(options.reply(entry.is_some()))
+}
+
+/// What became of a change.
+pub(super) enum Outcome {
+    /// There was none to make.
+    Nothing,
+    /// It is made. Perhaps the session now has what somebody else changed in it, too.
+    Changed { by_others: bool },
+    /// The key came or went meanwhile: nothing was changed.
+    TooLate,
+}
+
+/// Whether the session has just these fields.
+pub(super) fn is(entry: &Entry, map: &Metadata) -> bool {
+    entry.len() == map.len() && entry.fields().all(|(field, value)| map.get(field).is_some_and(|v| v == value))
+}
+
+/// Makes a change to what `entry` was.
+pub(super) async fn make(
+    agent: &Agent,
+    key: &Bytes,
+    entry: Option<&Entry>,
+    change: Change,
+) -> Result<Outcome, Failure> {
+    let sessions = &agent.sessions;
+    let changed = |is_there: bool| if is_there { Outcome::Changed { by_others: false } } else { Outcome::TooLate };
+    match (entry, change) {
+        (_, Change::Nothing) | (None, Change::Delete(_) | Change::Expire(_)) => Ok(Outcome::Nothing),
+        (Some(base), Change::Delete(Exact::No)) => Ok(changed(sessions.delete(base).await?)),
+        (Some(base), Change::Delete(Exact::Yes)) => Ok(changed(sessions.delete_exact(base).await?)),
+        (Some(base), Change::Expire(ttl)) => Ok(changed(sessions.expire(base, ttl).await?.is_some())),
+        (None, Change::Put(Put { map, form, ttl, .. })) => {
+            let ttl = if ttl == Ttl::Keep { Ttl::Clear } else { ttl };
+            let created = sessions.create(key, map, form.unwrap_or(Form::Hash), ttl).await?;
+            Ok(changed(created.is_some()))
+        }
+        (Some(base), Change::Put(Put { map, form, ttl, exact })) => {
+            let written = sessions.replace(base, map.clone(), form, ttl, exact).await?;
+            Ok(written.map_or(Outcome::TooLate, |entry| Outcome::Changed { by_others: !is(&entry, &map) }))
+        }
+    }
+}

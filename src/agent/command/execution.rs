@@ -1,0 +1,278 @@
+//! How `EXEC` is carried out.
+//!
+//! The commands run one after the other against a workspace, which holds what each key has become so far. Only then is
+//! each key written, once, and only if it is still what it was read as. If somebody else was faster, that key is read again
+//! and all is decided anew; keys that are written by then stay as they were read, so nothing changes for them, since no
+//! command looks at more than one key at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+
+use super::args::Clock;
+use super::engine::{ATTEMPTS, Outcome, is, make, read};
+use super::op::{Change, Decision, Made, Need, Op, Plan, Put, State, apply};
+use super::refusal::Refusal;
+use super::transaction::Watched;
+use crate::agent::Agent;
+use crate::agent::server::ClientId;
+use crate::agent::sessions::{Entry, Exact, Failure, Ttl};
+use crate::resp::Reply;
+
+/// Keys that are read at once.
+const AT_ONCE: usize = 16;
+/// Other sessions were written already when a watched one turned out to have changed.
+const IN_PART: Refusal = Refusal::Text(
+    "ERR the transaction was done in part: a watched session changed while it was carried out, after another one had been \
+     written",
+);
+
+/// A command of a transaction.
+pub(super) enum Step {
+    /// It has its answer.
+    Done(Reply),
+    /// It is about keys.
+    Keys {
+        /// What to do.
+        plan: Plan,
+        /// The client keeps what it reads.
+        tracked: bool,
+    },
+}
+
+/// A transaction that is being carried out.
+pub(super) struct Execution<'a> {
+    agent: &'a Agent,
+    by: ClientId,
+    now: Clock,
+    watched: Vec<Watched>,
+    steps: Vec<Step>,
+    /// What must be known of each key.
+    needs: BTreeMap<Bytes, Need>,
+    /// What the keys were read as.
+    bases: BTreeMap<Bytes, Option<Entry>>,
+    /// Keys that are written.
+    written: BTreeSet<Bytes>,
+    /// Keys that could not be written.
+    failed: BTreeMap<Bytes, Failure>,
+}
+
+/// The state of a key in the workspace.
+#[derive(Default)]
+enum Became {
+    /// As it was read.
+    #[default]
+    Same,
+    /// There is none.
+    Nothing,
+    /// Another one.
+    Other(Made),
+}
+
+/// What the commands have made of a key so far.
+#[derive(Default)]
+pub(super) struct Slot {
+    /// The state.
+    became: Became,
+    /// What becomes of the timeout.
+    ttl: Option<Ttl>,
+    /// Whether more than the timeout has changed.
+    put: bool,
+    events: Vec<&'static str>,
+}
+
+impl Slot {
+    /// Decides on one command, and keeps what it changes. `base` is the state that was read.
+    pub fn run<S: State>(&mut self, base: Option<&S>, op: &Op, now: &Clock) -> Result<Reply, Refusal> {
+        let decided = match &self.became {
+            Became::Same => op.decide(base, now),
+            Became::Nothing => op.decide(None::<&Made>, now),
+            Became::Other(made) => op.decide(Some(made), now),
+        };
+        let Decision { reply, change, events } = decided?;
+        let after = match (&change, &self.became) {
+            (Change::Nothing, _) => return Ok(reply),
+            (change, Became::Same) => apply(base, change, now),
+            (change, Became::Nothing) => apply(None::<&Made>, change, now),
+            (change, Became::Other(made)) => apply(Some(made), change, now),
+        };
+        match &change {
+            Change::Nothing => {}
+            Change::Expire(ttl) => self.ttl = Some(*ttl),
+            Change::Delete(_) => {
+                self.put = true;
+                self.ttl = Some(Ttl::Clear);
+            }
+            Change::Put(put) => {
+                self.put = true;
+                if put.ttl != Ttl::Keep {
+                    self.ttl = Some(put.ttl);
+                }
+            }
+        }
+        self.events.extend(events);
+        self.became = after.map_or(Became::Nothing, Became::Other);
+        Ok(reply)
+    }
+
+    /// The one change that all of it comes to.
+    pub fn change<S: State>(&self, base: Option<&S>) -> Change {
+        let ttl = self.ttl.unwrap_or(Ttl::Keep);
+        match (base, &self.became) {
+            (_, Became::Same) | (None, Became::Nothing) => Change::Nothing,
+            (Some(_), Became::Nothing) => Change::Delete(Exact::Yes),
+            (Some(_), Became::Other(_)) if !self.put => Change::Expire(ttl),
+            (_, Became::Other(made)) => {
+                Change::Put(Put { map: made.map.clone(), form: Some(made.form), ttl, exact: Exact::Yes })
+            }
+        }
+    }
+}
+
+impl<'a> Execution<'a> {
+    pub fn new(agent: &'a Agent, by: ClientId, now: Clock, watched: Vec<Watched>, steps: Vec<Step>) -> Self {
+        let mut needs = BTreeMap::new();
+        for step in &steps {
+            if let Step::Keys { plan, .. } = step {
+                for key in plan.keys.as_slice() {
+                    let need = needs.entry(key.clone()).or_insert(Need::Unseen);
+                    *need = plan.op.need().max(*need);
+                }
+            }
+        }
+        let (bases, written, failed) = Default::default();
+        Self { agent, by, now, watched, steps, needs, bases, written, failed }
+    }
+
+    /// The answers; `None` if a watched key has changed.
+    pub async fn run(mut self) -> Result<Option<Vec<Reply>>, Refusal> {
+        let keys: BTreeSet<Bytes> = self.needs.keys().cloned().collect();
+        let writing = self.agent.tracking.writing(self.by, &keys);
+        let outcome = self.carry_out().await;
+        drop(writing);
+        // In any case: what was registered before must be settled.
+        for step in &self.steps {
+            if let Step::Keys { plan, tracked: true } = step {
+                super::has_read(self.agent, self.by, plan.keys.as_slice());
+            }
+        }
+        outcome
+    }
+
+    async fn carry_out(&mut self) -> Result<Option<Vec<Reply>>, Refusal> {
+        for attempt in 0..ATTEMPTS {
+            self.read(attempt > 0).await?;
+            let (answers, slots) = self.decide();
+            if !self.is_unchanged(&slots).await? {
+                return if self.written.is_empty() { Ok(None) } else { Err(IN_PART) };
+            }
+            match self.write(slots).await {
+                Ok(true) => return Ok(Some(self.with_failures(answers))),
+                Ok(false) => {}
+                // Nothing is written yet, so all of it may be tried again.
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        Err(Failure::Conflict.into())
+    }
+
+    /// Reads the keys that are not read yet.
+    async fn read(&mut self, again: bool) -> Result<(), Failure> {
+        let missing = self.needs.iter().filter(|(key, _)| !self.bases.contains_key(*key));
+        let missing: Vec<_> = missing.map(|(key, need)| (key.clone(), *need)).collect();
+        let agent = self.agent;
+        let read = async |(key, need): (Bytes, Need)| {
+            let need = if again { Need::FreshFacts } else { need };
+            let entry = read(agent, &key, need).await?;
+            Ok::<_, Failure>((key, entry))
+        };
+        let read: Vec<_> = futures::stream::iter(missing).map(read).buffered(AT_ONCE).try_collect().await?;
+        self.bases.extend(read);
+        Ok(())
+    }
+
+    /// Runs the commands in the workspace.
+    fn decide(&self) -> (Vec<Reply>, BTreeMap<Bytes, Slot>) {
+        let mut slots: BTreeMap<Bytes, Slot> = BTreeMap::new();
+        let mut answer = |plan: &Plan| {
+            let on_key = |key: &Bytes| {
+                let base = self.bases.get(key).and_then(Option::as_ref);
+                let slot = slots.entry(key.clone()).or_default();
+                slot.run(base, &plan.op, &self.now).unwrap_or_else(|refusal| refusal.reply())
+            };
+            plan.gather(plan.keys.as_slice().iter().map(on_key).collect())
+        };
+        let answers = self.steps.iter().map(|step| match step {
+            Step::Done(reply) => reply.clone(),
+            Step::Keys { plan, .. } => answer(plan),
+        });
+        (answers.collect(), slots)
+    }
+
+    /// Whether all that is watched is as it was. A key that will be written must be what it was read as to be written;
+    /// others are looked up, since a copy may be behind.
+    async fn is_unchanged(&self, slots: &BTreeMap<Bytes, Slot>) -> Result<bool, Failure> {
+        for watched in &self.watched {
+            let base = self.bases.get(&watched.key);
+            if base.is_some_and(|base| !watched.is_same(base.as_ref())) {
+                return Ok(false);
+            }
+            let is_written = slots.get(&watched.key).zip(base).is_some_and(|(slot, base)| {
+                match slot.change(base.as_ref()) {
+                    // What makes no difference may never be sent.
+                    Change::Put(put) => base.as_ref().is_none_or(|base| !is(base, &put.map)),
+                    Change::Delete(_) => true,
+                    Change::Nothing | Change::Expire(_) => false,
+                }
+            });
+            if !is_written && !watched.is_same(self.agent.sessions.fresh(&watched.key).await?.as_ref()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes what has changed, watched keys first. False: a key was not what it was read as any more; it will be read
+    /// again. An error: nothing is written.
+    async fn write(&mut self, mut slots: BTreeMap<Bytes, Slot>) -> Result<bool, Failure> {
+        let watched = self.watched.iter().map(|watched| watched.key.clone());
+        let keys: Vec<Bytes> = watched.chain(slots.keys().cloned()).collect();
+        for key in keys {
+            // A key comes again behind the watched ones, and stays written in the next attempt.
+            let Some(slot) = slots.remove(&key).filter(|_| !self.written.contains(&key)) else {
+                continue;
+            };
+            let base = self.bases.get(&key).and_then(Option::as_ref);
+            match make(self.agent, &key, base, slot.change(base)).await {
+                Ok(Outcome::Nothing) => {}
+                Ok(Outcome::Changed { by_others }) => {
+                    self.agent.written(&key, self.by, &slot.events, by_others);
+                    self.written.insert(key);
+                }
+                Ok(Outcome::TooLate) | Err(Failure::Conflict) => {
+                    self.bases.remove(&key);
+                    return Ok(false);
+                }
+                Err(failure) if self.written.is_empty() => return Err(failure),
+                Err(failure) => {
+                    self.written.insert(key.clone());
+                    self.failed.insert(key, failure);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The answers, without those for keys that could not be written.
+    fn with_failures(&self, mut answers: Vec<Reply>) -> Vec<Reply> {
+        for (step, answer) in self.steps.iter().zip(&mut answers) {
+            if let Step::Keys { plan, .. } = step
+                && let Some(failure) = plan.keys.as_slice().iter().find_map(|key| self.failed.get(key))
+            {
+                *answer = Reply::Error(failure.text());
+            }
+        }
+        answers
+    }
+}

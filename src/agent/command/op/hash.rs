@@ -1,0 +1,185 @@
+//! Sessions as hashes: the fields are `spec.metadata`.
+
+use bytes::Bytes;
+
+use super::decide::{Decision, State};
+use super::{HSet, Op, Plan, checked};
+use crate::agent::command::args::{Clock, integer, parse_integer, text};
+use crate::agent::command::refusal::Refusal;
+use crate::agent::sessions::Exact;
+use crate::cache::Metadata;
+use crate::resp::Reply;
+
+fn bulk(text: &str) -> Reply {
+    Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+/// A field of the state. What is no text cannot be one.
+pub fn field<'a, S: State>(state: Option<&'a S>, field: &[u8]) -> Option<&'a str> {
+    state?.get(std::str::from_utf8(field).ok()?)
+}
+
+/// What `HGET` says.
+pub fn value<S: State>(state: Option<&S>, name: &[u8]) -> Reply {
+    field(state, name).map_or(Reply::Null, bulk)
+}
+
+/// What `HGETALL` says.
+pub fn all<S: State>(state: Option<&S>) -> Reply {
+    let mut pairs = Vec::with_capacity(state.map_or(0, State::len));
+    if let Some(state) = state {
+        state.each(&mut |field, value| pairs.push((bulk(field), bulk(value))));
+    }
+    Reply::Map(pairs)
+}
+
+/// What `HKEYS` and `HVALS` say.
+pub fn list<S: State>(state: Option<&S>, which: for<'a> fn(&'a str, &'a str) -> &'a str) -> Reply {
+    let mut list = Vec::with_capacity(state.map_or(0, State::len));
+    if let Some(state) = state {
+        state.each(&mut |field, value| list.push(bulk(which(field, value))));
+    }
+    Reply::Array(list)
+}
+
+fn map_of<S: State>(state: Option<&S>) -> Metadata {
+    state.map(State::to_map).unwrap_or_default()
+}
+
+/// `HSET`, `HMSET`
+pub fn set<S: State>(state: Option<&S>, set: &HSet) -> Result<Decision, Refusal> {
+    let mut map = map_of(state);
+    let mut new = 0;
+    for pair in set.pairs.chunks_exact(2) {
+        if map.insert(text(&pair[0])?.to_owned(), text(&pair[1])?.to_owned()).is_none() {
+            new += 1;
+        }
+    }
+    let reply = if set.answers_ok { Reply::Simple("OK".into()) } else { Reply::Int(new) };
+    Ok(Decision::put(reply, checked(map)?, Exact::No, &["hset"]))
+}
+
+/// `HSETNX`
+pub fn set_absent<S: State>(state: Option<&S>, name: &Bytes, value: &Bytes) -> Result<Decision, Refusal> {
+    if field(state, name).is_some() {
+        return Ok(Decision::read(Reply::Int(0)));
+    }
+    let mut map = map_of(state);
+    map.insert(text(name)?.to_owned(), text(value)?.to_owned());
+    Ok(Decision::put(Reply::Int(1), checked(map)?, Exact::Yes, &["hset"]))
+}
+
+/// `HDEL`. The key goes with its last field, as in Redis.
+pub fn delete<S: State>(state: Option<&S>, fields: &[Bytes]) -> Decision {
+    let names = || fields.iter().filter_map(|field| std::str::from_utf8(field).ok());
+    let Some(state) = state.filter(|state| names().any(|name| state.get(name).is_some())) else {
+        return Decision::read(Reply::Int(0));
+    };
+    let mut map = state.to_map();
+    let removed = names().filter(|name| map.remove(*name).is_some()).count();
+    let reply = Reply::Int(i64::try_from(removed).unwrap_or(i64::MAX));
+    if map.is_empty() {
+        return Decision::delete(reply, Exact::Yes, &["hdel", "del"]);
+    }
+    Decision::put(reply, map, Exact::Yes, &["hdel"])
+}
+
+/// `HINCRBY`
+pub fn increment<S: State>(state: Option<&S>, name: &Bytes, by: i64) -> Result<Decision, Refusal> {
+    let before = match field(state, name) {
+        None => 0,
+        Some(value) => parse_integer(value.as_bytes()).ok_or(Refusal::FieldIsNotAnInteger)?,
+    };
+    let after = before.checked_add(by).ok_or(Refusal::Overflow)?;
+    let mut map = map_of(state);
+    map.insert(text(name)?.to_owned(), after.to_string());
+    Ok(Decision::put(Reply::Int(after), checked(map)?, Exact::Yes, &["hincrby"]))
+}
+
+fn hset_plan(args: &[Bytes], answers_ok: bool, name: &'static str) -> Result<Plan, Refusal> {
+    let pairs = args.get(2..).filter(|pairs| pairs.len() % 2 == 0).ok_or(Refusal::Arity(name))?;
+    for arg in pairs {
+        text(arg)?;
+    }
+    Plan::one(args, Op::HSet(HSet { pairs: pairs.to_vec(), answers_ok }))
+}
+
+/// `HSET key field value ...`
+pub fn hset(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    hset_plan(args, false, "hset")
+}
+
+/// `HMSET key field value ...`
+pub fn hmset(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    hset_plan(args, true, "hmset")
+}
+
+/// `HSETNX key field value`
+pub fn hsetnx(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    let [_, _, field, value] = args else {
+        return Err(Refusal::Arity("hsetnx"));
+    };
+    text(field)?;
+    text(value)?;
+    Plan::one(args, Op::HSetAbsent(field.clone(), value.clone()))
+}
+
+/// `HDEL key field ...`
+pub fn hdel(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    Plan::one(args, Op::HDelete(args.get(2..).unwrap_or_default().to_vec()))
+}
+
+/// `HINCRBY key field increment`
+pub fn hincrby(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    let [_, _, field, by] = args else {
+        return Err(Refusal::Arity("hincrby"));
+    };
+    let by = integer(by)?;
+    text(field)?;
+    Plan::one(args, Op::HIncrement(field.clone(), by))
+}
+
+fn on_field(args: &[Bytes], op: fn(Bytes) -> Op) -> Result<Plan, Refusal> {
+    let field = args.get(2).ok_or(Refusal::Syntax)?;
+    Plan::one(args, op(field.clone()))
+}
+
+/// `HGET key field`
+pub fn hget(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    on_field(args, Op::HGet)
+}
+
+/// `HEXISTS key field`
+pub fn hexists(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    on_field(args, Op::HExists)
+}
+
+/// `HSTRLEN key field`
+pub fn hstrlen(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    on_field(args, Op::HStrLen)
+}
+
+/// `HMGET key field ...`
+pub fn hmget(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    Plan::one(args, Op::HMGet(args.get(2..).unwrap_or_default().to_vec()))
+}
+
+/// `HGETALL key`
+pub fn hgetall(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    Plan::one(args, Op::HGetAll)
+}
+
+/// `HKEYS key`
+pub fn hkeys(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    Plan::one(args, Op::HKeys)
+}
+
+/// `HVALS key`
+pub fn hvals(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    Plan::one(args, Op::HVals)
+}
+
+/// `HLEN key`
+pub fn hlen(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    Plan::one(args, Op::HLen)
+}

@@ -1,0 +1,316 @@
+//! The agent's command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use thiserror::Error;
+
+use super::command::Password;
+use super::sessions::SessionsConfig;
+use crate::cache::{CacheConfig, Visibility};
+use crate::runtime::admin::AdminArgs;
+use crate::runtime::kube_client::KubeArgs;
+
+/// Longest password that is read from a file.
+const MAX_PASSWORD: usize = 4_096;
+
+/// Serves the sessions of a namespace to the other containers of its pod, in the Redis protocol.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    /// Address to listen on: a loopback address, since whoever connects can read the sessions. `none` listens on the Unix
+    /// socket only.
+    #[arg(long, env = "VMCP_AGENT_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:6379")]
+    pub listen: Listen,
+
+    /// Unix socket to listen on as well. Only the user that the agent runs as can open it.
+    #[arg(long, env = "VMCP_AGENT_UNIX_SOCKET", value_name = "PATH")]
+    pub unix_socket: Option<PathBuf>,
+
+    /// Replicas of the controller, as host:port, separated by commas. A DNS name may stand for all of them.
+    #[arg(long, env = "VMCP_CONTROLLERS", value_name = "ADDRESSES", value_delimiter = ',')]
+    pub controllers: Vec<String>,
+
+    /// File with the token to show to the controllers; read again for each connection.
+    #[arg(long, env = "VMCP_TOKEN_FILE", value_name = "PATH")]
+    pub token_file: Option<PathBuf>,
+
+    /// Namespace of the sessions: the pod's own.
+    #[arg(long, env = "VMCP_NAMESPACE", value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+
+    /// Name of the pod, for managedFields.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub pod_name: Option<String>,
+
+    /// The vMCP server that this is a pod of: spec.server of new sessions.
+    #[arg(long, env = "VMCP_SERVER", value_name = "NAME")]
+    pub server: Option<String>,
+
+    /// What all keys begin with; the rest of a key is the session's id.
+    #[arg(long, env = "VMCP_KEY_PREFIX", value_name = "PREFIX", default_value = "")]
+    pub key_prefix: String,
+
+    /// Metadata keys that are true only in this pod, as patterns separated by commas: kept beside the copy, never written.
+    #[arg(long, env = "VMCP_POD_LOCAL_KEYS", value_name = "GLOBS", value_delimiter = ',')]
+    pub pod_local_keys: Vec<String>,
+
+    /// File with the password that clients must show.
+    #[arg(long, env = "VMCP_PASSWORD_FILE", value_name = "PATH")]
+    pub password_file: Option<PathBuf>,
+
+    /// File with a key, the same in all pods: objects are named by a keyed hash of the session's id, which nobody learns who
+    /// may only list or log objects.
+    #[arg(long, env = "VMCP_HASH_SESSION_IDS", value_name = "KEY_FILE")]
+    pub hash_session_ids: Option<PathBuf>,
+
+    /// When a write is answered: when it is committed, or when no pod can serve the older state any more.
+    #[arg(long, env = "VMCP_VISIBILITY", value_name = "WHEN", default_value = "everywhere")]
+    pub visibility: VisibilityArg,
+
+    /// Clients that may be connected at once: 1 to 10000.
+    #[arg(long, env = "VMCP_MAX_CLIENTS", value_name = "NUMBER", default_value_t = 10_000)]
+    pub max_clients: usize,
+
+    /// Seconds after which a client that sends nothing, and does not listen to channels, is disconnected; 0: never.
+    #[arg(long, env = "VMCP_CLIENT_TIMEOUT", value_name = "SECONDS", default_value_t = 3_600)]
+    pub client_timeout: u64,
+
+    /// Bytes of answers that may wait for a client that does not read them.
+    #[arg(long, env = "VMCP_CLIENT_OUTPUT_LIMIT", value_name = "BYTES", default_value_t = 32 << 20)]
+    pub client_output_limit: usize,
+
+    /// Keys that are remembered for client-side caching. With more, some are forgotten, and their readers told so.
+    #[arg(long, env = "VMCP_TRACKING_TABLE_MAX_KEYS", value_name = "NUMBER", default_value_t = 1_000_000)]
+    pub tracking_table_max_keys: usize,
+
+    /// Copies to keep, at most.
+    #[arg(long, env = "VMCP_CACHE_ENTRIES", value_name = "NUMBER", default_value_t = 100_000)]
+    pub cache_entries: usize,
+
+    /// Bytes of memory for copies, at most.
+    #[arg(long, env = "VMCP_CACHE_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
+    pub cache_bytes: usize,
+
+    /// How long a lease may be that a controller grants: not less than its --lease-seconds. A write waits that long at most
+    /// when controllers cannot be reached.
+    #[arg(long, env = "VMCP_LEASE_UPPER_BOUND", value_name = "SECONDS", default_value_t = 15.0)]
+    pub lease_upper_bound: f64,
+
+    /// Where to serve the admin endpoints.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+
+    /// How to reach the Kubernetes API.
+    #[command(flatten)]
+    pub kube: KubeArgs,
+}
+
+/// Where to listen with TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl std::str::FromStr for Listen {
+    type Err = std::net::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "none" { Ok(Self(None)) } else { text.parse().map(|address| Self(Some(address))) }
+    }
+}
+
+/// When a write is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum VisibilityArg {
+    /// When it is committed.
+    Committed,
+    /// When no pod can serve the older state any more.
+    Everywhere,
+}
+
+impl From<VisibilityArg> for Visibility {
+    fn from(arg: VisibilityArg) -> Self {
+        match arg {
+            VisibilityArg::Committed => Self::Committed,
+            VisibilityArg::Everywhere => Self::Everywhere,
+        }
+    }
+}
+
+/// A setting that makes no sense.
+#[derive(Debug, Error)]
+pub enum ArgsError {
+    /// Whoever connects can read and change sessions.
+    #[error("--listen {0} is not a loopback address: only containers of the same pod may connect")]
+    NotLoopback(SocketAddr),
+    /// Nobody could connect.
+    #[error("--listen is none and there is no --unix-socket: nobody could connect")]
+    Nowhere,
+    /// Out of range.
+    #[error("--{flag} is {got}: expected {expected}")]
+    Range {
+        /// The flag.
+        flag: &'static str,
+        /// What it is.
+        got: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// The password cannot be read.
+    #[error("cannot read the password from {}: {source}", path.display())]
+    PasswordFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file holds no password.
+    #[error("{} holds no password: expected 1 to {MAX_PASSWORD} bytes in one line", .0.display())]
+    NoPassword(PathBuf),
+}
+
+impl AgentArgs {
+    /// Refuses what makes no sense.
+    pub fn validate(&self) -> Result<(), ArgsError> {
+        match self.listen.0 {
+            Some(address) if !address.ip().is_loopback() => return Err(ArgsError::NotLoopback(address)),
+            None if self.unix_socket.is_none() => return Err(ArgsError::Nowhere),
+            _ => {}
+        }
+        let range = |flag, got: String, good: bool, expected| {
+            if good { Ok(()) } else { Err(ArgsError::Range { flag, got, expected }) }
+        };
+        let clients = self.max_clients;
+        range("max-clients", clients.to_string(), (1..=10_000).contains(&clients), "1 to 10000")?;
+        let output = self.client_output_limit;
+        let expected = "64 KiB to 1 GiB";
+        range("client-output-limit", output.to_string(), (1 << 16..=1 << 30).contains(&output), expected)?;
+        let keys = self.tracking_table_max_keys;
+        let expected = "1 to 100000000";
+        range("tracking-table-max-keys", keys.to_string(), (1..=100_000_000).contains(&keys), expected)?;
+        let bound = self.lease_upper_bound;
+        range("lease-upper-bound", bound.to_string(), (1.0..=3_600.0).contains(&bound), "1 to 3600 seconds")?;
+        let prefix = &self.key_prefix;
+        range("key-prefix", prefix.clone(), prefix.len() <= 512, "at most 512 bytes")
+    }
+
+    /// The password that clients must show.
+    pub fn password(&self) -> Result<Option<Password>, ArgsError> {
+        Ok(self.password_line()?.map(|line| Password::new(&line)))
+    }
+
+    /// The same as it stands in the file.
+    pub(super) fn password_line(&self) -> Result<Option<Vec<u8>>, ArgsError> {
+        self.password_file.as_deref().map(read_password).transpose()
+    }
+
+    /// Settings of the cache.
+    pub fn cache(&self) -> CacheConfig {
+        let host = || std::env::var("HOSTNAME").ok().filter(|h| !h.is_empty());
+        let pod = self.pod_name.clone().or_else(host).unwrap_or_else(|| "agent".to_owned());
+        CacheConfig {
+            controllers: self.controllers.clone(),
+            token_file: self.token_file.clone(),
+            server: self.server.clone(),
+            entries: self.cache_entries,
+            bytes: self.cache_bytes,
+            lease_upper_bound: Duration::from_secs_f64(self.lease_upper_bound),
+            ..CacheConfig::new(self.namespace.clone(), &pod)
+        }
+    }
+
+    /// How keys become sessions.
+    pub fn sessions(&self) -> SessionsConfig {
+        SessionsConfig {
+            prefix: self.key_prefix.clone(),
+            pod_local_keys: self.pod_local_keys.clone(),
+            hash_key_file: self.hash_session_ids.clone(),
+            visibility: self.visibility.into(),
+        }
+    }
+}
+
+/// The first line of a file. It may end in a line break, as files do.
+fn read_password(path: &Path) -> Result<Vec<u8>, ArgsError> {
+    let text = std::fs::read(path).map_err(|source| ArgsError::PasswordFile { path: path.to_owned(), source })?;
+    let line = text.strip_suffix(b"\n").unwrap_or(&text);
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.is_empty() || line.len() > MAX_PASSWORD || line.contains(&b'\n') {
+        return Err(ArgsError::NoPassword(path.to_owned()));
+    }
+    Ok(line.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: AgentArgs,
+    }
+
+    fn parsed(args: &[&str]) -> Result<AgentArgs, String> {
+        let command = Command::try_parse_from([&["test"], args].concat()).map_err(|e| e.to_string())?;
+        command.args.validate().map_err(|e| e.to_string())?;
+        Ok(command.args)
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_the_reason() {
+        parsed(&[]).unwrap();
+        parsed(&["--listen", "[::1]:0"]).unwrap();
+        parsed(&["--listen", "none", "--unix-socket", "/run/agent.sock"]).unwrap();
+        let refused = |args: &[&str], reason: &str| {
+            let error = parsed(args).unwrap_err();
+            assert!(error.contains(reason), "{args:?}: {error}");
+        };
+        refused(&["--listen", "0.0.0.0:6379"], "not a loopback address");
+        refused(&["--listen", "none"], "nobody could connect");
+        refused(&["--max-clients", "0"], "1 to 10000");
+        refused(&["--max-clients", "10001"], "1 to 10000");
+        refused(&["--client-output-limit", "1"], "64 KiB");
+        refused(&["--tracking-table-max-keys", "0"], "1 to 100000000");
+        refused(&["--lease-upper-bound", "NaN"], "1 to 3600");
+        refused(&["--visibility", "sometimes"], "everywhere");
+    }
+
+    #[test]
+    fn the_command_line_of_the_documentation_is_understood() {
+        let args = parsed(&[
+            "--listen=127.0.0.1:6379",
+            "--unix-socket=/run/vmcp/agent.sock",
+            "--controllers=10.0.0.1:7070,vmcp-session-controller.vmcp-system.svc:7070",
+            "--namespace=team",
+            "--server=weather",
+            "--key-prefix=mcp:session:",
+            "--pod-local-keys=conn.*,backend-?",
+            "--password-file=/etc/vmcp/password",
+        ])
+        .unwrap();
+        assert_eq!(args.cache().controllers.len(), 2);
+        assert_eq!(args.sessions().pod_local_keys, ["conn.*", "backend-?"]);
+        args.cache().validate().unwrap();
+    }
+
+    #[test]
+    fn a_password_is_one_line_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        let read = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            read_password(&path).map_err(|e| e.to_string())
+        };
+        for good in [&b"open sesame\n"[..], b"open sesame", b"open sesame\r\n"] {
+            assert_eq!(read(good).unwrap(), b"open sesame");
+        }
+        for bad in [&b""[..], b"\n", b"two\nlines\n", &[b'x'; MAX_PASSWORD + 1]] {
+            let error = read(bad).unwrap_err();
+            assert!(error.contains("holds no password"), "{error}");
+        }
+        assert!(read_password(&folder.path().join("none")).unwrap_err().to_string().contains("cannot read"));
+    }
+}

@@ -1,0 +1,302 @@
+//! What others may see of a connection.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::clock::CoarseClock;
+use super::mailbox::Mailbox;
+use crate::resp::Protocol;
+
+/// Number of a connection. No two of one process have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u64);
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// An address of TCP.
+    Tcp(SocketAddr),
+    /// A Unix socket: both ends show the server's path, as in Redis.
+    Unix(Arc<PathBuf>),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "{}:0", path.display()),
+        }
+    }
+}
+
+/// What a connection is doing, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It waits for a request.
+    Idle,
+    /// It waits for the rest of a request.
+    HalfRequest,
+    /// It carries out a request.
+    Busy,
+    /// It waits for the client to take its replies.
+    Stalled,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    name: Bytes,
+    library_name: Bytes,
+    library_version: Bytes,
+}
+
+/// A connection as others see it: its facts, and a way to send it something. Cheap to read, and never waited for.
+#[derive(Debug)]
+pub struct ClientHandle {
+    id: ClientId,
+    address: Address,
+    local_address: Address,
+    clock: Arc<CoarseClock>,
+    created: u64,
+    mailbox: Mailbox,
+    /// When the phase began, and in the lowest two bits which it is: so the two are never of different phases.
+    phase: AtomicU64,
+    names: Mutex<Names>,
+    last_command: Mutex<&'static str>,
+    resp3: AtomicBool,
+    tracked: AtomicBool,
+    redirect: AtomicI64,
+    channels: AtomicU32,
+    patterns: AtomicU32,
+    /// Requests since `MULTI`; -1 outside of it.
+    queued: AtomicI64,
+    /// Bytes of replies that the client does not take.
+    unsent: AtomicUsize,
+    /// Whether the connection holds buffers.
+    buffers: AtomicBool,
+}
+
+impl ClientHandle {
+    pub(super) fn new(
+        id: ClientId,
+        address: Address,
+        local_address: Address,
+        clock: Arc<CoarseClock>,
+        output: usize,
+    ) -> Self {
+        let created = clock.millis();
+        Self {
+            id,
+            address,
+            local_address,
+            clock,
+            created,
+            mailbox: Mailbox::new(output),
+            phase: AtomicU64::new(packed(Phase::Idle, created)),
+            names: Mutex::default(),
+            last_command: Mutex::new("NULL"),
+            resp3: AtomicBool::new(false),
+            tracked: AtomicBool::new(false),
+            redirect: AtomicI64::new(-1),
+            channels: AtomicU32::new(0),
+            patterns: AtomicU32::new(0),
+            queued: AtomicI64::new(-1),
+            unsent: AtomicUsize::new(0),
+            buffers: AtomicBool::new(false),
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> ClientId {
+        self.id
+    }
+
+    /// Where it comes from.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Where it has connected to.
+    pub fn local_address(&self) -> &Address {
+        &self.local_address
+    }
+
+    /// Whether it has come through the Unix socket.
+    pub fn is_unix(&self) -> bool {
+        matches!(self.local_address, Address::Unix(_))
+    }
+
+    /// How long it has been connected; to a second or so.
+    pub fn age(&self) -> Duration {
+        Duration::from_millis(self.clock.millis().saturating_sub(self.created))
+    }
+
+    /// How long it has asked for nothing; to a second or so.
+    pub fn idle(&self) -> Duration {
+        match self.phase() {
+            (Phase::Idle | Phase::HalfRequest, since) => {
+                Duration::from_millis(self.clock.millis().saturating_sub(since))
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Messages to it.
+    pub fn mailbox(&self) -> &Mailbox {
+        &self.mailbox
+    }
+
+    /// Bytes that wait to be sent to it, about.
+    pub fn output_bytes(&self) -> usize {
+        self.mailbox.bytes() + self.unsent.load(Ordering::Relaxed)
+    }
+
+    /// The protocol that replies and messages to it are written in.
+    #[inline]
+    pub fn protocol(&self) -> Protocol {
+        if self.resp3.load(Ordering::Relaxed) { Protocol::Resp3 } else { Protocol::Resp2 }
+    }
+
+    /// Changes the protocol, from the reply to the request that runs now on.
+    pub fn set_protocol(&self, protocol: Protocol) {
+        self.resp3.store(protocol == Protocol::Resp3, Ordering::Relaxed);
+    }
+
+    /// The name it has given itself, perhaps empty.
+    pub fn name(&self) -> Bytes {
+        self.names.lock().name.clone()
+    }
+
+    /// Changes the name. It is copied: arguments are slices of larger buffers. So with the other two.
+    pub fn set_name(&self, name: impl AsRef<[u8]>) {
+        self.names.lock().name = Bytes::copy_from_slice(name.as_ref());
+    }
+
+    /// The name of its library (`CLIENT SETINFO`).
+    pub fn library_name(&self) -> Bytes {
+        self.names.lock().library_name.clone()
+    }
+
+    /// Changes the library's name.
+    pub fn set_library_name(&self, name: impl AsRef<[u8]>) {
+        self.names.lock().library_name = Bytes::copy_from_slice(name.as_ref());
+    }
+
+    /// The version of its library.
+    pub fn library_version(&self) -> Bytes {
+        self.names.lock().library_version.clone()
+    }
+
+    /// Changes the library's version.
+    pub fn set_library_version(&self, version: impl AsRef<[u8]>) {
+        self.names.lock().library_version = Bytes::copy_from_slice(version.as_ref());
+    }
+
+    /// The command it sent last: `get`, `client|list`. `NULL` before the first one, as in Redis.
+    pub fn last_command(&self) -> &'static str {
+        *self.last_command.lock()
+    }
+
+    /// Remembers the command that it has sent.
+    #[inline]
+    pub fn set_last_command(&self, name: &'static str) {
+        *self.last_command.lock() = name;
+    }
+
+    /// How many channels and patterns it has subscribed to.
+    pub fn subscriptions(&self) -> (usize, usize) {
+        (self.channels.load(Ordering::Relaxed) as usize, self.patterns.load(Ordering::Relaxed) as usize)
+    }
+
+    /// Changes these numbers. Subscribers are never idle.
+    pub fn set_subscriptions(&self, channels: usize, patterns: usize) {
+        let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        self.channels.store(number(channels), Ordering::Relaxed);
+        self.patterns.store(number(patterns), Ordering::Relaxed);
+    }
+
+    /// Whether it keeps copies of its own, and the client that hears of their end in its stead: -1 without tracking, 0 if it
+    /// hears itself, as `CLIENT GETREDIR` shows it.
+    pub fn tracking(&self) -> (bool, i64) {
+        (self.tracked.load(Ordering::Relaxed), self.redirect.load(Ordering::Relaxed))
+    }
+
+    /// Changes both.
+    pub fn set_tracking(&self, on: bool, redirect: i64) {
+        self.tracked.store(on, Ordering::Relaxed);
+        self.redirect.store(redirect, Ordering::Relaxed);
+    }
+
+    /// How many requests wait for `EXEC`; `None` without `MULTI`.
+    pub fn queued(&self) -> Option<usize> {
+        usize::try_from(self.queued.load(Ordering::Relaxed)).ok()
+    }
+
+    /// Changes that number.
+    pub fn set_queued(&self, queued: Option<usize>) {
+        let number = queued.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
+        self.queued.store(number, Ordering::Relaxed);
+    }
+
+    /// Another phase begins.
+    #[inline]
+    pub(super) fn enter(&self, phase: Phase) {
+        self.enter_since(phase, self.clock.millis());
+    }
+
+    /// Another phase begins, or goes on: it counts from `since`.
+    #[inline]
+    pub(super) fn enter_since(&self, phase: Phase, since: u64) {
+        self.phase.store(packed(phase, since), Ordering::Relaxed);
+    }
+
+    /// What it is doing, and since when on the server's clock.
+    pub(super) fn phase(&self) -> (Phase, u64) {
+        let packed = self.phase.load(Ordering::Relaxed);
+        let phase = match packed & 3 {
+            0 => Phase::Idle,
+            1 => Phase::HalfRequest,
+            2 => Phase::Busy,
+            _ => Phase::Stalled,
+        };
+        (phase, packed >> 2)
+    }
+
+    pub(super) fn set_unsent(&self, bytes: usize) {
+        self.unsent.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_buffers(&self, held: bool) {
+        self.buffers.store(held, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_buffers(&self) -> bool {
+        self.buffers.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn clock(&self) -> &CoarseClock {
+        &self.clock
+    }
+}
+
+fn packed(phase: Phase, since: u64) -> u64 {
+    let phase = match phase {
+        Phase::Idle => 0,
+        Phase::HalfRequest => 1,
+        Phase::Busy => 2,
+        Phase::Stalled => 3,
+    };
+    since << 2 | phase
+}

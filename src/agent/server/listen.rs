@@ -1,0 +1,127 @@
+//! Where clients connect to.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
+
+/// Connections that wait to be taken. The system may allow fewer.
+const BACKLOG: u32 = 4_096;
+/// Files that the process needs beside its clients' connections.
+const OTHER_FILES: u64 = 256;
+
+/// Clients cannot connect.
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// There is neither an address nor a socket.
+    #[error("there is nothing to listen on: give an address or the path of a Unix socket")]
+    Nowhere,
+    /// The address is taken, not ours, or not allowed.
+    #[error("cannot listen on {address}: {source}")]
+    Tcp {
+        /// The address as given.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on the Unix socket {}: {source}", path.display())]
+    Unix {
+        /// The path as given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process listens there.
+    #[error("cannot listen on the Unix socket {}: another process does", .0.display())]
+    Taken(PathBuf),
+    /// Something else is there, and stays there.
+    #[error("cannot listen on the Unix socket {}: there is a file that is no socket", .0.display())]
+    NoSocket(PathBuf),
+}
+
+/// Listens on an address.
+pub(super) fn tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A restart must not wait for the connections of the process before.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| ListenError::Tcp { address, source })
+}
+
+/// A Unix socket. Its file goes with it.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) listener: UnixListener,
+    pub(super) path: Arc<PathBuf>,
+    /// Device and inode of our file: another process may have put its own there meanwhile.
+    file: (u64, u64),
+}
+
+impl Socket {
+    /// Listens on a path. What a process that has ended left there is removed, and nothing else.
+    pub(super) fn listen(path: &Path, mode: u32) -> Result<Self, ListenError> {
+        let failed = |source| ListenError::Unix { path: path.to_owned(), source };
+        remove_stale(path)?;
+        let socket = UnixSocket::new_stream().map_err(failed)?;
+        socket.bind(path).map_err(failed)?;
+        // Before it listens nobody can connect, whatever the file's permissions were for a moment.
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+        let file = identity(&fs::symlink_metadata(path).map_err(failed)?);
+        let listener = socket.listen(BACKLOG).map_err(failed)?;
+        Ok(Self { listener, path: Arc::new(path.to_owned()), file })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&*self.path).is_ok_and(|metadata| identity(&metadata) == self.file) {
+            let _ = fs::remove_file(&*self.path);
+        }
+    }
+}
+
+fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let failed = |source| ListenError::Unix { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => return Err(ListenError::NoSocket(path.to_owned())),
+        Ok(_) => {}
+    }
+    match StdUnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
+        // Somebody is there, or may be: a full queue and missing permissions say so, too.
+        _ => Err(ListenError::Taken(path.to_owned())),
+    }
+}
+
+/// Raises the limit of open files as far as the clients need it and the system allows. What was reached, if that is not
+/// enough.
+pub(super) fn raise_file_limit(clients: usize) -> Option<u64> {
+    let needed = u64::try_from(clients).unwrap_or(u64::MAX).saturating_add(OTHER_FILES);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // No limit is written as none.
+    let current = current?;
+    if current >= needed {
+        return None;
+    }
+    let reachable = maximum.map_or(needed, |maximum| maximum.min(needed));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(reachable), maximum });
+    let reached = if raised.is_ok() { reachable } else { current };
+    (reached < needed).then_some(reached)
+}

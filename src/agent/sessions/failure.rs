@@ -1,0 +1,96 @@
+//! What can go wrong, and what a Redis client is told of it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::cache::{GetError, WriteError};
+
+/// Why a command on a session could not be done. Never holds a metadata value (I6).
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Failure {
+    /// Nobody can say what the session is, or write it, right now. Clients that know Redis try again by themselves.
+    #[error("TRYAGAIN {0}")]
+    TryAgain(Arc<str>),
+    /// The request is wrong, and will be the next time too. Nothing was written.
+    #[error("ERR {0}")]
+    Invalid(Arc<str>),
+    /// The session is no longer what a compare-and-set was made from. Nothing was written: read again.
+    #[error("TRYAGAIN the session was changed by somebody else at the same time")]
+    Conflict,
+}
+
+impl Failure {
+    /// The error as it stands in a reply, without the leading `-`: one line.
+    pub fn text(&self) -> Cow<'static, str> {
+        match self {
+            Self::Conflict => "TRYAGAIN the session was changed by somebody else at the same time".into(),
+            other => other.to_string().into(),
+        }
+    }
+
+    /// The request is wrong for this reason.
+    pub fn invalid(reason: impl AsRef<str>) -> Self {
+        Self::Invalid(one_line(reason.as_ref()))
+    }
+
+    /// It may work the next time.
+    pub fn try_again(reason: impl AsRef<str>) -> Self {
+        Self::TryAgain(one_line(reason.as_ref()))
+    }
+}
+
+impl From<GetError> for Failure {
+    /// `NotFound` is an answer, not a failure: take it out first. What is left of it here means that the session went away
+    /// in the middle of something.
+    fn from(error: GetError) -> Self {
+        Self::try_again(error.to_string())
+    }
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        match &error {
+            WriteError::Invalid { .. } => Self::invalid(error.to_string()),
+            WriteError::OutcomeUnknown { .. } => Self::try_again(format!("{error}; it may have been")),
+            _ => Self::try_again(error.to_string()),
+        }
+    }
+}
+
+/// Longest reason: what is quoted of an API server's answer is bounded already.
+const LONGEST: usize = 1_024;
+
+/// A reply that is an error ends at the end of its line.
+fn one_line(text: &str) -> Arc<str> {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
+    line.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_retry_what_may_pass_and_nothing_else() {
+        let unavailable = GetError::Unavailable { reason: "no\r\nanswer".into() };
+        assert_eq!(
+            Failure::from(unavailable).text(),
+            "TRYAGAIN the session cannot be served now: no  answer",
+            "one line, whatever the reason"
+        );
+        assert!(Failure::from(GetError::Overloaded).text().starts_with("TRYAGAIN "));
+        for passing in
+            [WriteError::Overloaded, WriteError::Unavailable { reason: "no answer".into() }, WriteError::Changed]
+        {
+            assert!(Failure::from(passing).text().starts_with("TRYAGAIN "));
+        }
+        assert!(Failure::Conflict.text().starts_with("TRYAGAIN "));
+        let refused = WriteError::Invalid { reason: "refused as invalid: spec.metadata".into() };
+        assert_eq!(Failure::from(refused).text(), "ERR the session is refused as invalid: spec.metadata");
+        let unknown = WriteError::OutcomeUnknown { reason: "no answer".into() };
+        let text = Failure::from(unknown).text();
+        assert!(text.starts_with("TRYAGAIN ") && text.ends_with("; it may have been"), "{text}");
+    }
+}

@@ -1,0 +1,129 @@
+//! Reads.
+
+use tracing::debug;
+
+use super::entry::Entry;
+use super::failure::Failure;
+use super::key::Name;
+use super::{Inner, Sessions, now_millis};
+use crate::cache::{GetError, Origin, WriteError, WriteOptions};
+
+/// How often a session that has ended is looked at again, because it was changed before it could be deleted.
+const ATTEMPTS: u32 = 8;
+
+impl Sessions {
+    /// The session, if it may be served without asking anyone. Never waits: the fast path of reads.
+    #[inline]
+    pub fn hit(&self, key: &[u8]) -> Option<Entry> {
+        let name = self.inner.keys.name(key).ok()?;
+        let (session, beside) = self.inner.cache.hit_beside(name.as_str())?;
+        let entry = Entry::new(session, beside);
+        let passed = entry.ends().is_some_and(|deadline| deadline.has_passed(now_millis()));
+        // Somebody may have renewed it elsewhere, or given it another timeout: the API server knows.
+        (!passed).then_some(entry)
+    }
+
+    /// The session as a client reads it.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Entry>, Failure> {
+        if let Some(entry) = self.hit(key) {
+            return Ok(Some(entry));
+        }
+        let Ok(name) = self.inner.keys.name(key) else {
+            return Ok(None);
+        };
+        let entry = self.inner.alive(name.as_str()).await?;
+        if let Some(entry) = &entry {
+            self.inner.used(key, &name);
+            self.inner.cache.given(entry.session());
+        }
+        Ok(entry)
+    }
+
+    /// The session for a command that shows nothing of its fields to the client (`EXISTS`, `DEL`, `TOUCH`, `EXPIRE`). What
+    /// clients last saw stays what the next [`set`](Self::set) takes its difference from.
+    pub async fn find(&self, key: &[u8]) -> Result<Option<Entry>, Failure> {
+        match self.inner.keys.name(key) {
+            Ok(name) => self.inner.alive(name.as_str()).await,
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The session with its timeout and form as the API server has them now. A copy in the cache knows those only as of its
+    /// last GET, since no change of them evicts it; so `TTL`, `PTTL`, `EXPIRETIME`, `TYPE` and the conditions of `EXPIRE`
+    /// ask here. It does not count as seen by a client (see [`Self::set`]).
+    pub async fn fresh(&self, key: &[u8]) -> Result<Option<Entry>, Failure> {
+        match self.inner.keys.name(key) {
+            Ok(name) => self.inner.fresh(name.as_str()).await,
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The keys of all copies that this agent holds, for `SCAN` and `DBSIZE`. It may not list sessions at the API server, so
+    /// what no client of this pod has asked for is not among them.
+    pub fn known(&self) -> Vec<Vec<u8>> {
+        let Inner { cache, keys, ids, .. } = &*self.inner;
+        let now = now_millis();
+        let held = cache.held().into_iter().filter_map(|(session, _)| {
+            let entry = Entry::new(session.clone(), cache.beside(&session));
+            if entry.ends().is_some_and(|deadline| deadline.exact && deadline.has_passed(now)) {
+                return None;
+            }
+            let annotation = session.facts().annotations.get(super::key::ANNOTATION_SESSION_ID);
+            keys.key(session.name(), annotation).or_else(|| ids.key(session.name()))
+        });
+        held.collect()
+    }
+}
+
+impl Inner {
+    /// The session `name`, from the cache or read anew; not counted as given to a client.
+    pub(super) async fn alive(&self, name: &str) -> Result<Option<Entry>, Failure> {
+        self.living(name, false).await
+    }
+
+    /// The session `name`, read anew.
+    pub(super) async fn fresh(&self, name: &str) -> Result<Option<Entry>, Failure> {
+        self.living(name, true).await
+    }
+
+    async fn living(&self, name: &str, mut anew: bool) -> Result<Option<Entry>, Failure> {
+        for _ in 0..ATTEMPTS {
+            let found = if anew { self.cache.fresh(name).await } else { self.cache.find(name).await };
+            let session = match found {
+                Ok(session) => session,
+                Err(GetError::NotFound) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let entry = Entry::new(session.clone(), self.cache.beside(&session));
+            let Some(deadline) = entry.ends().filter(|deadline| deadline.has_passed(now_millis())) else {
+                return Ok(Some(entry));
+            };
+            if session.origin() == Origin::Cache {
+                anew = true;
+                continue;
+            }
+            if !deadline.exact {
+                // It may have been renewed elsewhere: the controller decides, and as long as it has not, the session is there.
+                return Ok(Some(entry));
+            }
+            match self.cache.delete_unchanged(&session, WriteOptions::default()).await {
+                Ok(()) | Err(WriteError::NotFound) => return Ok(None),
+                // Perhaps it was given more time.
+                Err(WriteError::Changed | WriteError::Replaced) => anew = true,
+                Err(error) => {
+                    // It has ended all the same.
+                    debug!(session = %name, %error, "cannot delete a session that has ended");
+                    return Ok(None);
+                }
+            }
+        }
+        Err(Failure::try_again("the session changes faster than it can be read"))
+    }
+
+    /// A client used this key.
+    pub(super) fn used(&self, key: &[u8], name: &Name<'_>) {
+        if let Name::Hash(_) = name {
+            self.ids.remember(name.as_str(), key);
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Writes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::entry::{ANNOTATION_FORM, Entry, Form};
+use super::failure::Failure;
+use super::key::{ANNOTATION_SESSION_ID, KeyError, Name};
+use super::ttl::{ANNOTATION_EXPIRES_AT, ANNOTATION_RENEWED_AT, Timeout, TooLong, Ttl, Wanted};
+use super::value::check_limits;
+use super::{Inner, Sessions, now_millis};
+use crate::cache::{
+    Change, CreateOptions, IdleTimeout, LocalChange, LocalValues, Metadata, Session, WriteError, WriteOptions,
+};
+
+/// How often a write is tried, when others write at the same time.
+const ATTEMPTS: u32 = 8;
+/// Pause before the second attempt; it doubles.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// On what condition [`Sessions::set`] writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// In any case.
+    Always,
+    /// Only if there is no such session (`NX`).
+    Absent,
+    /// Only if there is such a session (`XX`).
+    Present,
+}
+
+/// Whether a write is a compare-and-set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exact {
+    /// Only the difference counts: what others change meanwhile in other fields stays (I7).
+    No,
+    /// Only if the session's metadata is still what the base was, else [`Failure::Conflict`] and nothing is written.
+    Yes,
+}
+
+impl From<KeyError> for Failure {
+    fn from(error: KeyError) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<TooLong> for Failure {
+    fn from(error: TooLong) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl Sessions {
+    /// `SET` in full: creates the session, or writes the difference from what clients of this pod last saw of it, also if that
+    /// is outdated by now, so that two pods that change different fields both win (I7). Do not [`get`](Self::get) the
+    /// session first: what was got counts as seen. `None`: the condition is not met.
+    pub async fn set(
+        &self,
+        key: &[u8],
+        map: Metadata,
+        form: Form,
+        ttl: Ttl,
+        condition: Condition,
+    ) -> Result<Option<Entry>, Failure> {
+        let name = self.inner.keys.name(key)?;
+        check_limits(&map)?;
+        if condition == Condition::Absent {
+            return self.create(key, map, form, ttl).await;
+        }
+        let mut pause = PAUSE;
+        for _ in 0..ATTEMPTS {
+            let Some(base) = self.inner.base(name.as_str()).await? else {
+                if condition == Condition::Present {
+                    return Ok(None);
+                }
+                if let Some(created) = self.create(key, map.clone(), form, ttl).await? {
+                    return Ok(Some(created));
+                }
+                // Somebody was faster.
+                continue;
+            };
+            self.inner.used(key, &name);
+            if let Some(written) = self.inner.write(&base, map.clone(), Some(form), ttl, Exact::No).await? {
+                return Ok(Some(written));
+            }
+            // What was last seen is gone. There may be another session by now.
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        Err(Failure::try_again("the session is made and deleted faster than it can be written"))
+    }
+
+    /// Creates the session; `None`: it exists.
+    pub async fn create(&self, key: &[u8], map: Metadata, form: Form, ttl: Ttl) -> Result<Option<Entry>, Failure> {
+        let name = self.inner.keys.name(key)?;
+        check_limits(&map)?;
+        let mut pause = PAUSE;
+        for _ in 0..ATTEMPTS {
+            if let Some(created) = self.inner.create(key, &name, map.clone(), form, ttl).await? {
+                return Ok(Some(created));
+            }
+            // Unless it has ended, or is just being deleted.
+            if self.inner.alive(name.as_str()).await?.is_some() {
+                return Ok(None);
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        Err(Failure::try_again("a session of that name is being deleted"))
+    }
+
+    /// Writes the difference between `base` and `map`; `None`: the session is gone. For commands that change what they read:
+    /// hash commands, `EXEC`, `SET` with `GET`.
+    pub async fn replace(
+        &self,
+        base: &Entry,
+        map: Metadata,
+        form: Option<Form>,
+        ttl: Ttl,
+        exact: Exact,
+    ) -> Result<Option<Entry>, Failure> {
+        check_limits(&map)?;
+        self.inner.write(base, map, form, ttl, exact).await
+    }
+
+    /// Deletes the session that `base` is, in whatever state. False: it was gone already.
+    pub async fn delete(&self, base: &Entry) -> Result<bool, Failure> {
+        let Inner { cache, timers, .. } = &*self.inner;
+        let deleted = cache.delete(base.session(), self.inner.options()).await;
+        timers.set(base.session().name(), None);
+        existed(deleted)
+    }
+
+    /// Deletes the session only if its metadata is still what `base` was, else [`Failure::Conflict`] (`HDEL` of the last
+    /// field, `GETDEL`, `EXEC`).
+    pub async fn delete_exact(&self, base: &Entry) -> Result<bool, Failure> {
+        let mut session = base.session().clone();
+        for _ in 0..ATTEMPTS {
+            match self.inner.cache.delete_unchanged(&session, self.inner.options()).await {
+                Err(WriteError::Changed) => {}
+                deleted => {
+                    self.inner.timers.set(session.name(), None);
+                    return existed(deleted);
+                }
+            }
+            let Some(again) = self.inner.unless_changed(&session).await? else {
+                return Ok(false);
+            };
+            session = again;
+        }
+        Err(Failure::Conflict)
+    }
+
+    /// Gives the session this timeout from now on, in memory only, if that is all it takes. `None`: use [`Self::expire`].
+    /// Never waits: the fast path of `GETEX`.
+    #[inline]
+    pub fn renew(&self, base: &Entry, ttl: Ttl) -> Option<Entry> {
+        let now = now_millis();
+        let Ok(Wanted::Begin(timeout)) = ttl.at(now) else {
+            return None;
+        };
+        if timeout.expires_at.is_some() || base.timeout() != Some(timeout) {
+            return None;
+        }
+        self.inner.cache.renew(base.session(), now);
+        Some(base.clone().renewed(now))
+    }
+
+    /// Gives the session this timeout from now on. Writes only if the timeout is another one than before, or is an exact
+    /// one. `None`: the session is gone, or is now, since its time is over.
+    pub async fn expire(&self, base: &Entry, ttl: Ttl) -> Result<Option<Entry>, Failure> {
+        if let Some(renewed) = self.renew(base, ttl) {
+            return Ok(Some(renewed));
+        }
+        let now = now_millis();
+        let wanted = ttl.at(now)?;
+        if wanted == Wanted::Over {
+            self.delete(base).await?;
+            return Ok(None);
+        }
+        let plan = Plan::of(base, None, wanted, now);
+        if !plan.needed {
+            return Ok(Some(base.clone()));
+        }
+        let change = plan.change(None);
+        match self.inner.cache.patch(base.session(), change, WriteOptions::default()).await {
+            Ok(session) => Ok(Some(self.inner.begun(session, &plan, now))),
+            Err(WriteError::NotFound | WriteError::Replaced) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Whether what was to be deleted was there.
+fn existed(deleted: Result<(), WriteError>) -> Result<bool, Failure> {
+    match deleted {
+        Ok(()) => Ok(true),
+        Err(WriteError::NotFound | WriteError::Replaced) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Inner {
+    fn options(&self) -> WriteOptions {
+        WriteOptions { visibility: self.visibility }
+    }
+
+    /// What to take the difference from when a session is overwritten: what clients last saw of it.
+    async fn base(&self, name: &str) -> Result<Option<Entry>, Failure> {
+        let Some(session) = self.cache.base(name) else {
+            return self.alive(name).await;
+        };
+        let beside = self.cache.beside(&session);
+        let base = Entry::new(session, beside);
+        let passed = base.ends().is_some_and(|deadline| deadline.has_passed(now_millis()));
+        // One that has ended is not to be written to, but to be made anew.
+        if passed && self.fresh(name).await?.is_none() { Ok(None) } else { Ok(Some(base)) }
+    }
+
+    /// One create; `None`: the name is taken.
+    async fn create(
+        &self,
+        key: &[u8],
+        name: &Name<'_>,
+        map: Metadata,
+        form: Form,
+        ttl: Ttl,
+    ) -> Result<Option<Entry>, Failure> {
+        let now = now_millis();
+        let timeout = begins(ttl.at(now)?, now);
+        let (shared, local) = self.local.split(map);
+        let mut annotations = BTreeMap::from([(ANNOTATION_FORM.to_owned(), form.as_str().to_owned())]);
+        let ends_at = timeout.and_then(|timeout| timeout.expires_at);
+        let more = [
+            (ANNOTATION_EXPIRES_AT, ends_at.map(|at| at.to_string())),
+            (ANNOTATION_SESSION_ID, self.keys.annotation(key)),
+        ];
+        annotations.extend(more.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        let options = CreateOptions {
+            idle_timeout: timeout.map(|timeout| Duration::from_secs(timeout.idle_seconds.into())),
+            annotations,
+            visibility: self.visibility,
+            ..CreateOptions::default()
+        };
+        match self.cache.create(name.as_str(), shared, options).await {
+            Ok(session) => {
+                self.used(key, name);
+                let plan = Plan { sets_timeout: true, begins: timeout.is_some(), ends_at, ..Plan::default() };
+                if !local.is_empty() {
+                    self.cache.change_local(&session, &LocalValues::new(), &local, false);
+                }
+                Ok(Some(self.begun(session, &plan, now).with_local(local)))
+            }
+            Err(WriteError::AlreadyExists) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// One write of the difference between `base` and `map`; `None`: the session is gone.
+    async fn write(
+        &self,
+        base: &Entry,
+        map: Metadata,
+        form: Option<Form>,
+        ttl: Ttl,
+        exact: Exact,
+    ) -> Result<Option<Entry>, Failure> {
+        let now = now_millis();
+        let plan = Plan::of(base, form, ttl.at(now)?, now);
+        let (shared, local) = self.local.split(map);
+        let mut session = base.session().clone();
+        for _ in 0..ATTEMPTS {
+            let mut change = Change { metadata: Some(shared.clone()), ..Change::default() };
+            // What is sent anyway says all: the base may not know how the timeout is by now.
+            if plan.needed || shared != *session.metadata() {
+                change = plan.change(Some(shared.clone()));
+            }
+            change.only_if_unchanged = exact == Exact::Yes;
+            match self.cache.patch(&session, change, self.options()).await {
+                Ok(session) => return self.written(base, session, local, &plan, exact, now).map(Some),
+                Err(WriteError::NotFound | WriteError::Replaced) => return Ok(None),
+                Err(WriteError::Changed) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let Some(again) = self.unless_changed(&session).await? else {
+                return Ok(None);
+            };
+            session = again;
+        }
+        Err(Failure::Conflict)
+    }
+
+    /// The session as it is now, if its metadata is what it was; `None`: it is gone. Objects change in other ways too, for
+    /// instance when the controller writes their status.
+    async fn unless_changed(&self, session: &Session) -> Result<Option<Session>, Failure> {
+        match self.fresh(session.name()).await? {
+            Some(again) if again.session().uid() != session.uid() => Ok(None),
+            Some(again) if again.session().digest() != session.digest() => Err(Failure::Conflict),
+            again => Ok(again.map(|again| again.session().clone())),
+        }
+    }
+
+    /// A session was written: what is true only in this pod changes beside it, and its timeout begins.
+    fn written(
+        &self,
+        base: &Entry,
+        session: Session,
+        local: LocalValues,
+        plan: &Plan,
+        exact: Exact,
+        now: u64,
+    ) -> Result<Entry, Failure> {
+        if self.local.is_empty() {
+            return Ok(self.begun(session, plan, now));
+        }
+        let none = LocalValues::new();
+        let had = base.local().map_or(&none, |had| had);
+        // Where more was written than this, it is too late to refuse.
+        let only_local = session.digest() == base.session().digest();
+        let exact = exact == Exact::Yes && only_local;
+        match self.cache.change_local(&session, had, &local, exact) {
+            LocalChange::Done => Ok(self.begun(session, plan, now)),
+            LocalChange::Changed => Err(Failure::Conflict),
+            // Should the copy be gone already, they go with it. Whoever wrote nothing else is told so.
+            LocalChange::NotHeld if exact && *had != local => Err(Failure::Conflict),
+            LocalChange::NotHeld => Ok(self.begun(session, plan, now).with_local(local)),
+        }
+    }
+
+    fn begun(&self, session: Session, plan: &Plan, now: u64) -> Entry {
+        if plan.sets_timeout {
+            self.timers.set(session.name(), plan.ends_at);
+        }
+        if plan.begins {
+            self.cache.renew(&session, now);
+        }
+        let beside = self.cache.beside(&session);
+        let entry = Entry::new(session, beside);
+        if plan.begins { entry.renewed(now) } else { entry }
+    }
+}
+
+/// What a write does besides the metadata.
+#[derive(Debug, Default)]
+struct Plan {
+    /// Whether anything of this is not so already, as far as the base tells.
+    needed: bool,
+    idle: IdleTimeout,
+    annotations: BTreeMap<String, Option<String>>,
+    sets_timeout: bool,
+    /// Whether a timeout begins.
+    begins: bool,
+    ends_at: Option<u64>,
+}
+
+impl Plan {
+    fn of(base: &Entry, form: Option<Form>, wanted: Wanted, now: u64) -> Self {
+        let mut plan = Self::default();
+        let has = base.timeout();
+        match wanted {
+            Wanted::Keep => {}
+            Wanted::Clear => {
+                plan.idle = IdleTimeout::Clear;
+                plan.sets_timeout = true;
+                plan.needed = has.is_some();
+            }
+            Wanted::Begin(_) | Wanted::Over => {
+                if let Some(timeout) = begins(wanted, now) {
+                    plan.idle = IdleTimeout::Set(Duration::from_secs(timeout.idle_seconds.into()));
+                    plan.ends_at = timeout.expires_at;
+                    (plan.sets_timeout, plan.begins) = (true, true);
+                    plan.needed = has != Some(timeout);
+                }
+            }
+        }
+        if plan.sets_timeout {
+            let begun = (plan.begins && plan.ends_at.is_none()).then_some(now);
+            for (name, instant) in [(ANNOTATION_EXPIRES_AT, plan.ends_at), (ANNOTATION_RENEWED_AT, begun)] {
+                plan.annotations.insert(name.to_owned(), instant.map(|at| at.to_string()));
+            }
+        }
+        if let Some(form) = form {
+            plan.annotations.insert(ANNOTATION_FORM.to_owned(), Some(form.as_str().to_owned()));
+            plan.needed |= form != base.form();
+        }
+        plan
+    }
+
+    fn change(&self, metadata: Option<Metadata>) -> Change {
+        Change { metadata, idle_timeout: self.idle, annotations: self.annotations.clone(), only_if_unchanged: false }
+    }
+}
+
+/// The timeout that begins. One that is over at once is written all the same: whoever reads the session finds that it has
+/// ended.
+fn begins(wanted: Wanted, now: u64) -> Option<Timeout> {
+    match wanted {
+        Wanted::Keep | Wanted::Clear => None,
+        Wanted::Begin(timeout) => Some(timeout),
+        Wanted::Over => Some(Timeout { idle_seconds: 1, expires_at: Some(now) }),
+    }
+}
