@@ -1,0 +1,106 @@
+//! Any requests at all, answered by a real agent.
+//!
+//! Its API server is an address where nobody listens: so whatever needs it fails, and everything else is what it is in a
+//! pod: reading requests, finding commands, their options and their refusals, transactions, subscriptions, tracking.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::runtime::Runtime;
+use vmcp_session::agent::Agent;
+use vmcp_session::agent::command::{self, Client, ServerSettings};
+use vmcp_session::agent::pubsub::PubSub;
+use vmcp_session::agent::server::{Address, Clients, Flow};
+use vmcp_session::agent::sessions::{Sessions, SessionsConfig};
+use vmcp_session::agent::tracking::Tracking;
+use vmcp_session::cache::{CacheConfig, Visibility};
+use vmcp_session::resp::{Limits, Parser};
+
+use super::well_formed;
+
+/// Requests of one input that are answered. More would find nothing else.
+const REQUESTS: usize = 64;
+/// Longer than any answer takes where nobody listens.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+struct Bench {
+    runtime: Runtime,
+    agent: Arc<Agent>,
+}
+
+fn bench() -> &'static Bench {
+    static BENCH: OnceLock<Bench> = OnceLock::new();
+    BENCH.get_or_init(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let agent = runtime.block_on(async { agent() });
+        Bench { runtime, agent }
+    })
+}
+
+fn agent() -> Arc<Agent> {
+    let config = kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"));
+    let client = kube::Client::try_from(config).expect("a client");
+    let cache = CacheConfig { call_deadline: Duration::from_millis(100), ..CacheConfig::new("fuzz", "fuzz") };
+    let sessions = SessionsConfig {
+        prefix: "s:".to_owned(),
+        pod_local_keys: vec!["local-*".to_owned()],
+        hash_key_file: None,
+        visibility: Visibility::Everywhere,
+    };
+    let clients = Arc::new(Clients::new(8, 1 << 20));
+    let settings = ServerSettings {
+        password: None,
+        listen: None,
+        unix_socket: None,
+        max_clients: 8,
+        max_memory: 1 << 20,
+        timeout: 0,
+        output_limit: 1 << 20,
+        max_bulk: 1 << 20,
+        tracking_table_max_keys: 64,
+    };
+    Arc::new(Agent {
+        sessions: Sessions::connect(client, cache, &sessions).expect("sessions"),
+        commands: command::Server::new(settings),
+        tracking: Tracking::new(64, Arc::clone(&clients)),
+        clients,
+        pubsub: PubSub::default(),
+    })
+}
+
+/// Whatever is asked, each request has one answer, or as many as its flow says, and they are replies of the protocol that is
+/// spoken. Nothing stays when the client has gone.
+pub fn check(data: &[u8]) {
+    let Bench { runtime, agent } = bench();
+    runtime.block_on(async {
+        let unix = Address::Unix(Arc::default());
+        let handle = agent.clients.register(unix.clone(), unix).expect("room for a client");
+        let mut client = Client::new(Arc::clone(&handle), false);
+        let mut parser = Parser::new(Limits::default());
+        let mut buf = BytesMut::from(data);
+        for _ in 0..REQUESTS {
+            let Ok(Some(request)) = parser.next(&mut buf) else { break };
+            let answer = tokio::time::timeout(PATIENCE, command::execute(agent, &mut client, request));
+            let flow = answer.await.expect("an answer");
+            let (replies, ends) = match flow {
+                Flow::Reply(reply) => (vec![reply], false),
+                Flow::Replies(replies) => (replies, false),
+                Flow::None => (Vec::new(), false),
+                Flow::Close(reply) => (reply.into_iter().collect(), true),
+            };
+            let mut out = BytesMut::new();
+            for reply in &replies {
+                reply.encode(handle.protocol(), &mut out);
+            }
+            assert_eq!(well_formed::replies(&out, handle.protocol()), replies.len());
+            if ends {
+                break;
+            }
+        }
+        agent.clients.unregister(handle.id());
+        command::disconnected(agent, &mut client);
+        assert_eq!(agent.pubsub.counts(), (0, 0), "subscriptions stay");
+    });
+}
