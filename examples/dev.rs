@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use testkit::{Cluster, ClusterOptions, LoopbackAddr, Programs};
+use testkit::{AgentOptions, AgentPod, Cluster, ClusterOptions, LoopbackAddr, Programs};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Anything that ends this before its end.
@@ -16,6 +16,8 @@ type Failed = Box<dyn std::error::Error>;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Longer than anybody leaves it running.
 const TOKENS: Duration = Duration::from_hours(30 * 24);
+/// Where the agents of two more pods listen.
+const AGENTS: [&str; 2] = ["127.0.0.1:6390", "127.0.0.1:6391"];
 /// The pod that nobody has started yet: yours.
 const YOURS: &str = "yours";
 
@@ -39,7 +41,7 @@ async fn run() -> Result<(), Failed> {
         }
     };
     let mut ended = std::pin::pin!(ended);
-    println!("starting etcd, kube-apiserver, two controllers and three pods ...");
+    println!("starting etcd, kube-apiserver, two controllers, three pods and two agents ...");
     let programs = Programs::beside_this_one(ROOT)?;
     let options = ClusterOptions { token_lifetime: TOKENS, ..ClusterOptions::default() };
     let cluster = tokio::select! {
@@ -48,12 +50,29 @@ async fn run() -> Result<(), Failed> {
     };
     let address = LoopbackAddr::claim()?;
     let guest = Guest::admit(&cluster, &address, &programs).await?;
-    let env = EnvFile::write(&cluster, &guest)?;
-    print!("{}", help(&cluster));
+    let agents = tokio::select! {
+        agents = agents(&cluster) => agents?,
+        () = &mut ended => return Ok(()),
+    };
+    let env = EnvFile::write(&cluster, &guest, &agents)?;
+    print!("{}", help(&cluster, &agents));
     ended.await;
     println!("\nending");
     drop(env);
     Ok(())
+}
+
+/// Two pods with an agent each.
+async fn agents(cluster: &Cluster) -> Result<Vec<AgentPod>, Failed> {
+    let mut agents = Vec::new();
+    for (at, address) in AGENTS.iter().enumerate() {
+        let options = AgentOptions { listen: Some(address.parse()?), ..AgentOptions::default() };
+        agents.push(cluster.agent(&format!("agent-{}", at + 1), options).await?);
+    }
+    for agent in &agents {
+        agent.wait_leases(cluster.controllers.len()).await?;
+    }
+    Ok(agents)
 }
 
 /// A pod that the cluster knows and that does not run: whoever has its tokens can be it.
@@ -83,11 +102,13 @@ impl Guest {
 struct EnvFile(PathBuf);
 
 impl EnvFile {
-    fn write(cluster: &Cluster, guest: &Guest) -> Result<Self, Failed> {
+    fn write(cluster: &Cluster, guest: &Guest, agents: &[AgentPod]) -> Result<Self, Failed> {
         let path = Path::new(ROOT).join("target/dev/env");
         fs::create_dir_all(path.with_file_name(""))?;
         let pods: Vec<String> = cluster.pods.iter().map(|p| p.address.to_string()).collect();
         let admin: Vec<String> = cluster.controllers.iter().map(|c| c.admin.to_string()).collect();
+        let sidecars: Vec<String> = agents.iter().map(|a| a.address.to_string()).collect();
+        let sidecars_admin: Vec<String> = agents.iter().map(|a| a.admin.to_string()).collect();
         let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
         let variables = [
             ("KUBECONFIG", "administrator of the cluster", cluster.plane.kubeconfig_path().display().to_string()),
@@ -95,6 +116,8 @@ impl EnvFile {
             ("VMCP_CONTROLLERS", "where agents connect", controllers(cluster)),
             ("VMCP_CONTROLLERS_ADMIN", "their /readyz and /metrics", admin.join(",")),
             ("VMCP_PODS", "the pods' HTTP", pods.join(",")),
+            ("VMCP_AGENTS", "the agents: speak Redis to them", sidecars.join(",")),
+            ("VMCP_AGENTS_ADMIN", "their /readyz and /metrics", sidecars_admin.join(",")),
             ("VMCP_POD_NAME", "a pod that you can run yourself", YOURS.to_owned()),
             ("VMCP_POD_LISTEN", "its address", guest.listen.clone()),
             ("VMCP_POD_KUBECONFIG", "its rights at the API server", guest.kubeconfig.display().to_string()),
@@ -124,15 +147,16 @@ fn controllers(cluster: &Cluster) -> String {
     addresses.join(",")
 }
 
-fn help(cluster: &Cluster) -> String {
+fn help(cluster: &Cluster, agents: &[AgentPod]) -> String {
     let namespace = &cluster.options.namespace;
     let kubeconfig = cluster.plane.kubeconfig_path().display();
     let pod = cluster.pods.first().map_or_else(String::new, |p| p.address.to_string());
     let admin = cluster.controllers.first().map_or_else(String::new, |c| c.admin.to_string());
     let controllers = cluster.controllers.iter().map(|c| (&c.name, c.process.pid(), c.address.to_string()));
     let pods = cluster.pods.iter().map(|p| (&p.name, p.process.pid(), format!("http://{}", p.address)));
+    let sidecars = agents.iter().map(|a| (&a.name, a.process.pid(), format!("redis://{}", a.address)));
     let line = |(name, pid, address)| format!("  {name:<14} pid {pid:<8} {address}\n");
-    let running: String = controllers.chain(pods).map(line).collect();
+    let running: String = controllers.chain(pods).chain(sidecars).map(line).collect();
     format!(
         r#"
 the cluster is running:
@@ -156,6 +180,12 @@ change it, and see that the pod dropped its copy:
 write through a pod, answered when no pod can serve the old state any more:
 
   curl -s -X PATCH 'http://{pod}/sessions/erin?visibility=everywhere' -d '{{"backends":"search"}}'
+
+the same through the Redis protocol, with the agents of two more pods:
+
+  redis-cli -p 6390 hset frank backends weather
+  redis-cli -p 6391 get frank
+  redis-cli -p 6391 -3 subscribe __redis__:invalidate    # or: client tracking on, get frank, and change it elsewhere
 
 look around:
 

@@ -229,7 +229,7 @@ fn failed(error: &WriteError) -> Answer {
     let status = match error {
         WriteError::NotFound => StatusCode::NOT_FOUND,
         WriteError::Replaced => StatusCode::GONE,
-        WriteError::AlreadyExists => StatusCode::CONFLICT,
+        WriteError::AlreadyExists | WriteError::Changed => StatusCode::CONFLICT,
         WriteError::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         WriteError::Overloaded => StatusCode::TOO_MANY_REQUESTS,
         WriteError::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -280,6 +280,7 @@ async fn create(
         idle_timeout: seconds("idle"),
         max_lifetime: seconds("lifetime"),
         visibility: visibility(&uri)?,
+        ..CreateOptions::default()
     };
     let created = pod.cache.create(&name, map(&body)?, options).await;
     Ok(pod.written(created))

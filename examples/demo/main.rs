@@ -3,6 +3,7 @@
 
 mod chapters;
 mod failover;
+mod mcp;
 mod measure;
 mod story;
 
@@ -39,8 +40,12 @@ async fn tell(story: &mut Story) -> Result<(), Failed> {
     let started = Instant::now();
     // Another leader takes over in 6 seconds instead of 15, so that nobody has to wait for it. All else is the default.
     let leader = ["--leader-lease-seconds=6", "--leader-renew-deadline-seconds=4", "--leader-retry-seconds=1"];
+    let session = programs.session.clone();
     let cluster = Cluster::start(programs, ClusterOptions::default().controller_args(&leader)).await?;
-    let outcome = in_cluster(&cluster, started, story).await;
+    let outcome = match in_cluster(&cluster, started, story).await {
+        Ok(()) => mcp::server(&cluster, &session, story).await,
+        failed => failed,
+    };
     if outcome.is_err() {
         for process in cluster.controllers.iter().map(|c| &c.process).chain(cluster.pods.iter().map(|p| &p.process)) {
             eprintln!("--- the end of the log of {} ---\n{}", process.name(), process.log_tail());
