@@ -24,6 +24,7 @@ help: ## This list
 .PHONY: demo
 demo: ## Show it: a real control plane, two controllers, three pods; change sessions, see copies drop
 	@$(BESIDE) $(BUILD) --bins --examples
+	@bash hack/mcp-client.sh
 	@$(OUT)/examples/demo
 
 .PHONY: dev
@@ -33,7 +34,7 @@ dev: ## The demo's cluster, left running for you: prints what to try; ctrl-C end
 
 .PHONY: test
 test: ## All tests, those on a real control plane among them
-	@$(BESIDE) $(MAKE) --no-print-directory test-unit
+	@$(BESIDE) --clients $(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-integration
 
 .PHONY: test-unit
@@ -43,13 +44,14 @@ test-unit: ## Unit and property tests, documentation examples: no control plane 
 	@$(STEP) "examples in the documentation" cargo test $(ALL) --doc
 
 .PHONY: test-integration
-test-integration: controlplane
+test-integration: controlplane clients
 	@$(STEP) "build the programs under test" cargo build $(ALL) --bins --examples
+	@bash hack/mcp-client.sh
 	@$(STEP) "integration tests" cargo test $(ALL) --test '*'
 
 .PHONY: bench
 bench: ## The benchmarks, on a real control plane; results go to target/bench
-	@$(BESIDE) cargo build --locked --release --package vmcp-session-operator --package vmcp-bench --bins --examples
+	@$(BESIDE) --clients cargo build --locked --release --package vmcp-session-operator --package vmcp-bench --bins --examples
 	@$(STEP) "benchmarks" target/release/bench
 
 .PHONY: lint
@@ -79,6 +81,10 @@ crds-check: ## Does the definition equal the code?
 .PHONY: controlplane
 controlplane: ## Build etcd, kube-apiserver and kubectl for tests and the demo
 	@bash tests/controlplane/build.sh target/controlplane
+
+.PHONY: clients
+clients: ## Get what tests talk to the agent with: Redis, and programs in Go and Python
+	@bash hack/clients.sh
 
 .PHONY: ci
 ci: ## All that CI does
