@@ -2,6 +2,7 @@
 //! replica and every pod a process of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod agent;
 mod balancer;
 mod cachelib;
 mod events;
@@ -15,6 +16,7 @@ mod protocol;
 mod rbac;
 mod reconcile;
 mod resource;
+mod restore;
 mod revocation;
 mod staleness;
 mod status;

@@ -26,8 +26,8 @@ use vmcp_session::api::VmcpSession;
 
 /// Requests for each pod at once. Some give up soon, so that there are always some which were sent a moment ago, even if a
 /// pod does not answer for long; the others wait for late answers.
-const PATIENCE: [Duration; 4] =
-    [Duration::from_millis(300), Duration::from_millis(300), Duration::from_secs(30), Duration::from_secs(30)];
+const PATIENCE: [Duration; 4] = [Duration::from_millis(300), Duration::from_millis(300), PATIENT, PATIENT];
+const PATIENT: Duration = Duration::from_secs(30);
 /// Between two writes of a [`Writer`].
 const BETWEEN_WRITES: Duration = Duration::from_millis(20);
 /// Between two requests of each.
@@ -40,7 +40,9 @@ pub struct Seen {
     pub answers: HashMap<String, usize>,
     /// Answers that the session cannot be served now.
     pub unavailable: usize,
-    /// Requests without an answer in time, or without anybody who answers.
+    /// Requests that were given up soon, as is their nature.
+    pub given_up: usize,
+    /// Requests that were not answered although they were waited for, or without anybody who answers.
     pub lost: usize,
     /// Longest time that an answer was behind what had been committed.
     pub stalest: Duration,
@@ -271,6 +273,7 @@ async fn ask(shared: Arc<Shared>, pod: PodClient, sessions: Vec<String>, patienc
             }
             Ok(Ok(reply)) if reply.status == 503 => shared.count(&pod.name, |seen| seen.unavailable += 1),
             Ok(Ok(reply)) => shared.lock().violations.push(format!("{} on {session}: {reply:?}", pod.name)),
+            Err(_) if patience < PATIENT => shared.count(&pod.name, |seen| seen.given_up += 1),
             Ok(Err(_)) | Err(_) => shared.count(&pod.name, |seen| seen.lost += 1),
         }
         sleep(PAUSE).await;

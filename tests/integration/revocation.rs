@@ -11,9 +11,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::world::World;
 
-const LEASE: Duration = Duration::from_secs(3);
+/// Longer than kubectl and everything else takes on a busy machine, so that it shows whether a lease was waited for.
+const LEASE: Duration = Duration::from_secs(8);
 /// A lease with one per cent, and what everything else may take on a busy machine.
-const AT_MOST: Duration = Duration::from_secs(12);
+const AT_MOST: Duration = Duration::from_secs(28);
 
 /// Applies a session that is deleted only when no pod can serve it any more, and lets the pods hold it.
 async fn guarded(world: &World, name: &str, pods: &[usize]) {
@@ -87,7 +88,7 @@ async fn a_confirmed_delete_is_a_delete_everywhere_and_never_hangs() {
         quickest = quickest.min(delete(&world, &name).await);
     }
     println!("confirmed deletes, kubectl included: {quickest:?} at best");
-    assert!(quickest < LEASE / 2, "it waits for leases although nobody is silent: {quickest:?}");
+    assert!(quickest < LEASE, "it waits for leases although nobody is silent: {quickest:?}");
 
     println!("a pod is paused");
     guarded(&world, "paused", &[0, 1, 2]).await;

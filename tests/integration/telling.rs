@@ -54,7 +54,8 @@ async fn a_storm_is_told_once_and_disturbs_nobody_else() {
         }
     }
     println!("slowest signal: {slowest:?}");
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // Far more than it takes on a busy machine, and less than if a signal were lost: then a lease would have to end.
+    assert!(slowest < world.options.lease / 2, "{slowest:?}");
 
     println!("the event");
     while world.events("s", "EvictionStorm").await.is_empty() {

@@ -87,7 +87,8 @@ impl World {
 
     /// Waits until the status of every session is of its last generation; returns the sessions.
     pub async fn settled(&self) -> Vec<Value> {
-        eventually(PATIENCE * 2, "every status is of the last generation", async || {
+        // A thousand statuses take their time on a busy machine.
+        eventually(PATIENCE * 10, "every status is of the last generation", async || {
             let text = self.kubectl(&["get", "vmcps", "-o", "json"]).await.ok()?;
             let items = serde_json::from_str::<Value>(&text).ok()?["items"].as_array()?.clone();
             items.iter().all(|s| s["status"]["observedGeneration"] == s["metadata"]["generation"]).then_some(items)

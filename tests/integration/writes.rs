@@ -110,10 +110,11 @@ async fn a_write_that_is_visible_everywhere_is_read_everywhere_right_after_its_a
     world.add_pod_reaching(&[0]).await.unwrap();
     world.pods[2].wait_leases(1).await.unwrap();
     world.apply("s", &json!({"n": "0"})).await.unwrap();
+    world.apply("plain", &json!({"n": "0"})).await.unwrap();
     world.hold("s", &[0, 1, 2]).await;
     let pods = world.clients();
     let observer = Observer::start(&pods, &[("s", 0)], lease);
-    let mut waits = Vec::new();
+    let (mut waits, mut plain) = (Vec::new(), Vec::new());
     for n in 1..=1000u64 {
         let (quiet, killing) = (n <= 600, n > 700 && n % 100 == 0);
         if n == 601 {
@@ -131,6 +132,9 @@ async fn a_write_that_is_visible_everywhere_is_read_everywhere_right_after_its_a
         observer.confirmed("s", n);
         if quiet {
             waits.push(started.elapsed());
+            let started = Instant::now();
+            written(&writer.patch("plain", &json!({"n": n.to_string()}), "committed").await.unwrap());
+            plain.push(started.elapsed());
         }
         read_at_once(&pods, n).await;
         if killing {
@@ -145,8 +149,11 @@ async fn a_write_that_is_visible_everywhere_is_read_everywhere_right_after_its_a
         observer.check();
     }
     waits.sort();
+    plain.sort();
     println!("writes that are visible everywhere: median {:?}, p99 {:?}", waits[300], waits[594]);
-    assert!(waits[300] < Duration::from_millis(100), "median of the writes: {:?}", waits[300]);
+    println!("writes that are committed: median {:?}, p99 {:?}", plain[300], plain[594]);
+    // Milliseconds, where a plain write takes milliseconds: this machine may be slow, or busy.
+    assert!(waits[300] < plain[300] * 8, "median of the writes: {:?}, of plain ones {:?}", waits[300], plain[300]);
     for (pod, seen) in observer.stop().await {
         assert!(seen.by("cache") > 0 && seen.by("restored") > 0, "{pod}: nothing was at stake: {seen:?}");
     }

@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 use testkit::eventually;
 use vmcp_session::cache::{CreateOptions, WriteError, WriteOptions};
 
-use super::{LEASE, SOON, cache, cache_with, cached, leased, map, with_controllers};
+use super::{LEASE, SOON, cache, cache_with, cached, leased, map, with_controllers, with_leases};
+
+/// So long that whatever waits for a lease to end is told from whatever does not, on any machine.
+const LONG: Duration = Duration::from_mins(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_is_visible_everywhere_is_read_everywhere() {
     const WRITES: usize = 200;
-    let cluster = with_controllers(2).await;
+    let cluster = with_leases(2, LONG).await;
     let (a, b) = (cache(&cluster, "a").await, cache(&cluster, "b").await);
     let mut base = a.create("s", map([("n", "0")]), CreateOptions::default()).await.unwrap();
     let mut took = Vec::new();
@@ -28,8 +31,8 @@ async fn a_write_that_is_visible_everywhere_is_read_everywhere() {
         restoring.await.unwrap().unwrap();
     }
     took.sort_unstable();
-    let median = took[WRITES / 2];
-    assert!(median < Duration::from_millis(100), "the median is {median:?}");
+    println!("median {:?}, slowest {:?}", took[WRITES / 2], took[WRITES - 1]);
+    assert!(took[WRITES - 1] < LONG, "a write waited for a lease to end: {:?}", took[WRITES - 1]);
 
     b.get("s").await.unwrap();
     a.delete(&base, WriteOptions::EVERYWHERE).await.unwrap();
@@ -47,7 +50,8 @@ async fn a_dead_replica_costs_a_confirmed_write_one_lease_and_no_more() {
     let base = a.update(&base, map([("n", "1")]), WriteOptions::EVERYWHERE).await.unwrap();
     let took = begun.elapsed();
     assert_eq!(b.get("s").await.unwrap().get("n"), Some("1"));
-    assert!(took > LEASE && took < LEASE * 2, "{took:?}");
+    println!("it took {took:?}");
+    assert!(took > LEASE && took < SOON, "{took:?}");
 
     // A new process at the same address: the streams come back by themselves, with all that is held.
     cluster.controllers[1].restart().await.unwrap();
@@ -66,7 +70,7 @@ async fn a_dead_replica_costs_a_confirmed_write_one_lease_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_stops_gets_its_leases_back_and_nobody_notices() {
-    let cluster = with_controllers(2).await;
+    let cluster = with_leases(2, LONG).await;
     let a = cache(&cluster, "a").await;
     let session = a.create("s", map([("k", "1")]), CreateOptions::default()).await.unwrap();
     cached(&a, "s").await;
@@ -87,27 +91,34 @@ async fn a_replica_that_stops_gets_its_leases_back_and_nobody_notices() {
     assert!(!log().contains("have not returned their leases"), "{}", log());
     let begun = Instant::now();
     a.update(&session, map([("k", "2")]), WriteOptions::EVERYWHERE).await.unwrap();
-    assert!(begun.elapsed() < LEASE, "a replica that has left is not waited for: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < LONG, "a replica that has left is not waited for: {:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revocation_can_be_repeated_until_it_is_confirmed() {
-    let mut cluster = with_controllers(2).await;
+    let cluster = with_leases(2, LONG).await;
     let (a, b) = (cache(&cluster, "a").await, cache(&cluster, "b").await);
     let session = a.create("s", map([("k", "1")]), CreateOptions::default()).await.unwrap();
     a.delete(&session, WriteOptions::default()).await.unwrap();
     let begun = Instant::now();
     let again = b.delete(&session, WriteOptions::EVERYWHERE).await;
     assert_eq!(again.unwrap_err(), WriteError::NotFound);
-    assert!(begun.elapsed() < LEASE, "the replicas confirm what somebody else deleted: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < LONG, "the replicas confirm what somebody else deleted: {:?}", begun.elapsed());
+}
 
-    // Whoever knows no state at which it lived waits for the leases to end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_can_ask_nobody_waits_for_the_leases_to_end() {
+    let mut cluster = with_controllers(2).await;
+    let (a, b) = (cache(&cluster, "a").await, cache(&cluster, "b").await);
+    let session = a.create("s", map([("k", "1")]), CreateOptions::default()).await.unwrap();
+    a.delete(&session, WriteOptions::default()).await.unwrap();
+    // It knows no state at which the session lived.
     let begun = Instant::now();
     let again = b.delete_uid("s", session.uid(), WriteOptions::EVERYWHERE).await;
     assert_eq!(again.unwrap_err(), WriteError::NotFound);
     assert!(begun.elapsed() > LEASE, "{:?}", begun.elapsed());
 
-    // So does whoever reaches no replica and was never told how long leases are: as long as it was set up to.
+    // This one reaches no replica, and was never told how long leases are: it waits as long as it was set up to.
     cluster.controllers.clear();
     let alone = cache_with(&cluster, "alone", cluster.plane.url(), |c| c.lease_upper_bound = LEASE * 2).await;
     let session = alone.create("t", map([("k", "1")]), CreateOptions::default()).await.unwrap();

@@ -13,6 +13,7 @@ use crate::programs;
 mod everywhere;
 mod leases;
 mod misses;
+mod sessions;
 mod writes;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -30,16 +31,20 @@ async fn without_controller() -> Cluster {
     let cluster = Cluster::start(programs(), ClusterOptions::default().size(0, 0)).await.unwrap();
     // The first write of a new type takes an API server two seconds; some tests have shorter deadlines.
     let first = VmcpSession::new("first", VmcpSessionSpec::default());
-    sessions(&cluster).create(&PostParams::default(), &first).await.unwrap();
+    objects(&cluster).create(&PostParams::default(), &first).await.unwrap();
     cluster
 }
 
 async fn with_controllers(replicas: usize) -> Cluster {
-    Cluster::start(programs(), ClusterOptions::default().size(replicas, 0).lease(LEASE)).await.unwrap()
+    with_leases(replicas, LEASE).await
 }
 
-/// A cache in the pod `name`, with settings of the test's choice.
-async fn cache_with(cluster: &Cluster, name: &str, url: &str, change: impl FnOnce(&mut CacheConfig)) -> Cache {
+async fn with_leases(replicas: usize, lease: Duration) -> Cluster {
+    Cluster::start(programs(), ClusterOptions::default().size(replicas, 0).lease(lease)).await.unwrap()
+}
+
+/// What a cache in the pod `name` is made of.
+async fn pod(cluster: &Cluster, name: &str, url: &str) -> (kube::Client, CacheConfig) {
     let (plane, namespace) = (&cluster.plane, &cluster.options.namespace);
     let ip = LoopbackAddr::claim().unwrap();
     let pod = plane.create_pod(namespace, name, ACCOUNT, ip.ip()).await.unwrap();
@@ -48,13 +53,19 @@ async fn cache_with(cluster: &Cluster, name: &str, url: &str, change: impl FnOnc
     let stream = plane.token_for_pod(namespace, ACCOUNT, &pod, &["vmcp.dev"], HOUR).await.unwrap();
     let stream = plane.kubeconfig_for_token(&format!("{name}-stream"), url, &stream).unwrap();
     let kube = KubeArgs { kubeconfig: Some(access.kubeconfig.display().to_string()), ..KubeArgs::default() };
-    let mut config = CacheConfig {
+    let config = CacheConfig {
         controllers: cluster.controllers.iter().map(|c| c.address.to_string()).collect(),
         token_file: Some(stream.token_file),
         ..CacheConfig::new(namespace.as_str(), name)
     };
+    (kube.client(Timeouts::default()).await.unwrap(), config)
+}
+
+/// A cache in the pod `name`, with settings of the test's choice.
+async fn cache_with(cluster: &Cluster, name: &str, url: &str, change: impl FnOnce(&mut CacheConfig)) -> Cache {
+    let (client, mut config) = pod(cluster, name, url).await;
     change(&mut config);
-    Cache::connect(kube.client(Timeouts::default()).await.unwrap(), config).unwrap()
+    Cache::connect(client, config).unwrap()
 }
 
 /// A cache in the pod `name`, with a lease of each replica.
@@ -83,7 +94,7 @@ async fn cached(cache: &Cache, name: &str) -> Session {
     .unwrap()
 }
 
-fn sessions(cluster: &Cluster) -> Api<VmcpSession> {
+fn objects(cluster: &Cluster) -> Api<VmcpSession> {
     Api::namespaced(cluster.plane.client(), &cluster.options.namespace)
 }
 

@@ -8,7 +8,7 @@ use testkit::AuditEntry;
 use vmcp_session::api::{VmcpSession, VmcpSessionSpec};
 use vmcp_session::cache::{Cache, CreateOptions, DropReason, GetError, Metadata, Origin, WriteError, WriteOptions};
 
-use super::{CANARY, HOUR, cache, map, next, sessions, without_controller};
+use super::{CANARY, HOUR, cache, map, next, objects, without_controller};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_is_created_read_changed_and_deleted() {
@@ -22,7 +22,7 @@ async fn a_session_is_created_read_changed_and_deleted() {
     };
     let created = a.create("s1", map([("k", "1"), ("gone", "x")]), options).await.unwrap();
     assert_eq!((created.origin(), created.generation()), (Origin::Written, 1));
-    let object = sessions(&cluster).get("s1").await.unwrap();
+    let object = objects(&cluster).get("s1").await.unwrap();
     assert_eq!(object.spec.server.as_deref(), Some("weather"));
     assert_eq!((object.spec.idle_timeout_seconds, object.spec.max_lifetime_seconds), (Some(60), Some(3_600)));
     let manager = object.metadata.managed_fields.unwrap()[0].manager.clone();
@@ -80,7 +80,7 @@ async fn two_writers_of_different_keys_lose_nothing() {
 async fn a_late_write_never_touches_a_successor_and_brings_nothing_back() {
     let cluster = without_controller().await;
     let a = cache(&cluster, "a").await;
-    let api = sessions(&cluster);
+    let api = objects(&cluster);
     let old = a.create("s", map([("k", "1")]), CreateOptions::default()).await.unwrap();
     api.delete("s", &DeleteParams::default()).await.unwrap();
     let spec = VmcpSessionSpec { metadata: map([("k", "1")]), ..VmcpSessionSpec::default() };
@@ -108,7 +108,7 @@ async fn a_late_write_never_touches_a_successor_and_brings_nothing_back() {
 async fn a_session_that_is_being_deleted_counts_as_not_found() {
     let cluster = without_controller().await;
     let a = cache(&cluster, "a").await;
-    let api = sessions(&cluster);
+    let api = objects(&cluster);
     let session = a.create("s", map([("k", "1")]), CreateOptions::default()).await.unwrap();
     let finalizer = json!({"metadata": {"finalizers": ["example.com/hold"]}});
     api.patch("s", &PatchParams::default(), &Patch::Merge(finalizer)).await.unwrap();

@@ -1,7 +1,10 @@
 //! A whole cluster: a control plane, replicas of the controller, and pods, each a process of its own with an account
 //! that may do just what it must.
 
-use crate::{ControlPlane, ControlPlaneOptions, Controller, Error, Result, VmcpPod, eventually, policy_rule};
+use crate::{
+    AgentOptions, AgentPod, ControlPlane, ControlPlaneOptions, Controller, Error, Result, VmcpPod, eventually,
+    policy_rule,
+};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Namespace of the controller.
@@ -215,6 +218,11 @@ impl Cluster {
         let pod = VmcpPod::start(self, &name, controllers).await?;
         self.pods.push(pod);
         Ok(&self.pods[self.pods.len() - 1])
+    }
+
+    /// Starts a pod whose sidecar is the agent. It may have no lease yet.
+    pub async fn agent(&self, name: &str, options: AgentOptions) -> Result<AgentPod> {
+        AgentPod::start(self, name, options).await
     }
 
     /// Runs kubectl in the namespace of the sessions.

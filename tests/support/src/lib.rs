@@ -6,6 +6,8 @@
 //! | etcd and kube-apiserver, started, stopped, killed, paused | [`ControlPlane`], [`ApiServer`], [`Component`] |
 //! | connections that are slow, silent or cut | [`TcpProxy`] |
 //! | a whole cluster: controllers and pods as processes | [`Cluster`], [`Controller`], [`VmcpPod`], [`PodClient`] |
+//! | a vMCP server that speaks MCP, and a client of another make | [`McpScene`], [`McpClient`] |
+//! | pods whose sidecar is the agent, and what speaks to it | [`AgentPod`], [`RespClient`] |
 //! | a program under supervision | [`Process`] |
 //! | service accounts, roles, pods and tokens bound to them | the methods of [`ControlPlane`] |
 //! | the requests that an API server has answered | [`AuditLog`] |
@@ -15,6 +17,7 @@
 //! Nothing stays behind: every child process dies with this one, however this one ends (see [`Process`]).
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod agent;
 mod apiserver;
 mod assets;
 mod audit;
@@ -26,14 +29,17 @@ mod error;
 mod identity;
 mod kubectl;
 mod loopback;
+mod mcp;
 mod pki;
 mod process;
 mod proxy;
+mod resp;
 mod scratch;
 mod supervisor;
 mod vmcp_pod;
 mod wait;
 
+pub use agent::{AgentOptions, AgentPod};
 pub use apiserver::ApiServer;
 pub use audit::{AuditEntry, AuditLog, AuditMark, Verb};
 pub use cluster::{Cluster, ClusterOptions, Programs};
@@ -44,7 +50,9 @@ pub use error::{Error, Result};
 pub use identity::{TokenAccess, policy_rule};
 pub use kubectl::KubectlOutput;
 pub use loopback::{LoopbackAddr, free_port};
+pub use mcp::{Exchange, McpAnswer, McpClient, McpPod, McpPrograms, McpScene, McpSessions};
 pub use process::{Process, ProcessBuilder};
 pub use proxy::{ProxyMode, TcpProxy};
+pub use resp::{Resp, RespClient};
 pub use vmcp_pod::{PodClient, Reply, VmcpPod};
 pub use wait::eventually;

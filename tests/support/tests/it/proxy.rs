@@ -48,7 +48,11 @@ async fn delays_add_up() {
     let took = ask(&mut socket, 2).await;
     assert!(took >= there + back, "{took:?}");
     proxy.set(ProxyMode::Pass).await.unwrap();
-    assert!(ask(&mut socket, 3).await < there);
+    // One of them is not held up by whatever else this machine does.
+    let end = Instant::now() + SOON;
+    while ask(&mut socket, 3).await >= there {
+        assert!(Instant::now() < end, "every answer is late");
+    }
 }
 
 #[tokio::test]

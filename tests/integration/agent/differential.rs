@@ -1,0 +1,129 @@
+//! The same random sequences of commands on a real redis-server and on what is compared with it: no difference in value, type
+//! or error text that a client could see.
+//!
+//! `DIFFERENTIAL_SEQUENCES=n` runs more of them, `DIFFERENTIAL_SEED=n` begins with this seed (one sequence, unless it is said
+//! otherwise). A difference is reported with its seed and the shortest sequence that was found to show it.
+
+mod compare;
+mod generate;
+mod run;
+mod step;
+
+use std::time::SystemTime;
+
+use generate::Generator;
+use run::{Difference, Pair};
+use step::Step;
+
+use testkit::{AgentOptions, ClusterOptions};
+
+use super::keyed::{KEY_PREFIX, agent};
+use super::redis::RedisServer;
+use crate::world::World;
+
+/// Steps of a sequence.
+const STEPS: usize = 150;
+
+/// A number from the environment.
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+/// The sequence of a seed.
+fn sequence(seed: u64) -> Vec<Step> {
+    // An hour's precision: a seed that has failed can be run again.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() / 3_600 * 3_600;
+    Generator::new(seed, KEY_PREFIX, now).sequence(STEPS)
+}
+
+/// Compares so many sequences; the first difference, made short.
+async fn compare(pair: Pair, sequences: u64) -> Option<(u64, Vec<Step>, Difference)> {
+    let chosen = setting("DIFFERENTIAL_SEED");
+    let sequences = setting("DIFFERENTIAL_SEQUENCES").unwrap_or(if chosen.is_some() { 1 } else { sequences });
+    let first = chosen.unwrap_or_else(|| rand::random::<u32>().into());
+    println!("seeds {first} to {}", first + sequences - 1);
+    for seed in first..first + sequences {
+        let steps = sequence(seed);
+        if let Some(difference) = pair.run(&steps).await {
+            let (steps, difference) = pair.shrink(steps, difference).await;
+            return Some((seed, steps, difference));
+        }
+    }
+    None
+}
+
+/// What a person needs to see.
+fn report((seed, steps, difference): &(u64, Vec<Step>, Difference)) -> String {
+    let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
+    let cut = |text: &str| text.chars().take(1_000).collect::<String>();
+    let (reference, subject) = (cut(&difference.reference), cut(&difference.subject));
+    format!("seed {seed} (a> speaks RESP2, b> RESP3):\n{}\nRedis: {reference}\nhere:  {subject}", steps.join("\n"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_redis_servers_show_no_difference() {
+    let (one, two) = (RedisServer::start(&[]).await, RedisServer::start(&[]).await);
+    let found = compare(Pair { reference: one.address, subject: two.address }, 40).await;
+    assert!(found.is_none(), "{}", report(&found.unwrap()));
+}
+
+/// The agent, beside Redis.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_answers_as_redis_does() {
+    let world = World::start(ClusterOptions::default().size(1, 0)).await;
+    let agent = agent(&world, "agent", AgentOptions::default()).await;
+    let redis = RedisServer::start(&[]).await;
+    let found = compare(Pair { reference: redis.address, subject: agent.address }, 12).await;
+    assert!(found.is_none(), "{}", report(&found.unwrap()));
+}
+
+/// Sequences that have shown a difference once.
+const FOUND: [&str; 1] = ["a> multi; a> exec x; a> get session:s-one; a> exec"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_differed_once_does_not_again() {
+    let world = World::start(ClusterOptions::default().size(1, 0)).await;
+    let agent = agent(&world, "agent", AgentOptions::default()).await;
+    let redis = RedisServer::start(&[]).await;
+    let pair = Pair { reference: redis.address, subject: agent.address };
+    for line in FOUND {
+        let steps: Vec<Step> = line.split("; ").map(Step::typed).collect();
+        let found = pair.run(&steps).await;
+        assert!(found.is_none(), "{}", report(&(0, steps, found.unwrap())));
+    }
+}
+
+/// A server that lacks a command: seen, and the sequence is made short.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_difference_is_found_and_made_short() {
+    let one = RedisServer::start(&[]).await;
+    for missing in ["GETDEL", "HSETNX", "PERSIST", "EXEC"] {
+        let two = RedisServer::start(&["--rename-command", missing, ""]).await;
+        let found = compare(Pair { reference: one.address, subject: two.address }, 200).await;
+        let found = found.unwrap_or_else(|| panic!("nobody missed {missing}"));
+        println!("{}", report(&found));
+        assert!(found.1.len() <= 4, "{}", report(&found));
+        assert!(found.2.subject.contains(&missing.to_lowercase()) || found.2.subject.contains(missing));
+    }
+}
+
+/// Among all sequences, every command is tried, and each is tried when it is right and when it is wrong.
+#[test]
+fn sequences_try_every_command() {
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..60 {
+        for step in sequence(seed) {
+            match step {
+                Step::Command { command, .. } => seen.insert(step::name(&command)),
+                Step::Scan { .. } => seen.insert("scan".into()),
+            };
+        }
+    }
+    let all = "auth client command config dbsize del discard echo exec exists expire expireat expiretime get getdel getex \
+        hdel hello hexists hget hgetall hincrby hkeys hlen hmget hset hsetnx hstrlen hvals mget multi persist pexpire \
+        pexpireat ping psubscribe pttl punsubscribe reset scan select set setex setnx strlen subscribe time touch ttl type \
+        unlink unsubscribe unwatch watch";
+    for command in all.split_whitespace() {
+        assert!(seen.contains(command), "{command} is never tried");
+    }
+}

@@ -1,0 +1,480 @@
+//! Random sequences of commands. What does not depend on time, nor on how long ago something was: no timeout ends within a
+//! run, and no two timeouts of a sequence are near each other.
+
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+
+use super::step::{Command, Step};
+
+/// Connections that a sequence uses: the first speaks RESP2, the second RESP3.
+pub const CONNECTIONS: usize = 2;
+
+/// Makes sequences.
+pub struct Generator {
+    rng: StdRng,
+    prefix: &'static str,
+    /// Seconds since 1970, before now.
+    now: u64,
+    timeouts: Vec<u64>,
+    steps: Vec<Step>,
+}
+
+/// Ids that keys have: names of objects and others.
+const IDS: [&[u8]; 8] =
+    [b"one", b"two", b"3", b"UPPER", b"with space", b"a/b:c", "\u{fc}n\u{ef}".as_bytes(), b"\xff\x00\x01"];
+const FIELDS: [&str; 6] = ["a", "b", "backend", "a.b/c", "\u{fc}", "n"];
+
+impl Generator {
+    /// One for this seed.
+    pub fn new(seed: u64, prefix: &'static str, now: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut timeouts: Vec<u64> = (1..1_000).map(|n| n * 1_000).collect();
+        timeouts.shuffle(&mut rng);
+        Self { rng, prefix, now, timeouts, steps: Vec::new() }
+    }
+
+    /// A sequence of about so many steps.
+    pub fn sequence(mut self, length: usize) -> Vec<Step> {
+        while self.steps.len() < length {
+            match self.rng.random_range(0..100) {
+                0..4 => self.transaction(),
+                4..6 => self.subscriber(),
+                6..9 => {
+                    let (over, options) = (self.connection(), self.scan());
+                    self.steps.push(Step::Scan { over, options });
+                }
+                _ => {
+                    let mut command = self.command(false);
+                    self.mangle(&mut command);
+                    self.push(command);
+                }
+            }
+        }
+        self.steps
+    }
+
+    fn connection(&mut self) -> usize {
+        self.rng.random_range(0..CONNECTIONS)
+    }
+
+    fn push(&mut self, command: Command) {
+        let over = self.connection();
+        self.push_over(over, command);
+    }
+
+    fn push_over(&mut self, over: usize, mut command: Command) {
+        if self.chance(20) {
+            // Names and options are the same in any case.
+            command[0].make_ascii_uppercase();
+        }
+        self.steps.push(Step::Command { over, command });
+    }
+
+    fn chance(&mut self, percent: u32) -> bool {
+        self.rng.random_ratio(percent, 100)
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        *of.choose(&mut self.rng).expect("something to choose from")
+    }
+
+    /// A key whose values are strings (`s-`), hashes (`h-`), or anything. In a transaction the form that a key will have is
+    /// not known, so that keys of any form are left out there.
+    fn key(&mut self, class: &str, in_transaction: bool) -> Vec<u8> {
+        let class = if !in_transaction && self.chance(30) { "" } else { class };
+        // Few keys: most commands are to find something.
+        let id = if self.chance(70) { IDS[self.rng.random_range(0..2)] } else { self.pick(&IDS) };
+        [self.prefix.as_bytes(), class.as_bytes(), id].concat()
+    }
+
+    fn any_key(&mut self, in_transaction: bool) -> Vec<u8> {
+        let class = self.pick(&["s-", "h-"]);
+        self.key(class, in_transaction)
+    }
+
+    /// A value for a string: a JSON object of strings as the agent would write it, so that both return the same.
+    fn object(&mut self) -> Vec<u8> {
+        let mut object = serde_json::Map::new();
+        for _ in 0..self.rng.random_range(0..4) {
+            object.insert(self.field(), self.field_value().into());
+        }
+        serde_json::Value::Object(object).to_string().into_bytes()
+    }
+
+    fn field(&mut self) -> String {
+        self.pick(&FIELDS).to_owned()
+    }
+
+    fn field_value(&mut self) -> String {
+        match self.rng.random_range(0..10) {
+            0..4 => self.rng.random_range(-5..100).to_string(),
+            4 => i64::MAX.to_string(),
+            5 => self.pick(&["", " 1", "1.5", "01", "-0", "9223372036854775808"]).to_owned(),
+            6 => "quote\" backslash\\ newline\n tab\t bell\u{7} <&> \u{fc} \u{1f600} \u{2028}".to_owned(),
+            7 => "long ".repeat(200),
+            _ => "text".to_owned(),
+        }
+    }
+
+    /// Seconds from now. No two of a sequence are the same, and none ends soon or is more than a year.
+    fn timeout(&mut self) -> u64 {
+        self.timeouts.pop().unwrap_or(1_000_000)
+    }
+
+    /// A number that is none, or is out of every range.
+    fn bad_number(&mut self) -> String {
+        let bad = ["abc", "", "1.5", " 1", "+1", "0x1", "9223372036854775808", "-9223372036854775809", "1e3"];
+        self.pick(&bad).to_owned()
+    }
+
+    /// An argument for a relative time: in seconds, or in milliseconds.
+    fn relative(&mut self, unit: u64) -> String {
+        match self.rng.random_range(0..20) {
+            0 => self.bad_number(),
+            1 => self.pick(&["0", "-1", "9223372036854775807", "-9223372036854775808", "9223372036854775"]).to_owned(),
+            _ => (self.timeout() * unit).to_string(),
+        }
+    }
+
+    fn absolute(&mut self, unit: u64) -> String {
+        match self.rng.random_range(0..20) {
+            0 => self.bad_number(),
+            1 => self.pick(&["0", "-1", "1", "9223372036854775807", "1000000000"]).to_owned(),
+            _ => ((self.now + self.timeout()) * unit).to_string(),
+        }
+    }
+
+    /// `EX seconds` and its like.
+    fn expiry(&mut self) -> Vec<String> {
+        match self.rng.random_range(0..4) {
+            0 => vec!["ex".into(), self.relative(1)],
+            1 => vec!["px".into(), self.relative(1_000)],
+            2 => vec!["exat".into(), self.absolute(1)],
+            _ => vec!["pxat".into(), self.absolute(1_000)],
+        }
+    }
+
+    fn set(&mut self, in_transaction: bool) -> Command {
+        let mut command = words(["set"]);
+        command.push(self.key("s-", in_transaction));
+        command.push(self.object());
+        let mut options: Vec<Vec<String>> = Vec::new();
+        if self.chance(40) {
+            options.push(self.expiry());
+        }
+        for (word, percent) in [("nx", 20), ("xx", 20), ("get", 20), ("keepttl", 15)] {
+            if self.chance(percent) {
+                options.push(vec![word.to_owned()]);
+            }
+        }
+        options.shuffle(&mut self.rng);
+        command.extend(options.into_iter().flatten().map(|word| self.cased(&word)));
+        command
+    }
+
+    fn cased(&mut self, word: &str) -> Vec<u8> {
+        if self.chance(30) { word.to_uppercase().into_bytes() } else { word.as_bytes().to_vec() }
+    }
+
+    fn getex(&mut self, in_transaction: bool) -> Command {
+        let mut command = words(["getex"]);
+        command.push(self.key("s-", in_transaction));
+        let options = match self.rng.random_range(0..10) {
+            0 => vec![],
+            1..3 => vec!["persist".to_owned()],
+            3 => [self.expiry(), vec!["persist".to_owned()]].concat(),
+            _ => self.expiry(),
+        };
+        command.extend(options.iter().map(|word| self.cased(word)));
+        command
+    }
+
+    fn expire(&mut self, in_transaction: bool) -> Command {
+        let (name, time) = match self.rng.random_range(0..4) {
+            0 => ("expire", self.relative(1)),
+            1 => ("pexpire", self.relative(1_000)),
+            2 => ("expireat", self.absolute(1)),
+            _ => ("pexpireat", self.absolute(1_000)),
+        };
+        let mut command = words([name]);
+        command.push(self.any_key(in_transaction));
+        command.push(time.into_bytes());
+        for option in ["nx", "xx", "gt", "lt"] {
+            if self.chance(15) {
+                command.push(self.cased(option));
+            }
+        }
+        command
+    }
+
+    fn several(&mut self, name: &str, class: &str, in_transaction: bool) -> Command {
+        let mut command = words([name]);
+        for _ in 0..self.rng.random_range(1..4) {
+            command.push(self.key(class, in_transaction));
+        }
+        command
+    }
+
+    fn several_of_any(&mut self, name: &str, in_transaction: bool) -> Command {
+        let mut command = words([name]);
+        for _ in 0..self.rng.random_range(1..4) {
+            command.push(self.any_key(in_transaction));
+        }
+        command
+    }
+
+    fn hash(&mut self, in_transaction: bool) -> Command {
+        let names = [
+            "hset", "hset", "hset", "hsetnx", "hget", "hmget", "hgetall", "hgetall", "hkeys", "hvals", "hlen",
+            "hexists", "hdel", "hdel", "hstrlen", "hincrby",
+        ];
+        let name = self.pick(&names);
+        let mut command = words([name]);
+        command.push(self.key("h-", in_transaction));
+        let fields = self.rng.random_range(1..4);
+        match name {
+            "hset" => {
+                for _ in 0..fields {
+                    command.push(self.field().into_bytes());
+                    command.push(self.field_value().into_bytes());
+                }
+            }
+            "hsetnx" => command.extend([self.field().into_bytes(), self.field_value().into_bytes()]),
+            "hget" | "hexists" | "hstrlen" => command.push(self.field().into_bytes()),
+            "hmget" | "hdel" => {
+                for _ in 0..fields {
+                    command.push(self.field().into_bytes());
+                }
+            }
+            "hincrby" => {
+                let by = match self.rng.random_range(0..10) {
+                    0 => self.bad_number(),
+                    1 => i64::MAX.to_string(),
+                    2 => i64::MIN.to_string(),
+                    _ => self.rng.random_range(-9..10).to_string(),
+                };
+                command.extend([self.field().into_bytes(), by.into_bytes()]);
+            }
+            _ => {}
+        }
+        command
+    }
+
+    fn scan(&mut self) -> Command {
+        let mut options = Vec::new();
+        if self.chance(60) {
+            let pattern = self.pick(&["*", "*o*", "s-*", "h-t?o", "[sh]-[a-z]*", "[^s]-*", "\\*", "nothing*"]);
+            options.extend([b"match".to_vec(), [self.prefix.as_bytes(), pattern.as_bytes()].concat()]);
+        }
+        if self.chance(40) {
+            options.extend([b"COUNT".to_vec(), self.pick(&["1", "3", "1000"]).as_bytes().to_vec()]);
+        }
+        if self.chance(40) {
+            options.extend([b"type".to_vec(), self.pick(&["string", "hash", "list"]).as_bytes().to_vec()]);
+        }
+        options
+    }
+
+    /// Commands about the connection, and wrong ones.
+    fn connection_command(&mut self) -> Command {
+        let prefix = self.prefix;
+        let lines = [
+            "ping",
+            "ping hello",
+            "ping a b",
+            "echo hello",
+            "echo",
+            "select 0",
+            "select abc",
+            "select 999",
+            "select",
+            "time x",
+            "hello",
+            "hello 2",
+            "hello 3",
+            "hello 4",
+            "hello abc",
+            "hello 3 setname me",
+            "hello 3 nonsense",
+            "hello 3 auth default",
+            "hello 3 auth nobody secret",
+            "auth secret",
+            "auth nobody secret",
+            "auth a b c",
+            "client getname",
+            "client setname me",
+            "client setname",
+            "client nosuch",
+            "client",
+            "client id x",
+            "client trackinginfo",
+            "client caching yes",
+            "client caching maybe",
+            "client tracking",
+            "client tracking maybe",
+            "client tracking on optin optout",
+            "client tracking on prefix a",
+            "client tracking on bcast optin",
+            "client tracking on bcast prefix ab prefix abc",
+            "client tracking on redirect 999999",
+            "client tracking off",
+            "client tracking on redirect abc",
+            "unsubscribe",
+            "client tracking on nonsense",
+            "client no-evict on",
+            "client no-evict off",
+            "client no-evict maybe",
+            "client no-evict",
+            "command nosuch",
+            "command count x",
+            "command info nosuch",
+            "command docs nosuch",
+            "config",
+            "config get",
+            "config nosuch",
+            "config get nosuch",
+            "dbsize",
+            "dbsize x",
+            "reset",
+            "multi x",
+            "exec",
+            "discard",
+            "unwatch",
+            "watch",
+            "exec x",
+            "nosuch",
+            "nosuch a b c",
+            "nosuch-with-a-long-name-indeed-longer-than-one-would-think-possible-for-a-command x",
+            "get",
+            "set a",
+            "del",
+            "mget",
+            "hset a b",
+            "hset a b c d",
+            "hmget a",
+            "hdel a",
+            "scan",
+            "scan abc",
+            "scan 0 count 0",
+            "scan 0 count abc",
+            "scan 0 nonsense",
+            "scan 0 match",
+            "type",
+        ];
+        let line = self.pick(&lines);
+        // Keys begin with the prefix.
+        line.split(' ')
+            .map(|w| if w == "a" { format!("{prefix}one").into_bytes() } else { w.as_bytes().to_vec() })
+            .collect()
+    }
+
+    /// A command that is right.
+    fn command(&mut self, tx: bool) -> Command {
+        match self.rng.random_range(0..100) {
+            0..18 => self.set(tx),
+            18..28 => {
+                let name = self.pick(&["get", "get", "getdel", "strlen"]);
+                let key = self.key("s-", tx);
+                words_and(name, [key])
+            }
+            28..34 => self.getex(tx),
+            34..37 => self.several("mget", "s-", tx),
+            37..39 => words_and("setnx", [self.key("s-", tx), self.object()]),
+            39..41 => words_and("setex", [self.key("s-", tx), self.relative(1).into_bytes(), self.object()]),
+            41..45 => {
+                let name = self.pick(&["del", "del", "unlink", "exists", "exists", "touch"]);
+                self.several_of_any(name, tx)
+            }
+            45..55 => self.expire(tx),
+            55..65 => {
+                let name = self.pick(&["ttl", "pttl", "expiretime", "persist", "type"]);
+                words_and(name, [self.any_key(tx)])
+            }
+            65..90 => self.hash(tx),
+            _ if tx => self.hash(tx),
+            90..93 => self.several_of_any("watch", tx),
+            _ => self.connection_command(),
+        }
+    }
+
+    /// Makes some commands wrong.
+    fn mangle(&mut self, command: &mut Command) {
+        // What commands there are is not the same.
+        if command[0] == b"command" {
+            return;
+        }
+        match self.rng.random_range(0..40) {
+            // Never the name; and what is left of a value would be another value.
+            0 if command.len() > 1 => _ = command.pop(),
+            1 => command.push(b"junk".to_vec()),
+            2 => {
+                let last = command[command.len() - 1].clone();
+                command.push(last);
+            }
+            _ => {}
+        }
+    }
+
+    /// MULTI and what comes to its end, or does not.
+    fn transaction(&mut self) {
+        let over = self.connection();
+        if self.chance(40) {
+            let watch = self.several_of_any("watch", true);
+            self.push_over(over, watch);
+            if self.chance(50) {
+                let meanwhile = self.command(true);
+                self.push_over(CONNECTIONS - 1 - over, meanwhile);
+            }
+        }
+        self.push_over(over, words(["multi"]));
+        for _ in 0..self.rng.random_range(0..6) {
+            let command = match self.rng.random_range(0..20) {
+                0 => words(["multi"]),
+                1 => words(["watch", "key"]),
+                2 => words(["get"]),
+                3 => words(["nosuch"]),
+                4 => words(["ping"]),
+                _ => self.command(true),
+            };
+            self.push_over(over, command);
+        }
+        let end = self.pick(&["exec", "exec", "exec", "exec", "discard", "reset"]);
+        self.push_over(over, words([end]));
+    }
+
+    /// A connection that subscribes, and what it may do then. Nobody changes the keys whose events it would hear.
+    fn subscriber(&mut self) {
+        let over = self.connection();
+        let channels = ["__keyspace@0__:nothing", "__keyspace@0__:else", "__redis__:invalidate"];
+        for _ in 0..self.rng.random_range(1..3) {
+            let name = self.pick(&["subscribe", "psubscribe"]);
+            let channel = self.pick(&channels);
+            self.push_over(over, words([name, channel]));
+        }
+        for _ in 0..self.rng.random_range(0..3) {
+            let command = match self.rng.random_range(0..3) {
+                0 => words(["ping", "hello"]),
+                1 => words(["unsubscribe", "__keyspace@0__:nothing"]),
+                _ => words_and("get", [self.key("s-", true)]),
+            };
+            self.push_over(over, command);
+        }
+        if self.chance(50) {
+            self.push_over(over, words(["unsubscribe"]));
+            self.push_over(over, words(["punsubscribe"]));
+        } else {
+            self.push_over(over, words(["reset"]));
+        }
+    }
+}
+
+fn words<const N: usize>(of: [&str; N]) -> Command {
+    of.iter().map(|w| w.as_bytes().to_vec()).collect()
+}
+
+fn words_and<const N: usize>(name: &str, more: [Vec<u8>; N]) -> Command {
+    let mut command = words([name]);
+    command.extend(more);
+    command
+}
