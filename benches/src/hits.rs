@@ -6,10 +6,11 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::{Cluster, ClusterOptions, LoopbackAddr, Programs, eventually};
-use vmcp_session::cache::{Cache, CacheConfig, CreateOptions, Metadata};
+use testkit::{Cluster, ClusterOptions, Programs, eventually};
+use vmcp_session::cache::{Cache, CreateOptions, Metadata};
 
 use crate::percentile::Percentiles;
+use crate::streams;
 
 const SESSIONS: usize = 10_000;
 const HITS: usize = 1_000_000;
@@ -22,18 +23,7 @@ fn metadata(session: usize) -> Metadata {
 
 /// A pod in this process, connected to a real controller, with all sessions in its cache.
 async fn connected(cluster: &Cluster) -> Cache {
-    let (plane, namespace) = (&cluster.plane, &cluster.options.namespace);
-    let ip = LoopbackAddr::claim().unwrap();
-    let pod = plane.create_pod(namespace, "bench", "vmcp-server", ip.ip()).await.unwrap();
-    let hour = Duration::from_secs(3600);
-    let token = plane.token_for_pod(namespace, "vmcp-server", &pod, &["vmcp.dev"], hour).await.unwrap();
-    let access = plane.kubeconfig_for_token("bench", plane.url(), &token).unwrap();
-    let config = CacheConfig {
-        controllers: cluster.controllers.iter().map(|c| c.address.to_string()).collect(),
-        token_file: Some(access.token_file),
-        ..CacheConfig::new(namespace.clone(), "bench")
-    };
-    let cache = Cache::connect(plane.client(), config).unwrap();
+    let cache = streams::connect(cluster, "bench").await;
     for n in 0..SESSIONS {
         cache.create(&name(n), metadata(n), CreateOptions::default()).await.unwrap();
     }

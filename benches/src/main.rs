@@ -1,9 +1,11 @@
 //! Benchmarks on a real control plane. Every figure stands beside that of something plain, measured in the same run.
 
+mod agent;
 mod hits;
 mod memory;
 mod percentile;
 mod propagation;
+mod streams;
 
 use clap::{Parser, Subcommand};
 use serde_json::Value;
@@ -26,6 +28,8 @@ enum Command {
     Hits,
     /// Memory per session in the controller, beside a plain reflector.
     Memory,
+    /// The agent beside redis-server.
+    Agent,
     /// (a process of the benchmark) Prints what a bare watcher sees.
     #[command(hide = true)]
     Watcher,
@@ -52,6 +56,9 @@ async fn main() {
     }
     if all || matches!(command, Some(Command::Memory)) {
         save("memory", &memory::run(&programs).await);
+    }
+    if all || matches!(command, Some(Command::Agent)) {
+        save("agent", &agent::run(&programs).await);
     }
 }
 

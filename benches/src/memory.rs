@@ -40,7 +40,7 @@ pub async fn reflector() {
 }
 
 /// Resident memory of a process in bytes, without pages of files.
-fn resident(pid: u32) -> u64 {
+pub fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let anonymous = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).unwrap();
     anonymous.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
@@ -102,7 +102,7 @@ pub async fn run(programs: &Programs) -> Value {
 async fn wait_controller(cluster: &Cluster, at: usize) {
     eventually(PATIENCE, "the controller has all", async || {
         let metrics = cluster.controllers[at].metrics().await.ok()?;
-        let line = metrics.lines().find(|l| l.starts_with("vmcp_sessions "))?;
+        let line = metrics.lines().find(|l| l.starts_with("vmcp_session_sessions "))?;
         (line.rsplit(' ').next()?.parse::<f64>().ok()? >= SESSIONS as f64).then_some(())
     })
     .await
