@@ -209,7 +209,8 @@ impl AgentArgs {
         let host = || std::env::var("HOSTNAME").ok().filter(|h| !h.is_empty());
         let pod = self.pod_name.clone().or_else(host).unwrap_or_else(|| "agent".to_owned());
         CacheConfig {
-            controllers: self.controllers.clone(),
+            // An empty variable means none.
+            controllers: self.controllers.iter().filter(|address| !address.is_empty()).cloned().collect(),
             token_file: self.token_file.clone(),
             server: self.server.clone(),
             entries: self.cache_entries,
