@@ -14,6 +14,8 @@ BUILD := cargo build $(ALL) --profile $(PROFILE)
 STEP := bash hack/step.sh
 BESIDE := bash hack/with-controlplane.sh
 CRD := crds/vmcpsessions.vmcp.dev.yaml
+# For each target.
+FUZZ_SECONDS ?= 30
 DENY_VERSION := 0.20.2
 DENY := target/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
@@ -83,8 +85,12 @@ controlplane: ## Build etcd, kube-apiserver and kubectl for tests and the demo
 	@bash tests/controlplane/build.sh target/controlplane
 
 .PHONY: clients
-clients: ## Get what tests talk to the agent with: Redis, and programs in Go and Python
+clients: ## Get what tests talk to the agent with: Redis, and programs in Go, Python and TypeScript
 	@bash hack/clients.sh
+
+.PHONY: fuzz
+fuzz: ## Fuzz the parser and the dispatcher of the agent: FUZZ_SECONDS=30 each, from the corpus in fuzz/
+	@$(STEP) "fuzz" bash hack/fuzz.sh $(FUZZ_SECONDS)
 
 .PHONY: ci
 ci: ## All that CI does

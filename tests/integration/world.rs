@@ -85,13 +85,19 @@ impl World {
         }
     }
 
-    /// Waits until the status of every session is of its last generation; returns the sessions.
+    /// Waits until the status of every session says that its last generation is synced; returns the sessions.
     pub async fn settled(&self) -> Vec<Value> {
+        let settled = |session: &Value| {
+            let status = &session["status"];
+            let synced = status["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Synced");
+            status["observedGeneration"] == session["metadata"]["generation"]
+                && synced.is_some_and(|synced| synced["status"] == "True")
+        };
         // A thousand statuses take their time on a busy machine.
-        eventually(PATIENCE * 10, "every status is of the last generation", async || {
+        eventually(PATIENCE * 10, "every status says that the last generation is synced", async || {
             let text = self.kubectl(&["get", "vmcps", "-o", "json"]).await.ok()?;
             let items = serde_json::from_str::<Value>(&text).ok()?["items"].as_array()?.clone();
-            items.iter().all(|s| s["status"]["observedGeneration"] == s["metadata"]["generation"]).then_some(items)
+            items.iter().all(settled).then_some(items)
         })
         .await
         .unwrap()

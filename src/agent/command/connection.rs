@@ -119,17 +119,17 @@ pub fn hello(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal>
             None => return Err(Refusal::Text("ERR Protocol version is not an integer or out of range")),
         }),
     };
-    let (mut name, mut login) = (None, None);
+    // As Redis 7.0 does it, one after the other: what is wrong behind them undoes nothing.
     let mut rest = args.get(2..).unwrap_or_default();
     while let Some((option, values)) = rest.split_first() {
         rest = match values {
             [user, password, rest @ ..] if is(option, "AUTH") => {
-                login = Some((user, password));
+                authenticate(context, user, password)?;
                 rest
             }
             [value, rest @ ..] if is(option, "SETNAME") => {
                 check_name(value, "Client names")?;
-                name = Some(value);
+                context.client.handle.set_name(value.clone());
                 rest
             }
             _ => {
@@ -138,18 +138,12 @@ pub fn hello(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal>
             }
         };
     }
-    if let Some((user, password)) = login {
-        authenticate(context, user, password)?;
-    }
     let client = &mut *context.client;
     if !client.authenticated {
         return Err(Refusal::Text(
             "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> \
              <pass> option can be used to authenticate the client and select the RESP protocol version at the same time",
         ));
-    }
-    if let Some(name) = name {
-        client.handle.set_name(name.clone());
     }
     if let Some(protocol) = protocol {
         set_protocol(client, protocol);

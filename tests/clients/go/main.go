@@ -3,6 +3,7 @@
 //	vmcp-clients go-redis --address 127.0.0.1:6379
 //	vmcp-clients rueidis  --address 127.0.0.1:6379
 //	vmcp-clients load     --address 127.0.0.1:6379 --command get --connections 50
+//	REDIS_URL=redis://127.0.0.1:6379 vmcp-clients snippet
 //
 // A line is printed for each check: "ok NAME", or "FAILED NAME: why". The exit code is 1 when one has failed.
 package main
@@ -29,12 +30,19 @@ type Options struct {
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: vmcp-clients go-redis|rueidis|load --address HOST:PORT")
+		fmt.Fprintln(os.Stderr, "usage: vmcp-clients go-redis|rueidis|load --address HOST:PORT, or snippet")
 		os.Exit(2)
 	}
 	if os.Args[1] == "load" {
 		if err := load(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "load:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if os.Args[1] == "snippet" {
+		if err := snippet(); err != nil {
+			fmt.Fprintln(os.Stderr, "snippet:", err)
 			os.Exit(1)
 		}
 		return

@@ -78,7 +78,10 @@ async fn an_agent_answers_as_redis_does() {
 }
 
 /// Sequences that have shown a difference once.
-const FOUND: [&str; 1] = ["a> multi; a> exec x; a> get session:s-one; a> exec"];
+const FOUND: [&str; 2] = [
+    "a> multi; a> exec x; a> get session:s-one; a> exec",
+    "a> hello 3 auth nobody secret junk; a> hello 3 setname me junk; a> client getname",
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_has_differed_once_does_not_again() {

@@ -16,6 +16,7 @@ mod mcp;
 mod redis;
 mod redis_tools;
 mod sessions;
+mod snippets;
 mod tracking;
 mod wire;
 

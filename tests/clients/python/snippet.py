@@ -1,0 +1,15 @@
+"""What docs/agent.md shows: a test runs it, and holds it against the page."""
+
+import json
+import os
+
+import redis
+
+session_id = "from-python"
+# snippet:begin
+client = redis.Redis.from_url(os.environ["REDIS_URL"], protocol=3)  # redis://127.0.0.1:6379
+client.set("mcp:" + session_id, json.dumps({"user": "alice"}), nx=True, ex=1800)  # None: somebody has created it
+session = client.getex("mcp:" + session_id, ex=1800)  # None: it has ended
+# snippet:end
+print(session.decode())
+client.close()
