@@ -122,6 +122,7 @@ impl EnvFile {
             ("VMCP_POD_LISTEN", "its address", guest.listen.clone()),
             ("VMCP_POD_KUBECONFIG", "its rights at the API server", guest.kubeconfig.display().to_string()),
             ("VMCP_TOKEN_FILE", "its token for the controllers", guest.token_file.display().to_string()),
+            ("VMCP_CA_FILE", "whom to believe that they are the controllers", cluster.streams.ca.display().to_string()),
             ("VMCP_POD_PROGRAM", "the example pod", guest.program.display().to_string()),
         ];
         let mut text = "# Made by `make dev`, gone when it ends. Use it with: . target/dev/env\n".to_owned();

@@ -75,6 +75,10 @@ struct Args {
     #[arg(long, env = "VMCP_TOKEN_FILE", value_name = "PATH")]
     token_file: Option<PathBuf>,
 
+    /// File with the authorities, as PEM, that the controller's certificate is signed by.
+    #[arg(long, env = "VMCP_CA_FILE", value_name = "PATH")]
+    ca_file: Option<PathBuf>,
+
     /// Copies to keep, at most.
     #[arg(long, env = "VMCP_CACHE_ENTRIES", value_name = "NUMBER")]
     entries: Option<usize>,
@@ -117,6 +121,7 @@ async fn serve(args: Args, shutdown: CancellationToken) -> Result<(), Box<dyn Er
     let mut config = CacheConfig {
         controllers: args.controllers,
         token_file: args.token_file,
+        ca_file: args.ca_file,
         server: args.server,
         ..CacheConfig::new(args.namespace, &args.pod_name)
     };

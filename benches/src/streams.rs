@@ -21,6 +21,7 @@ pub async fn connect(cluster: &Cluster, name: &str) -> Cache {
     let config = CacheConfig {
         controllers: cluster.controllers.iter().map(|c| c.address.to_string()).collect(),
         token_file: Some(access.token_file),
+        ca_file: Some(cluster.streams.ca.clone()),
         ..CacheConfig::new(namespace.clone(), name)
     };
     Cache::connect(plane.client(), config).unwrap()

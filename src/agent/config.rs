@@ -36,6 +36,16 @@ pub struct AgentArgs {
     #[arg(long, env = "VMCP_TOKEN_FILE", value_name = "PATH")]
     pub token_file: Option<PathBuf>,
 
+    /// File with the authorities, as PEM, that the controllers' certificate is signed by; read again for each connection. Needed
+    /// if there are controllers.
+    #[arg(long, env = "VMCP_CA_FILE", value_name = "PATH")]
+    pub ca_file: Option<PathBuf>,
+
+    /// Name in the controllers' certificate. Default: the host in --controllers, if it is a name, or else
+    /// vmcp-session-controller.vmcp-system.svc.
+    #[arg(long, env = "VMCP_CONTROLLERS_NAME", value_name = "NAME")]
+    pub controllers_name: Option<String>,
+
     /// Namespace of the sessions: the pod's own.
     #[arg(long, env = "VMCP_NAMESPACE", value_name = "NAME", default_value = "default")]
     pub namespace: String,
@@ -212,6 +222,8 @@ impl AgentArgs {
             // An empty variable means none.
             controllers: self.controllers.iter().filter(|address| !address.is_empty()).cloned().collect(),
             token_file: self.token_file.clone(),
+            ca_file: self.ca_file.clone(),
+            controllers_name: self.controllers_name.clone(),
             server: self.server.clone(),
             entries: self.cache_entries,
             bytes: self.cache_bytes,

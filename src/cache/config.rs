@@ -1,5 +1,6 @@
 //! How a cache is set up.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::name::is_object_name;
+use crate::runtime::tls::Trust;
+use crate::runtime::transport::{CONTROLLER_NAME, Transport};
 
 /// Settings of a [`Cache`](super::Cache). [`CacheConfig::new`] gives good ones; change what you need.
 #[derive(Clone, Debug)]
@@ -18,6 +21,12 @@ pub struct CacheConfig {
     pub controllers: Vec<String>,
     /// File with the token that is shown to the controller. It is read again for each connection.
     pub token_file: Option<PathBuf>,
+    /// File with the authorities, as PEM, that the controller's certificate is signed by. Needed if there are controllers. It
+    /// is read again for each connection.
+    pub ca_file: Option<PathBuf>,
+    /// The name in the controller's certificate. Without one: the host of the first of `controllers` that is a name, or
+    /// else that of the controller's Service in its usual namespace, `vmcp-session-controller.vmcp-system.svc`.
+    pub controllers_name: Option<String>,
     /// Who writes, for `managedFields`: at most 128 bytes.
     pub field_manager: String,
     /// `spec.server` of the sessions that are created, unless a create names another one.
@@ -82,6 +91,8 @@ impl CacheConfig {
             namespace: namespace.into(),
             controllers: Vec::new(),
             token_file: None,
+            ca_file: None,
+            controllers_name: None,
             field_manager,
             server: None,
             annotations: Vec::new(),
@@ -115,6 +126,10 @@ impl CacheConfig {
             |a: &String| a.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
         check(self.controllers.iter().all(address), "controllers", "addresses as host:port")?;
         check(self.controllers.len() <= 64, "controllers", "at most 64 addresses")?;
+        let believed = self.controllers.is_empty() || self.ca_file.is_some();
+        check(believed, "ca_file", "a file with the authorities of the controllers' certificate")?;
+        let name = self.controllers_name.as_ref().is_none_or(|name| !name.is_empty() && name.len() <= 253);
+        check(name, "controllers_name", "a DNS name")?;
         let printable = self.field_manager.chars().all(|c| !c.is_control() && !c.is_whitespace());
         let length = (1..=MAX_FIELD_MANAGER).contains(&self.field_manager.len());
         check(printable && length, "field_manager", "1 to 128 bytes of printable characters")?;
@@ -135,6 +150,18 @@ impl CacheConfig {
         check(seconds(self.reconnect_at_most, 60), "reconnect_at_most", "10 ms to 60 s")?;
         check((1..=1 << 20).contains(&self.backlog), "backlog", "1 to 1048576")
     }
+
+    /// How the controllers are reached.
+    pub(super) fn transport(&self) -> Transport {
+        let host = |address: &String| address.rsplit_once(':').map(|(host, _)| host.to_owned());
+        let is_name = |host: &String| host.trim_matches(['[', ']']).parse::<IpAddr>().is_err();
+        let first = || self.controllers.iter().filter_map(host).find(is_name);
+        Transport {
+            trust: self.ca_file.clone().map_or(Trust::None, Trust::File),
+            name: self.controllers_name.clone().or_else(first).unwrap_or_else(|| CONTROLLER_NAME.to_owned()),
+            token_file: self.token_file.clone(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -154,9 +181,25 @@ mod tests {
         assert_eq!(refused(|c| c.namespace = "a.b".into()), "namespace");
         assert_eq!(refused(|c| c.server = Some("A".into())), "server");
         assert_eq!(refused(|c| c.controllers = vec!["host".into()]), "controllers");
+        assert_eq!(refused(|c| c.controllers = vec!["host:1".into()]), "ca_file");
+        assert_eq!(refused(|c| c.controllers_name = Some(String::new())), "controllers_name");
         assert_eq!(refused(|c| c.field_manager = "a b".into()), "field_manager");
         assert_eq!(refused(|c| c.entries = 0), "entries");
         assert_eq!(refused(|c| c.unknown_burst = 1), "unknown_burst");
         assert_eq!(refused(|c| c.call_deadline = Duration::ZERO), "call_deadline");
+    }
+
+    #[test]
+    fn the_name_in_the_certificate_is_that_which_was_asked_for() {
+        let name = |controllers: &[&str], name: Option<&str>| {
+            let mut config = CacheConfig::new("team", "pod-0");
+            config.controllers = controllers.iter().map(ToString::to_string).collect();
+            config.controllers_name = name.map(str::to_owned);
+            config.transport().name
+        };
+        assert_eq!(name(&["controller.a.svc:7070"], None), "controller.a.svc");
+        assert_eq!(name(&["10.0.0.1:7070", "[::1]:7070", "b:7070"], None), "b");
+        assert_eq!(name(&["10.0.0.1:7070", "[::1]:7070"], None), CONTROLLER_NAME);
+        assert_eq!(name(&["b:7070"], Some("c")), "c");
     }
 }

@@ -1,10 +1,12 @@
 //! A replica that says what a test wants, and nothing by itself.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -20,9 +22,25 @@ use crate::proto::v1::coherence_server::{Coherence, CoherenceServer};
 use crate::proto::v1::replica_message::Message as Say;
 use crate::proto::v1::{self, AgentMessage, ReplicaMessage};
 use crate::proto::{PROTOCOL_VERSION, convert};
+use crate::runtime::tls::server::Encrypted;
+use crate::runtime::tls::{ServingCertificate, server_config};
+use crate::runtime::transport::CONTROLLER_NAME;
 
 pub const SOON: Duration = Duration::from_secs(10);
 pub const LEASE: Duration = Duration::from_mins(1);
+
+/// What all of them show, and the file with it for those who are to believe it.
+static CERTIFIED: LazyLock<(rcgen::CertifiedKey<rcgen::KeyPair>, tempfile::NamedTempFile)> = LazyLock::new(|| {
+    let certified = rcgen::generate_simple_self_signed([CONTROLLER_NAME.to_owned()]).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), certified.cert.pem()).unwrap();
+    (certified, file)
+});
+
+/// The file with whom to believe.
+pub fn authorities() -> PathBuf {
+    CERTIFIED.1.path().to_owned()
+}
 
 /// One stream, as the replica sees it.
 pub struct Attached {
@@ -62,7 +80,11 @@ impl Replica {
         let address = listener.local_addr().unwrap();
         let (sender, streams) = mpsc::channel(16);
         let service = CoherenceServer::new(Service(sender)).max_decoding_message_size(crate::proto::MAX_MESSAGE_BYTES);
-        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        let serving = Arc::new(ServingCertificate::default());
+        serving.set(CERTIFIED.0.cert.pem().as_bytes(), CERTIFIED.0.signing_key.serialize_pem().as_bytes()).unwrap();
+        let tls = server_config(serving).unwrap();
+        let encrypted = TcpListenerStream::new(listener).map(move |io| io.map(|io| Encrypted::new(io, &tls)));
+        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(encrypted));
         Self { address, streams }
     }
 

@@ -19,7 +19,6 @@ use crate::core::lease::StreamId;
 use crate::proto::PROTOCOL_VERSION;
 use crate::proto::convert::Malformed;
 use crate::proto::v1::{self, agent_message, replica_message};
-use crate::runtime::transport::Transport;
 
 /// For a replica to be connected to, and to say how long its leases are.
 const OPEN: Duration = Duration::from_secs(10);
@@ -112,7 +111,7 @@ async fn open(shared: &Arc<Shared>, address: SocketAddr, instance: [u8; 16]) -> 
     let hello = v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
     sender.try_send(hello).map_err(|_| Ended::Closed)?;
     let opening = async {
-        let transport = Transport { token_file: shared.config.token_file.clone() };
+        let transport = shared.config.transport();
         let (channel, mut inbound) = transport::attach(address, &transport, outgoing).await?;
         let first = inbound.message().await.map_err(Ended::Status)?.ok_or(Ended::Closed)?;
         let Some(replica_message::Message::Settings(settings)) = first.message else {

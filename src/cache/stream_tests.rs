@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
-use crate::cache::scripted_replica::{Attached, LEASE, Replica, SOON, lease, settings, signals, state};
+use crate::cache::scripted_replica::{Attached, LEASE, Replica, SOON, authorities, lease, settings, signals, state};
 use crate::cache::store::now;
 use crate::cache::{Cache, CacheConfig, Event};
 use crate::core::cache::{Answer, Copy, Facts, Holding, Join, Observed, Report};
@@ -24,6 +24,7 @@ fn cache(replicas: &[&Replica]) -> Cache {
     let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
     let config = CacheConfig {
         controllers: replicas.iter().map(|r| r.address.to_string()).collect(),
+        ca_file: Some(authorities()),
         reconnect_at_most: Duration::from_millis(20),
         ..CacheConfig::new("ns", "pod")
     };

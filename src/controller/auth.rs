@@ -4,17 +4,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenReview, TokenReviewSpec, UserInfo};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::Client;
 use kube::api::{Api, PostParams};
+use rand::Rng;
 use thiserror::Error;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tracing::debug;
 
+use super::clock::{now, sleep_until};
 use super::reviews::{self, Reviews};
+use super::token::Token;
 use crate::runtime::api_error::{ApiError, deadline};
 
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
-const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// How often it is looked whether who has a stream may still have it: a little less, so that not all come at once. With the
+/// [`reviews::FRESH`] seconds of an answer, and the ten for which the API server itself goes on to accept the token of a pod
+/// that is gone, a stream ends within 45 s of its pod.
+const RECHECK: Duration = Duration::from_secs(28);
 
 /// Why somebody is not let in.
 #[derive(Debug, Error)]
@@ -31,6 +39,20 @@ pub enum Denied {
     /// The token is not bound to a pod.
     #[error("the token is not bound to a pod: expected a projected service account token")]
     NotAPod,
+    /// Who may not read sessions must not hold them either.
+    #[error("{user} may not get vmcpsessions in namespace {namespace}: bind its service account a role that allows it")]
+    NotAllowed {
+        /// The account.
+        user: String,
+        /// The namespace.
+        namespace: String,
+    },
+    /// The token of the stream has ended.
+    #[error("the token has expired: connect again with a new one")]
+    Expired,
+    /// The token is that of another pod now.
+    #[error("the token is no longer that of the pod that opened the stream")]
+    AnotherPod,
     /// The token belongs to somebody who is no replica of the controller.
     #[error("only replicas of the controller may open a peer stream")]
     NotAPeer,
@@ -52,8 +74,10 @@ impl From<Denied> for Status {
     fn from(denied: Denied) -> Self {
         let text = denied.to_string();
         match denied {
-            Denied::NoToken | Denied::NotAccepted { .. } => Self::unauthenticated(text),
-            Denied::NotAPod | Denied::NotAPeer => Self::permission_denied(text),
+            Denied::NoToken | Denied::NotAccepted { .. } | Denied::Expired => Self::unauthenticated(text),
+            Denied::NotAPod | Denied::NotAPeer | Denied::NotAllowed { .. } | Denied::AnotherPod => {
+                Self::permission_denied(text)
+            }
             Denied::Unchecked(_) | Denied::Busy => Self::unavailable(text),
         }
     }
@@ -70,12 +94,20 @@ pub struct Pod {
     pub uid: String,
 }
 
+/// What a stream was opened with: it is looked at again while the stream is open.
+pub struct Pass {
+    token: Token,
+    pod: Pod,
+}
+
 /// Whom a token belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Bearer {
     user: String,
     /// The pod that the token is bound to.
     pod: Option<Pod>,
+    /// Whether it may read the sessions of its namespace.
+    may_read: bool,
 }
 
 impl Bearer {
@@ -91,7 +123,7 @@ impl Bearer {
             (Some((namespace, _)), Some(name), Some(uid)) => Some(Pod { namespace: namespace.to_owned(), name, uid }),
             _ => None,
         };
-        Self { user, pod }
+        Self { user, pod, may_read: false }
     }
 }
 
@@ -115,28 +147,53 @@ impl Authenticator {
         Ok(Self { client, audience, own_user, reviews: Arc::default() })
     }
 
-    /// The pod whose token came with a request.
-    pub async fn pod(&self, metadata: &MetadataMap) -> Result<Pod, Denied> {
-        self.bearer(metadata).await?.pod.ok_or(Denied::NotAPod)
+    /// The pod whose token came with a request, if it may read the sessions of its namespace; and what it was known by.
+    pub async fn pod(&self, metadata: &MetadataMap) -> Result<(Pod, Pass), Denied> {
+        let token = Token::of(metadata).ok_or(Denied::NoToken)?;
+        let pod = self.admitted(&token).await?;
+        Ok((pod.clone(), Pass { token, pod }))
+    }
+
+    /// Returns when, and why, a stream may no longer be open that was opened with `pass`. While the API server does not answer,
+    /// nothing is known against it; the leases end by themselves then.
+    pub async fn revoked(&self, pass: &Pass) -> Denied {
+        let expires = pass.token.left().map(|left| now().saturating_add(left));
+        loop {
+            let next = now().saturating_add(RECHECK.mul_f64(rand::rng().random_range(0.8..1.0)));
+            let until = expires.map_or(next, |expires| next.min(expires));
+            sleep_until(until).await;
+            if expires.is_some_and(|expires| now() >= expires) {
+                return Denied::Expired;
+            }
+            match self.admitted(&pass.token).await {
+                Ok(pod) if pod == pass.pod => {}
+                Ok(_) => return Denied::AnotherPod,
+                Err(Denied::Unchecked(error)) => {
+                    debug!(pod = pass.pod.name, %error, "it is not known whether a stream may go on")
+                }
+                Err(Denied::Busy) => {}
+                Err(denied) => return denied,
+            }
+        }
+    }
+
+    async fn admitted(&self, token: &Token) -> Result<Pod, Denied> {
+        let Bearer { user, pod, may_read } = self.bearer(token).await?;
+        let pod = pod.ok_or(Denied::NotAPod)?;
+        if may_read { Ok(pod) } else { Err(Denied::NotAllowed { user, namespace: pod.namespace }) }
     }
 
     /// Lets only replicas of this controller through: those that share its service account.
     pub async fn peer(&self, metadata: &MetadataMap) -> Result<(), Denied> {
-        let bearer = self.bearer(metadata).await?;
+        let bearer = self.bearer(&Token::of(metadata).ok_or(Denied::NoToken)?).await?;
         if self.own_user.is_empty() || bearer.user != self.own_user {
             return Err(Denied::NotAPeer);
         }
         Ok(())
     }
 
-    async fn bearer(&self, metadata: &MetadataMap) -> Result<Bearer, Denied> {
-        let token = metadata
-            .get("authorization")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN_BYTES)
-            .ok_or(Denied::NoToken)?;
-        let bearer = self.reviews.who(token, async || self.review(token).await).await?;
+    async fn bearer(&self, token: &Token) -> Result<Bearer, Denied> {
+        let bearer = self.reviews.who(token.reveal(), async || self.review(token.reveal()).await).await?;
         bearer.ok_or_else(|| Denied::NotAccepted { audience: self.audience.clone() })
     }
 
@@ -152,6 +209,36 @@ impl Authenticator {
         // An API server that does not know audiences answers without any: the token may be for anybody.
         let for_us = status.audiences.unwrap_or_default().contains(&self.audience);
         let accepted = status.authenticated == Some(true) && for_us;
-        Ok(status.user.filter(|_| accepted).map(Bearer::new))
+        let Some(user) = status.user.filter(|_| accepted) else {
+            return Ok(None);
+        };
+        let mut bearer = Bearer::new(user.clone());
+        if let Some(pod) = &bearer.pod {
+            bearer.may_read = self.may_read(user, &pod.namespace).await?;
+        }
+        Ok(Some(bearer))
+    }
+
+    /// Whether somebody may read the sessions of a namespace. Who may not must not learn of them by holding copies either.
+    async fn may_read(&self, user: UserInfo, namespace: &str) -> Result<bool, Denied> {
+        let attributes = ResourceAttributes {
+            group: Some("vmcp.dev".to_owned()),
+            resource: Some("vmcpsessions".to_owned()),
+            verb: Some("get".to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let spec = SubjectAccessReviewSpec {
+            user: user.username,
+            groups: user.groups,
+            uid: user.uid,
+            extra: user.extra,
+            resource_attributes: Some(attributes),
+            ..SubjectAccessReviewSpec::default()
+        };
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        let answer = deadline(CALL_DEADLINE, api.create(&PostParams::default(), &review)).await?;
+        Ok(answer.status.is_some_and(|status| status.allowed))
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use thiserror::Error;
 
+use super::certificates::args::{TlsArgs, TlsArgsError};
 use super::leader::{LeaderArgs, LeaderArgsError};
 use crate::runtime::admin::AdminArgs;
 use crate::runtime::kube_client::KubeArgs;
@@ -54,6 +55,10 @@ pub struct ControllerArgs {
     #[arg(long, env = "VMCP_COPIES_PER_AGENT", value_name = "NUMBER", default_value_t = 200_000)]
     pub copies_per_agent: usize,
 
+    /// The certificate of the streams.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+
     /// How the leader is elected.
     #[command(flatten)]
     pub leader: LeaderArgs,
@@ -83,9 +88,9 @@ pub enum ConfigError {
         /// What would be right.
         expected: &'static str,
     },
-    /// Streams carry tokens, and are not encrypted.
-    #[error("--listen {0} is not a loopback address: streams are not encrypted, so they must not leave the machine")]
-    NotLoopback(SocketAddr),
+    /// The certificate is not said completely.
+    #[error(transparent)]
+    Tls(#[from] TlsArgsError),
 }
 
 impl ControllerArgs {
@@ -115,9 +120,7 @@ impl ControllerArgs {
         self.renewal()?;
         self.copies()?;
         self.leader.timings()?;
-        if !self.listen.ip().is_loopback() {
-            return Err(ConfigError::NotLoopback(self.listen));
-        }
+        self.tls.source()?;
         for name in self.namespaces.iter().chain([&self.operator_namespace]) {
             let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
             if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) {
@@ -159,8 +162,6 @@ mod tests {
             let error = parsed(&["--lease-seconds", lease]).unwrap_err();
             assert!(error.to_string().contains("1 to 300 seconds"), "{error}");
         }
-        let error = parsed(&["--listen", "0.0.0.0:7070"]).unwrap_err();
-        assert!(error.to_string().contains("loopback"), "{error}");
         for copies in ["0", "10000001"] {
             let error = parsed(&["--copies-per-agent", copies]).unwrap_err();
             assert!(error.to_string().contains("1 to 10000000 copies"), "{error}");

@@ -2,8 +2,8 @@
 //!
 //! * [`watch`]: lists and watches sessions; [`object`] is how they are read.
 //! * [`marker`]: proves that the watch is complete, and registers the replica.
-//! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`auth`] tells who they are, [`connections`]
-//!   and [`admission`] bound what they may have.
+//! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`certificates`] has what they are encrypted
+//!   with, [`auth`] tells who they are by their [`token`], [`connections`] and [`admission`] bound what they may have.
 //! * [`ledger`]: what is left to be done for each session, by whoever leads.
 //! * [`leader`]: who leads; [`reconcile`] is what it does; [`peers`] are its streams to the others.
 //! * [`status`], [`events`]: bounded queues of what is written; [`metrics`]: what Prometheus is told.
@@ -28,11 +28,14 @@ use crate::runtime::admin::{AdminError, BoundAdmin};
 use crate::runtime::health::Health;
 use crate::runtime::kube_client::{KubeConfigError, Timeouts};
 use crate::runtime::task_set::{TaskError, TaskSet};
+use crate::runtime::tls::trust::{CurrentTrust, Trust};
+use crate::runtime::tls::{self, IdentityError, ServingCertificate};
 use crate::runtime::transport::Transport;
 
 pub mod admission;
 pub mod attach;
 pub mod auth;
+pub mod certificates;
 pub mod clock;
 pub mod config;
 pub mod connections;
@@ -51,11 +54,17 @@ mod reviews;
 pub mod serve;
 pub mod shared;
 pub mod status;
+pub mod token;
 pub mod watch;
 
+use certificates::args::Source;
+use certificates::bundle::Publisher;
+use certificates::files::{Files, FilesError};
+use certificates::managed::Managed;
+use certificates::vault::Vault;
 pub use config::ControllerArgs;
 use events::{EventWriter, REPORTING_CONTROLLER};
-use leader::Elector;
+use leader::{Elector, LeadershipGuard};
 use reconcile::herald::Herald;
 use reconcile::{Ending, Leader};
 use shared::Shared;
@@ -82,6 +91,12 @@ pub enum ControllerError {
     /// The admin endpoints cannot be served.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The certificate in the files cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] FilesError),
+    /// No certificate can be used.
+    #[error(transparent)]
+    Tls(#[from] IdentityError),
     /// The streams cannot be served.
     #[error(transparent)]
     Serve(#[from] serve::ServeError),
@@ -174,7 +189,13 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         closing: closing.clone(),
     };
     let service = serve::Service::new(attach, peer, authenticator);
-    tasks.spawn("serve", bound.serve(service, closing.clone()));
+    let serving = Arc::new(ServingCertificate::default());
+    let trust = certificate(&args, &client, &guard, &serving, &mut tasks, &closing)?;
+    let shown = serving.clone();
+    health.readiness_fn("certificate", move || {
+        if shown.is_set() { Ok(()) } else { Err("there is no certificate for the streams yet".into()) }
+    });
+    tasks.spawn("serve", bound.serve(service, tls::server_config(serving)?, closing.clone()));
     tasks.spawn("poll", poll(shared.clone(), closing.clone()));
 
     let leader = Leader {
@@ -185,7 +206,11 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         ledger,
         events,
         storms,
-        transport: Transport { token_file: args.peer_token_file.clone() },
+        transport: Transport {
+            trust,
+            name: args.tls.name(&args.operator_namespace),
+            token_file: args.peer_token_file.clone(),
+        },
         scopes: scopes.iter().map(|(scope, namespace)| (*scope, markers_in(namespace))).collect(),
     };
     let (ending, sources) = leader.start(elector, &mut tasks);
@@ -195,6 +220,43 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let stopping = stop(shared, client, scopes, markers_in, name, ending, shutdown, closing);
     let (ended, ()) = tokio::join!(tasks.run(DRAIN), stopping);
     Ok(ended?)
+}
+
+/// Keeps the certificate of the streams as it should be. Whom to believe when other replicas show theirs is returned.
+fn certificate(
+    args: &ControllerArgs,
+    client: &kube::Client,
+    guard: &LeadershipGuard,
+    serving: &Arc<ServingCertificate>,
+    tasks: &mut TaskSet,
+    closing: &CancellationToken,
+) -> Result<Trust, ControllerError> {
+    let operator = &args.operator_namespace;
+    match args.tls.source().map_err(config::ConfigError::from)? {
+        Source::Files { cert, key, ca } => {
+            let files = Files::load(cert, key, serving.clone())?;
+            tasks.spawn("certificate", files.run(closing.clone()));
+            Ok(Trust::File(ca))
+        }
+        Source::Managed(lifetimes) => {
+            let trust = Arc::<CurrentTrust>::default();
+            let managed = Managed {
+                vault: Vault::new(client.clone(), operator, &args.tls.tls_secret),
+                publisher: Publisher {
+                    client: client.clone(),
+                    name: args.tls.ca_config_map.clone(),
+                    namespaces: args.tls.told(operator),
+                },
+                names: args.tls.names(operator),
+                lifetimes,
+                guard: guard.clone(),
+                serving: serving.clone(),
+                trust: trust.clone(),
+            };
+            tasks.spawn("certificate", managed.run(closing.clone()));
+            Ok(Trust::Current(trust))
+        }
+    }
 }
 
 /// Ends the replica in order: no new leases, those in force are returned, the registration goes, then everything else.

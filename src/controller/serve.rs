@@ -1,4 +1,4 @@
-//! The gRPC service: the one place where streams come in, are authenticated, and (later) decrypted.
+//! The gRPC service: the one place where streams come in, are decrypted and authenticated.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -15,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Extensions, Request, Response, Status, Streaming};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::admission::Admission;
 use super::attach::Attach;
@@ -27,6 +28,7 @@ use crate::core::rate::TokenBucket;
 use crate::proto::MAX_MESSAGE_BYTES;
 use crate::proto::v1;
 use crate::proto::v1::coherence_server::{Coherence, CoherenceServer};
+use crate::runtime::tls::server::Encrypted;
 
 /// Messages that are on their way to one agent. More wait in the replica, as a set keyed by session.
 const OUTBOX: usize = 2;
@@ -105,14 +107,21 @@ impl Coherence for Service {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let refused = |denied: Denied| self.refused(request.extensions(), denied);
-        let pod = self.authenticator.pod(request.metadata()).await.map_err(refused)?;
+        let (pod, pass) = self.authenticator.pod(request.metadata()).await.map_err(refused)?;
         let too_much = |too_much| self.refused(request.extensions(), too_much);
         let admitted = self.admission.admit(&pod.uid).map_err(too_much)?;
         let busy = busy(request.extensions());
         let (outbox, end, outgoing) = outgoing();
-        let attach = self.attach.clone();
+        let (attach, authenticator) = (self.attach.clone(), self.authenticator.clone());
+        let pod_name = format!("{}/{}", pod.namespace, pod.name);
         tokio::spawn(async move {
-            let status = attach.serve(pod, request.into_inner(), outbox).await;
+            let status = tokio::select! {
+                status = attach.serve(pod, request.into_inner(), outbox) => status,
+                denied = authenticator.revoked(&pass) => {
+                    info!(%pod_name, reason = %denied, "a stream was ended");
+                    Some(denied.into())
+                }
+            };
             drop((admitted, busy));
             // Nobody may be reading any more.
             status.map(|status| end.send(status))
@@ -152,19 +161,25 @@ impl Bound {
         Ok(Self { listener, address })
     }
 
-    /// Serves until `shutdown`.
-    pub async fn serve(self, service: Service, shutdown: CancellationToken) -> Result<(), ServeError> {
+    /// Serves until `shutdown`, with TLS.
+    pub async fn serve(
+        self,
+        service: Service,
+        tls: Arc<ServerConfig>,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
         let service = CoherenceServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let connections = Arc::new(Connections::default());
+        let connections = Arc::new(Connections::default()).accept(self.listener);
+        let encrypted = connections.map(move |accepted| accepted.map(|io| Encrypted::new(io, &tls)));
         let serving = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .max_concurrent_streams(Some(STREAMS))
             .timeout(ANSWER)
             .add_service(service)
-            .serve_with_incoming(connections.accept(self.listener));
+            .serve_with_incoming(encrypted);
         // Streams never end by themselves, so there is nothing to wait for: they are told before this is cancelled.
         tokio::select! {
             served = serving => served.map_err(ServeError::Serve),

@@ -9,4 +9,5 @@ pub mod kube_client;
 pub mod shutdown;
 pub mod task_set;
 pub mod telemetry;
+pub mod tls;
 pub mod transport;

@@ -29,6 +29,7 @@ async fn library(servers: &Servers) -> Cache {
     let config = CacheConfig {
         controllers: servers.cluster.controllers.iter().map(|c| c.address.to_string()).collect(),
         token_file: Some(access.token_file),
+        ca_file: Some(servers.cluster.streams.ca.clone()),
         ..CacheConfig::new(namespace.clone(), "in-process")
     };
     let cache = Cache::connect(plane.client(), config).unwrap();

@@ -90,6 +90,10 @@ struct LibraryArgs {
     #[arg(long, env = "VMCP_TOKEN_FILE", value_name = "PATH")]
     token_file: Option<PathBuf>,
 
+    /// File with the authorities, as PEM, that the controller's certificate is signed by.
+    #[arg(long, env = "VMCP_CA_FILE", value_name = "PATH")]
+    ca_file: Option<PathBuf>,
+
     #[command(flatten)]
     kube: KubeArgs,
 }
@@ -242,6 +246,7 @@ async fn store(args: &Args) -> Result<Store, Failed> {
     let config = CacheConfig {
         controllers: library.controllers.clone(),
         token_file: library.token_file.clone(),
+        ca_file: library.ca_file.clone(),
         server: library.server.clone(),
         ..CacheConfig::new(library.namespace.clone(), &args.pod_name)
     };

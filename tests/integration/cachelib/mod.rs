@@ -56,6 +56,7 @@ async fn pod(cluster: &Cluster, name: &str, url: &str) -> (kube::Client, CacheCo
     let config = CacheConfig {
         controllers: cluster.controllers.iter().map(|c| c.address.to_string()).collect(),
         token_file: Some(stream.token_file),
+        ca_file: Some(cluster.streams.ca.clone()),
         ..CacheConfig::new(namespace.as_str(), name)
     };
     (kube.client(Timeouts::default()).await.unwrap(), config)

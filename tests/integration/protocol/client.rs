@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status, Streaming};
 use vmcp_session::core::session::Uid;
 use vmcp_session::proto::PROTOCOL_VERSION;
@@ -16,6 +16,7 @@ use vmcp_session::proto::v1::agent_message::Message as Said;
 use vmcp_session::proto::v1::coherence_client::CoherenceClient;
 use vmcp_session::proto::v1::replica_message::Message as Heard;
 use vmcp_session::proto::v1::{self, AgentMessage, ReplicaMessage};
+use vmcp_session::runtime::transport::CONTROLLER_NAME;
 
 use super::setup::soon;
 
@@ -25,7 +26,9 @@ pub async fn connect(address: SocketAddr) -> Channel {
 }
 
 pub fn endpoint(address: SocketAddr) -> Endpoint {
-    Endpoint::from_shared(format!("http://{address}")).unwrap().tcp_nodelay(true)
+    let authority = Certificate::from_pem(testkit::stream_authority());
+    let tls = ClientTlsConfig::new().ca_certificate(authority).domain_name(CONTROLLER_NAME);
+    Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap().tcp_nodelay(true)
 }
 
 /// A request with a token, if there is one.

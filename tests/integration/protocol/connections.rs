@@ -1,12 +1,20 @@
 //! Connections and streams, before anything is known of who is at the other end.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::Code;
+use vmcp_session::runtime::transport::CONTROLLER_NAME;
 
 use super::client::{Agent, connect, endpoint, instance};
 use super::setup::{PATIENCE, Shared, on_shared, soon, unnoticed};
@@ -16,7 +24,15 @@ const IDLE: std::ops::Range<Duration> = Duration::from_secs(8)..PATIENCE;
 
 /// Says this on a new connection, and returns how long it takes until the replica has ended it.
 async fn until_hung_up(shared: &Shared, bytes: &[u8]) -> Duration {
-    let mut stream = TcpStream::connect(shared.address()).await.unwrap();
+    until_ended(TcpStream::connect(shared.address()).await.unwrap(), bytes).await
+}
+
+/// The same, encrypted.
+async fn until_hung_up_on_tls(shared: &Shared, bytes: &[u8]) -> Duration {
+    until_ended(tls(shared, &[&TLS13]).await.unwrap(), bytes).await
+}
+
+async fn until_ended(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> Duration {
     let begun = Instant::now();
     // It may hang up before it has all.
     let _ = stream.write_all(bytes).await;
@@ -25,17 +41,34 @@ async fn until_hung_up(shared: &Shared, bytes: &[u8]) -> Duration {
     begun.elapsed()
 }
 
+/// Shakes hands in one of these versions.
+async fn tls(shared: &Shared, versions: &[&'static SupportedProtocolVersion]) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(testkit::stream_authority().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(shared.address()).await.unwrap();
+    let name = ServerName::try_from(CONTROLLER_NAME).unwrap();
+    soon("the handshake ends", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+}
+
 /// The HTTP/2 preface, and empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// How a handshake begins.
+const HALF_A_HELLO: &[u8] = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 #[test]
 fn who_says_nothing_is_disconnected_in_time() {
     on_shared(async |shared| {
         let silent = until_hung_up(shared, b"");
-        let half_a_preface = until_hung_up(shared, &PREFACE[..10]);
-        let no_stream = until_hung_up(shared, PREFACE);
+        let half_a_hello = until_hung_up(shared, HALF_A_HELLO);
+        let no_preface = until_hung_up_on_tls(shared, b"");
+        let half_a_preface = until_hung_up_on_tls(shared, &PREFACE[..10]);
+        let no_stream = until_hung_up_on_tls(shared, PREFACE);
         let half_a_stream = [PREFACE, b"\0\x40\0\x01\0\0\0\0\x01\x82"].concat();
-        let half_a_stream = until_hung_up(shared, &half_a_stream);
+        let half_a_stream = until_hung_up_on_tls(shared, &half_a_stream);
         let no_hello = async {
             let pod = shared.pod(shared.namespace()).await;
             let mut agent = Agent::open_with(shared.address(), &pod.token).await.unwrap();
@@ -43,8 +76,11 @@ fn who_says_nothing_is_disconnected_in_time() {
             assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
             assert!(status.message().contains("no hello within 10 s"), "{status:?}");
         };
-        let (a, b, c, d, ()) = tokio::join!(silent, half_a_preface, no_stream, half_a_stream, no_hello);
-        for (what, took) in [("nothing", a), ("half a preface", b), ("no stream", c), ("half a stream", d)] {
+        let plain = async { tokio::join!(silent, half_a_hello) };
+        let encrypted = async { tokio::join!(no_preface, half_a_preface, no_stream, half_a_stream) };
+        let ((a, b), (c, d, e, f), ()) = tokio::join!(plain, encrypted, no_hello);
+        let names = ["nothing", "half a handshake", "no preface", "half a preface", "no stream", "half a stream"];
+        for (what, took) in names.into_iter().zip([a, b, c, d, e, f]) {
             assert!(IDLE.contains(&took), "{what}: {took:?}");
         }
     });
@@ -55,16 +91,24 @@ fn who_speaks_another_protocol_is_hung_up_on() {
     on_shared(async |shared| {
         let garbage: Vec<u8> = (0..100_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
         let oversized_frame = [PREFACE, b"\xff\xff\xff\0\0\0\0\0\x01"].concat();
-        let others: [(&str, &[u8]); 4] = [
-            ("HTTP/1", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"),
-            ("TLS", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"),
-            ("garbage", &garbage),
-            ("an oversized frame", &oversized_frame),
-        ];
-        for (what, bytes) in others {
+        let http1: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+        for (what, bytes) in [("HTTP/1", http1), ("garbage", &garbage), ("HTTP/2 in the clear", PREFACE)] {
             let took = until_hung_up(shared, bytes).await;
             assert!(took < IDLE.start, "{what}: {took:?}");
         }
+        for (what, bytes) in [("HTTP/1", http1), ("garbage", &garbage), ("an oversized frame", &oversized_frame)] {
+            let took = until_hung_up_on_tls(shared, bytes).await;
+            assert!(took < IDLE.start, "{what} in TLS: {took:?}");
+        }
+    });
+}
+
+#[test]
+fn an_older_tls_is_not_spoken() {
+    on_shared(async |shared| {
+        let refused = tls(shared, &[&TLS12]).await.unwrap_err();
+        assert!(refused.to_string().contains("ProtocolVersion"), "{refused}");
+        tls(shared, &[&TLS12, &TLS13]).await.unwrap();
     });
 }
 

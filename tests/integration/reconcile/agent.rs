@@ -14,7 +14,8 @@ use vmcp_session::core::session::{ResourceVersion, Uid};
 use vmcp_session::proto::v1::coherence_client::CoherenceClient;
 use vmcp_session::proto::v1::{self, agent_message, replica_message};
 use vmcp_session::proto::{PROTOCOL_VERSION, convert};
-use vmcp_session::runtime::transport::Transport;
+use vmcp_session::runtime::tls::trust::{CurrentTrust, Trust};
+use vmcp_session::runtime::transport::{CONTROLLER_NAME, Transport};
 
 /// What it has heard.
 #[derive(Debug, Default)]
@@ -46,7 +47,10 @@ impl Drop for Agent {
 impl Agent {
     /// Connects with the token in a file. `obedient`: it acknowledges whatever it is told.
     pub async fn connect(address: &str, token_file: std::path::PathBuf, instance: u128, obedient: bool) -> Self {
-        let transport = Transport { token_file: Some(token_file) };
+        let authority = Arc::new(CurrentTrust::default());
+        authority.set(testkit::stream_authority().into());
+        let trust = Trust::Current(authority);
+        let transport = Transport { trust, name: CONTROLLER_NAME.into(), token_file: Some(token_file) };
         let mut client = CoherenceClient::new(transport.connect(address).await.unwrap());
         let (outbox, messages) = mpsc::channel(64);
         let instance = instance.to_be_bytes().to_vec().into();

@@ -102,6 +102,7 @@ impl AgentPod {
             "--server=demo".to_owned(),
             format!("--pod-name={name}"),
             format!("--token-file={}", stream.token_file.display()),
+            format!("--ca-file={}", cluster.streams.ca.display()),
             format!("--lease-upper-bound={}", cluster.options.lease.as_secs_f64()),
             "--log-format=json".to_owned(),
         ];

@@ -2,8 +2,8 @@
 //! that may do just what it must.
 
 use crate::{
-    AgentOptions, AgentPod, ControlPlane, ControlPlaneOptions, Controller, Error, Result, VmcpPod, eventually,
-    policy_rule,
+    AgentOptions, AgentPod, ControlPlane, ControlPlaneOptions, Controller, Error, Result, StreamFiles, VmcpPod,
+    eventually, policy_rule,
 };
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -142,6 +142,8 @@ pub struct Cluster {
     pub plane: ControlPlane,
     /// What it was started with.
     pub options: ClusterOptions,
+    /// The certificate of the streams.
+    pub streams: StreamFiles,
     pub(crate) programs: Programs,
     started: usize,
 }
@@ -154,7 +156,8 @@ impl Cluster {
         plane.create_namespace(OPERATOR).await?;
         plane.create_namespace(&options.namespace).await?;
         plane.create_service_account(&options.namespace, POD_ACCOUNT).await?;
-        let mut cluster = Self { controllers: vec![], pods: vec![], plane, options, programs, started: 0 };
+        let streams = StreamFiles::write(plane.dir())?;
+        let mut cluster = Self { controllers: vec![], pods: vec![], plane, options, streams, programs, started: 0 };
         tokio::try_join!(cluster.grant(), cluster.first_write())?;
         for _ in 0..cluster.options.controllers {
             cluster.add_controller().await?;

@@ -53,6 +53,9 @@ impl Controller {
             format!("--replica-name={name}"),
             format!("--lease-seconds={}", cluster.options.lease.as_secs_f64()),
             format!("--peer-token-file={}", peer.token_file.display()),
+            format!("--tls-cert-file={}", cluster.streams.cert.display()),
+            format!("--tls-key-file={}", cluster.streams.key.display()),
+            format!("--tls-ca-file={}", cluster.streams.ca.display()),
             "--log-format=json".into(),
         ];
         args.extend(cluster.options.controller_args.iter().cloned());

@@ -51,6 +51,7 @@ pub use identity::{TokenAccess, policy_rule};
 pub use kubectl::KubectlOutput;
 pub use loopback::{LoopbackAddr, free_port};
 pub use mcp::{Exchange, McpAnswer, McpClient, McpPod, McpPrograms, McpScene, McpSessions};
+pub use pki::{StreamFiles, stream_authority};
 pub use process::{Process, ProcessBuilder};
 pub use proxy::{ProxyMode, TcpProxy};
 pub use resp::{Resp, RespClient};

@@ -156,6 +156,7 @@ impl Sidecar {
             format!("--namespace={namespace}"),
             "--server=demo".to_owned(),
             format!("--token-file={}", stream.token_file.display()),
+            format!("--ca-file={}", cluster.streams.ca.display()),
         ];
         Ok(Self { ip: Some(ip), agent: None, access, args })
     }

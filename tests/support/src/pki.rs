@@ -5,7 +5,59 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+/// The name in the controller's certificate.
+const CONTROLLER_NAME: &str = "vmcp-session-controller.vmcp-system.svc";
+
+/// The authority of the streams of all clusters of this process, and the certificate that their controllers show.
+static STREAMS: LazyLock<Result<(String, Identity)>> = LazyLock::new(|| {
+    let authority = Authority::new()?;
+    let identity = authority.named_server(CONTROLLER_NAME)?;
+    Ok((authority.cert().to_owned(), identity))
+});
+
+/// The authority, as PEM, that the certificates of controllers in tests are signed by.
+///
+/// # Panics
+/// If no certificate can be made.
+pub fn stream_authority() -> &'static str {
+    match &*STREAMS {
+        Ok((authority, _)) => authority,
+        Err(error) => panic!("no certificates for streams: {error}"),
+    }
+}
+
+/// Files for the streams to the controller.
+#[derive(Debug, Clone)]
+pub struct StreamFiles {
+    /// The authority.
+    pub ca: PathBuf,
+    /// The controller's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl StreamFiles {
+    /// Writes them to a folder.
+    pub(crate) fn write(folder: &Path) -> Result<Self> {
+        let path = |name: &str| folder.join(format!("streams-{name}"));
+        let files = Self { ca: path("ca.crt"), cert: path("tls.crt"), key: path("tls.key") };
+        let authority = stream_authority();
+        let write = |path: &Path, text: &str| std::fs::write(path, text).map_err(Error::io("the streams' certificate"));
+        if let Ok((_, identity)) = &*STREAMS {
+            write(&files.cert, &identity.cert)?;
+            write(&files.key, &identity.key)?;
+        }
+        write(&files.ca, authority)?;
+        Ok(files)
+    }
+}
 
 /// A certificate with its key, both as PEM.
 #[derive(Debug)]
@@ -40,6 +92,15 @@ impl Authority {
         let mut params = named("kube-apiserver", &[])?;
         let names = ["127.0.0.1", "localhost", "kubernetes.default.svc", &ip.to_string()].map(str::to_owned);
         let sans = CertificateParams::new(names).map_err(malformed)?.subject_alt_names;
+        params.subject_alt_names = sans;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(&params)
+    }
+
+    /// A serving certificate for a DNS name.
+    pub(crate) fn named_server(&self, name: &str) -> Result<Identity> {
+        let mut params = named(name, &[])?;
+        let sans = CertificateParams::new([name.to_owned()]).map_err(malformed)?.subject_alt_names;
         params.subject_alt_names = sans;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(&params)

@@ -91,6 +91,7 @@ impl VmcpPod {
             "--server=demo".to_owned(),
             format!("--pod-name={name}"),
             format!("--token-file={}", stream.token_file.display()),
+            format!("--ca-file={}", cluster.streams.ca.display()),
         ];
         let launch = Launch::new(cluster, name, &cluster.programs.pod, args, &access);
         let process = launch.spawn()?;
