@@ -5,6 +5,7 @@
 mod agent;
 mod balancer;
 mod cachelib;
+mod certificates;
 mod events;
 mod eviction;
 mod expiry;

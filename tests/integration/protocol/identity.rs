@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use testkit::AuditMark;
+use testkit::{AuditMark, eventually, policy_rule};
 use tonic::Code;
 use vmcp_session::proto::v1;
 use vmcp_session::proto::v1::coherence_client::CoherenceClient;
 
 use super::client::{Agent, connect, instance, request};
 use super::setup::{CANARY, PATIENCE, Shared, on_shared, soon};
+
+/// A stream ends so soon after its pod.
+const ENDS: Duration = Duration::from_secs(45);
 
 /// Asserts that a stream is refused like this, with a text that repeats nothing.
 async fn refused(shared: &Shared, authorization: Option<&str>, code: Code, text: &str) {
@@ -46,6 +49,44 @@ fn only_a_pods_own_token_for_this_audience_opens_a_stream() {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         refused(shared, Some(&bearer(&pod.token)), Code::Unauthenticated, not_accepted).await;
+    });
+}
+
+/// An open stream is looked at again: it ends with its pod, and with the right of its account to read sessions.
+#[test]
+fn a_stream_ends_with_its_pod_and_with_its_right() {
+    on_shared(async |shared| {
+        let (plane, namespace, account) = (&shared.world.plane, shared.namespace(), "reader");
+        plane.create_service_account(namespace, account).await.unwrap();
+        let reader = shared.pod_of(namespace, "reader", account).await;
+        let not_allowed = format!("{namespace}:{account} may not get vmcpsessions in namespace {namespace}");
+        refused(shared, Some(&format!("Bearer {}", reader.token)), Code::PermissionDenied, &not_allowed).await;
+        let rule = policy_rule("vmcp.dev", &["vmcpsessions"], &["get"]);
+        plane.bind_role(namespace, account, vec![rule]).await.unwrap();
+        let agent = eventually(PATIENCE, "who may read is let in", async || {
+            Agent::open_with(shared.address(), &reader.token).await.ok()
+        });
+        let mut reads = agent.await.unwrap().greeted(instance()).await;
+        reads.leased().await;
+        let pod = shared.pod(namespace).await;
+        let mut lives = Agent::connect(shared.address(), &pod.token).await;
+        lives.leased().await;
+
+        let bindings = plane.kubectl(&["get", "rolebinding", "-n", namespace, "-o", "name"]).await.unwrap();
+        let binding = bindings.lines().find(|name| name.contains("/reader-")).unwrap();
+        plane.kubectl(&["delete", "-n", namespace, binding]).await.unwrap();
+        shared.delete_pod(&pod).await;
+        let ended = async |agent: &mut Agent| {
+            let ended = tokio::time::timeout(ENDS + PATIENCE, agent.ended()).await.expect("the stream ends");
+            (ended, Instant::now())
+        };
+        let begun = Instant::now();
+        let ((right, right_at), (life, life_at)) = tokio::join!(ended(&mut reads), ended(&mut lives));
+        assert!(right.code() == Code::PermissionDenied && right.message().contains(&not_allowed), "{right:?}");
+        assert_eq!(life.code(), Code::Unauthenticated, "{life:?}");
+        for at in [right_at, life_at] {
+            assert!(at - begun < ENDS, "it was open for {:?}", at - begun);
+        }
     });
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::{ClusterOptions, PodClient, eventually};
+use testkit::{ClusterOptions, PodClient, eventually, policy_rule};
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -79,6 +79,11 @@ impl Shared {
         let world = World::start(options.controller_args(&[&copies, "--renewal-seconds=1"])).await;
         world.plane.create_namespace(OTHER).await.unwrap();
         world.plane.create_service_account(OTHER, ACCOUNT).await.unwrap();
+        world
+            .plane
+            .bind_role(OTHER, ACCOUNT, vec![policy_rule("vmcp.dev", &["vmcpsessions"], &["get"])])
+            .await
+            .unwrap();
         Arc::new(Self { world, pods: AtomicUsize::new(0) })
     }
 
@@ -100,10 +105,15 @@ impl Shared {
 
     /// Another pod of this name.
     pub async fn pod_named(&self, namespace: &str, name: &str) -> HostilePod {
+        self.pod_of(namespace, name, ACCOUNT).await
+    }
+
+    /// Another pod of this name and account.
+    pub async fn pod_of(&self, namespace: &str, name: &str, account: &str) -> HostilePod {
         let plane = &self.world.plane;
-        let pod = plane.create_pod(namespace, name, ACCOUNT, [127, 0, 0, 1].into()).await.unwrap();
+        let pod = plane.create_pod(namespace, name, account, [127, 0, 0, 1].into()).await.unwrap();
         let hour = Duration::from_hours(1);
-        let token = plane.token_for_pod(namespace, ACCOUNT, &pod, &["vmcp.dev"], hour).await.unwrap();
+        let token = plane.token_for_pod(namespace, account, &pod, &["vmcp.dev"], hour).await.unwrap();
         HostilePod { namespace: namespace.to_owned(), name: name.to_owned(), token }
     }
 

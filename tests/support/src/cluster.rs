@@ -76,6 +76,9 @@ pub struct ClusterOptions {
     pub stream_proxies: bool,
     /// More arguments for each replica.
     pub controller_args: Vec<String>,
+    /// Whether the controllers make their certificate themselves. Then [`Cluster::streams`] must be told of the authority before
+    /// pods connect: [`Cluster::sync_bundle`] does what a kubelet would.
+    pub own_certificates: bool,
     /// What the controllers and the pods log.
     pub log_level: String,
     /// How long tokens last. Nobody renews them.
@@ -95,6 +98,7 @@ impl Default for ClusterOptions {
             api_server: None,
             stream_proxies: false,
             controller_args: Vec::new(),
+            own_certificates: false,
             log_level: "info,vmcp_session=debug".into(),
             token_lifetime: Duration::from_hours(1),
             plane: ControlPlaneOptions::default(),
@@ -178,6 +182,16 @@ impl Cluster {
     async fn first_write(&self) -> Result<()> {
         self.apply("first", &serde_json::json!({})).await?;
         self.kubectl(&["delete", "vmcps", "first"]).await.map(drop)
+    }
+
+    /// Puts the authorities that the controllers have published into the file that pods read.
+    pub async fn sync_bundle(&self) -> Result<()> {
+        let namespace = format!("--namespace={OPERATOR}");
+        let published = ["get", "configmap", "vmcp-session-ca", &namespace, r"--output=jsonpath={.data.ca\.crt}"];
+        let bundle = self.plane.kubectl(&published).await?;
+        let (new, failed) = (self.streams.ca.with_extension("new"), || Error::io("the bundle of authorities"));
+        std::fs::write(&new, bundle).map_err(failed())?;
+        std::fs::rename(&new, &self.streams.ca).map_err(failed())
     }
 
     /// Just what each account needs.

@@ -1,7 +1,7 @@
 //! A replica of the controller, as a process.
 
 use crate::{
-    Cluster, Error, LoopbackAddr, Process, Result, TcpProxy, TokenAccess,
+    Cluster, Error, LoopbackAddr, Process, Result, StreamFiles, TcpProxy, TokenAccess,
     cluster::{CONTROLLER_ACCOUNT, OPERATOR},
     eventually,
     vmcp_pod::http,
@@ -53,11 +53,13 @@ impl Controller {
             format!("--replica-name={name}"),
             format!("--lease-seconds={}", cluster.options.lease.as_secs_f64()),
             format!("--peer-token-file={}", peer.token_file.display()),
-            format!("--tls-cert-file={}", cluster.streams.cert.display()),
-            format!("--tls-key-file={}", cluster.streams.key.display()),
-            format!("--tls-ca-file={}", cluster.streams.ca.display()),
             "--log-format=json".into(),
         ];
+        if !cluster.options.own_certificates {
+            let StreamFiles { cert, key, ca } = &cluster.streams;
+            let files = [("cert", cert), ("key", key), ("ca", ca)];
+            args.extend(files.map(|(what, path)| format!("--tls-{what}-file={}", path.display())));
+        }
         args.extend(cluster.options.controller_args.iter().cloned());
         let launch = Launch::new(cluster, name, &cluster.programs.session, args, &access);
         let process = launch.spawn()?;
