@@ -17,6 +17,7 @@
 //!     CacheConfig {
 //!         controllers: vec!["vmcp-session-controller.vmcp-system.svc:7070".into()],
 //!         token_file: Some("/var/run/secrets/vmcp.dev/token".into()),
+//!         ca_file: Some("/var/run/secrets/vmcp.dev/ca.crt".into()),
 //!         ..CacheConfig::new("team-a", "vmcp-0")
 //!     },
 //! )?;
