@@ -14,6 +14,8 @@ BUILD := cargo build $(ALL) --profile $(PROFILE)
 STEP := bash hack/step.sh
 BESIDE := bash hack/with-controlplane.sh
 CRD := crds/vmcpsessions.vmcp.dev.yaml
+# The chart can only read what is in its own folder.
+CHART_CRD := charts/vmcp-session-operator/files/vmcpsessions.vmcp.dev.yaml
 # For each target.
 FUZZ_SECONDS ?= 30
 DENY_VERSION := 0.20.2
@@ -73,6 +75,7 @@ $(DENY):
 .PHONY: crds
 crds: ## Write the resource's definition from the code
 	@cargo run --locked --quiet --bin vmcp-session -- crds > $(CRD).new && mv $(CRD).new $(CRD)
+	@cp $(CRD) $(CHART_CRD)
 	@echo "$(CRD) is as the code says"
 
 .PHONY: crds-check

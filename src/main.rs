@@ -28,6 +28,12 @@ enum Command {
     Controller(Box<ControllerArgs>),
     /// Serve sessions to the other containers of a pod in the Redis protocol, or look into an agent that does.
     Agent(Box<AgentCommand>),
+    /// Ask an admin endpoint how it is; exit with 0 if it answers 200. For probes in images without a shell.
+    Probe {
+        /// As in http://127.0.0.1:8081/readyz.
+        #[arg(value_name = "URL")]
+        url: String,
+    },
     /// Print the CustomResourceDefinition.
     Crds,
 }
@@ -45,6 +51,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Command::Probe { url } => probe(&url),
         Command::Agent(command) => match command.look {
             None => serve(&cli.log, |shutdown| agent::run(command.args, shutdown)),
             Some(look) => match debug::look(&command.args, &look, &mut std::io::stdout()) {
@@ -56,6 +63,26 @@ fn main() -> ExitCode {
             },
         },
         Command::Controller(args) => serve(&cli.log, |shutdown| controller::run(*args, shutdown)),
+    }
+}
+
+fn probe(url: &str) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(vmcp_session::runtime::probe::probe(url)) {
+        Ok(text) => {
+            println!("{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

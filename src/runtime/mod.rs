@@ -6,6 +6,7 @@ pub mod api_error;
 pub mod clock;
 pub mod health;
 pub mod kube_client;
+pub mod probe;
 pub mod shutdown;
 pub mod task_set;
 pub mod telemetry;

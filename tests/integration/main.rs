@@ -6,6 +6,7 @@ mod agent;
 mod balancer;
 mod cachelib;
 mod certificates;
+mod chart;
 mod events;
 mod eviction;
 mod expiry;

@@ -29,6 +29,7 @@ pub struct KubectlOutput {
 }
 
 /// kubectl with the administrator's kubeconfig.
+#[derive(Clone)]
 pub(crate) struct Kubectl {
     program: PathBuf,
     kubeconfig: PathBuf,
@@ -78,6 +79,14 @@ impl Kubectl {
 }
 
 impl ControlPlane {
+    /// Runs Helm as the administrator, from the folder of the control plane's programs; returns what it prints. It must
+    /// succeed.
+    pub async fn helm(&self, args: &[&str]) -> Result<String> {
+        let program = self.shared().assets.program("helm")?;
+        let helm = Kubectl { program, ..self.kubectl_runner().clone() };
+        helm.succeed(args, None).await
+    }
+
     /// Runs kubectl as administrator and returns what it printed; an error when it fails. Another identity is given by
     /// `--kubeconfig`.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {

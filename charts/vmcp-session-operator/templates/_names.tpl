@@ -1,0 +1,37 @@
+{{- define "vmcp.name" -}}
+{{- .Values.fullnameOverride | default (printf "%s" (.Values.nameOverride | default "vmcp-session-controller")) | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "vmcp.account" -}}
+{{- .Values.serviceAccount.name | default (include "vmcp.name" .) -}}
+{{- end -}}
+
+{{- define "vmcp.selector" -}}
+app.kubernetes.io/name: vmcp-session-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: controller
+{{- end -}}
+
+{{- define "vmcp.labels" -}}
+{{ include "vmcp.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "vmcp.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The Secret with the keys that the leader makes, and the ConfigMap that tells whom to believe. */}}
+{{- define "vmcp.keys" -}}{{ include "vmcp.name" . }}-tls{{- end -}}
+{{- define "vmcp.bundle" -}}vmcp-session-ca{{- end -}}
+
+{{/* Namespaces whose pods run agents. */}}
+{{- define "vmcp.told" -}}
+{{- $names := list -}}
+{{- range .Values.agents.namespaces -}}{{- $names = append $names .name -}}{{- end -}}
+{{- join "," (uniq $names) -}}
+{{- end -}}
