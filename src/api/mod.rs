@@ -15,4 +15,5 @@ pub use names::{
     SyncedReason, VERSION,
 };
 pub use session::{VmcpSession, VmcpSessionSpec, strip_echoes};
+pub(crate) use status::lenient;
 pub use status::{LastEviction, VmcpSessionStatus};

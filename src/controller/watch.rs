@@ -23,7 +23,7 @@ use super::object::{NotASession, Read, Reader, Watched};
 use super::shared::Shared;
 use crate::api::VmcpSession;
 use crate::core::replica::{ScopeId, StaleList};
-use crate::core::session::InvalidResourceVersion;
+use crate::core::session::{InvalidResourceVersion, ResourceVersion, SessionKey};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 /// Objects in one page of a list.
@@ -134,7 +134,8 @@ impl Watch {
             {
                 let mut reader = self.reader.lock();
                 for item in items {
-                    reads.push(reader.read(item)?);
+                    // What cannot be read is not among them, and so counts as absent.
+                    reads.extend(readable(reader.read(item))?.ok());
                 }
             }
             match metadata.continue_.filter(|c| !c.is_empty()) {
@@ -193,15 +194,20 @@ impl Watch {
             let Some(event) = event else { return Ok(Ended::Resume) };
             match event.map_err(ApiError::from)? {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    let read = self.reader.lock().read(object)?;
-                    self.ledger.observed(&read);
-                    self.shared.with(|replica, now| replica.apply(self.scope, read.object, now));
+                    let read = self.reader.lock().read(object);
+                    match readable(read)? {
+                        Ok(read) => {
+                            self.ledger.observed(&read);
+                            self.shared.with(|replica, now| replica.apply(self.scope, read.object, now));
+                        }
+                        Err((key, at)) => self.removed(&key, at),
+                    }
                 }
                 WatchEvent::Deleted(object) => {
-                    let Read { object, .. } = self.reader.lock().read(object)?;
-                    let at = object.resource_version;
-                    self.shared.with(|replica, now| replica.delete(self.scope, &object.key, at, now));
-                    self.ledger.removed(&object.key);
+                    let read = self.reader.lock().read(object);
+                    let (key, at) =
+                        readable(read)?.map_or_else(|gone| gone, |r| (r.object.key, r.object.resource_version));
+                    self.removed(&key, at);
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     let position = bookmark.metadata.resource_version.parse()?;
@@ -220,12 +226,29 @@ impl Watch {
         }
     }
 
+    fn removed(&self, key: &SessionKey, at: ResourceVersion) {
+        self.shared.with(|replica, now| replica.delete(self.scope, key, at, now));
+        self.ledger.removed(key);
+    }
+
     fn path(&self) -> String {
         VmcpSession::url_path(&(), self.namespace.as_deref())
     }
 
     fn name(&self) -> &str {
         self.namespace.as_deref().unwrap_or("all namespaces")
+    }
+}
+
+/// An object that cannot be read costs only itself: it counts as absent at its version, so that no pod serves it. To leave it
+/// out would be unsound, since copies of an older state of it would stay covered.
+fn readable(read: Result<Read, NotASession>) -> Result<Result<Read, (SessionKey, ResourceVersion)>, NotASession> {
+    match read {
+        Err(NotASession::Unreadable { key, resource_version, why }) => {
+            warn!(session = %key, %why, "an object cannot be read: it counts as absent");
+            Ok(Err((key, resource_version)))
+        }
+        read => read.map(Ok),
     }
 }
 

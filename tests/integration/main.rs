@@ -9,6 +9,7 @@ mod events;
 mod eviction;
 mod expiry;
 mod failover;
+mod hostile;
 mod idle;
 mod leader;
 mod observer;
