@@ -34,6 +34,9 @@ use renewals::Renewals;
 pub use renewals::Turn;
 use standing::Standing;
 
+/// Replicas that one connects to. If there are more, confirmations wait for the leases to end, and nothing expires.
+const MOST_REPLICAS: usize = 16;
+
 /// Hears of settled changes, at once and without waiting.
 pub trait Settlements: Send + Sync {
     /// A change is settled.
@@ -345,9 +348,10 @@ impl Ledger {
         self.state.lock().terminating.iter().map(|(key, t)| (key.clone(), *t)).collect()
     }
 
-    /// Names and addresses of the registered replicas.
+    /// Names and addresses of the registered replicas, of as many as one connects to.
     pub fn replicas(&self) -> BTreeMap<Arc<str>, String> {
-        self.state.lock().markers.values().map(|m| (m.replica.as_str().into(), m.address.clone())).collect()
+        let state = self.state.lock();
+        state.markers.values().take(MOST_REPLICAS).map(|m| (m.replica.as_str().into(), m.address.clone())).collect()
     }
 
     /// How many entries of each kind there are.

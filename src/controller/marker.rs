@@ -30,7 +30,8 @@ pub struct Marker {
     pub client: Client,
     /// The collection that it proves.
     pub scope: ScopeId,
-    /// Where it is written: the collection's namespace, or the operator's own if all are watched.
+    /// Where it is written: the collection's namespace, or the operator's own if all are watched or it is that of the
+    /// registrations.
     pub namespace: String,
     /// Name of the replica, and of the marker.
     pub name: String,
@@ -79,11 +80,15 @@ impl Marker {
                         info!(marker = %self.name, "the marker is written again");
                     }
                     self.answered(sent, seen, resource_version);
+                    self.shared.with(|replica, now| replica.is_registered_since(self.scope, now));
                 }
                 Err(refused) => {
                     match refused.kind() {
                         // Somebody removed it, taking us for dead: our leases were over by then. Register again.
-                        ApiErrorKind::NotFound => known = false,
+                        ApiErrorKind::NotFound => {
+                            known = false;
+                            self.shared.with(|replica, _| replica.is_not_registered(self.scope));
+                        }
                         ApiErrorKind::AlreadyExists => known = true,
                         _ => {}
                     }

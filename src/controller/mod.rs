@@ -22,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::api::{LABEL_REPLICA, MARKER_PREFIX};
 use crate::core::replica::{Config, Replica, ScopeId};
 use crate::proto::v1;
 use crate::runtime::admin::{AdminError, BoundAdmin};
@@ -105,7 +106,8 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
 
     let namespaces: Vec<Arc<str>> = args.namespaces.iter().map(|n| n.as_str().into()).collect();
-    let replica = Replica::new(Config { lease, holdings_per_agent: args.copies()?, ..Config::default() }, &namespaces);
+    let config = Config { lease, holdings_per_agent: args.copies()?, ..Config::default() };
+    let replica = Replica::with_registry(config, &namespaces, &args.operator_namespace.as_str().into());
     let scopes: Vec<(ScopeId, Option<Arc<str>>)> = replica.scopes().map(|(id, n)| (id, n.cloned())).collect();
     let leases = Api::namespaced(client.clone(), &args.operator_namespace);
     let timings = args.leader.timings().map_err(config::ConfigError::from)?;
@@ -133,11 +135,13 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     };
     for (scope, namespace) in &scopes {
         let distrust = Arc::new(Notify::new());
-        let reader = Arc::new(Mutex::new(object::Reader::new(&markers_in(namespace))));
+        let reader = Arc::new(Mutex::new(object::Reader::new(&markers_in(namespace), &args.operator_namespace)));
+        let has_sessions = shared.with(|replica, _| replica.has_sessions(*scope));
         let watch = watch::Watch {
             client: args.kube.client(Timeouts::default()).await?,
             scope: *scope,
             namespace: namespace.clone(),
+            labels: if has_sessions { "" } else { LABEL_REPLICA },
             shared: shared.clone(),
             ledger: ledger.clone(),
             reader,
@@ -286,7 +290,7 @@ fn replica_name(pod: Option<&str>) -> String {
     let pod = pod.map(str::to_owned).or_else(host).unwrap_or_else(|| "vmcp-session-controller".to_owned());
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let pod: String = pod.chars().filter(|c| allowed(*c)).take(200).collect();
-    format!("replica-{pod}-{:08x}", rand::rng().random::<u32>())
+    format!("{MARKER_PREFIX}{pod}-{:08x}", rand::rng().random::<u32>())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::api::{FINALIZER_CONFIRM_EVICTION, lenient};
+use crate::api::{FINALIZER_CONFIRM_EVICTION, is_marker, lenient};
 use crate::core::digest::{Metadata, Summarizer};
 use crate::core::replica::{Kind, Object};
 use crate::core::session::{Interner, InvalidResourceVersion, InvalidUid, ResourceVersion, SessionKey, Uid};
@@ -174,7 +174,7 @@ pub struct Read {
     pub object: Object,
     /// For the leader, if it is a session.
     pub terms: Option<Terms>,
-    /// If it is the marker of a replica.
+    /// If it is the registration of a replica.
     pub marker: Option<Marker>,
 }
 
@@ -183,14 +183,17 @@ pub struct Read {
 pub struct Reader {
     namespaces: Interner,
     summarizer: Summarizer,
-    /// Markers count only here: anybody may label an object, but not in the operator's own namespace.
+    /// Where the collection's markers are.
     markers_in: Option<String>,
+    /// Replicas register only here: who may write sessions elsewhere may write a marker too, with any address in it.
+    registry: Option<String>,
 }
 
 impl Reader {
-    /// A reader that takes markers only in `markers_in`.
-    pub fn new(markers_in: &str) -> Self {
-        Self { markers_in: Some(markers_in.to_owned()), ..Self::default() }
+    /// A reader that takes markers only in `markers_in`, and registrations only in `registry`.
+    pub fn new(markers_in: &str, registry: &str) -> Self {
+        let (markers_in, registry) = (Some(markers_in.to_owned()), Some(registry.to_owned()));
+        Self { markers_in, registry, ..Self::default() }
     }
 
     /// Reads an object.
@@ -201,11 +204,12 @@ impl Reader {
         let unreadable = |why| NotASession::Unreadable { key: key.clone(), resource_version, why };
         let uid: Uid = meta.uid.parse().map_err(|invalid: InvalidUid| unreadable(invalid.into()))?;
         let terminating = meta.deletion_timestamp.is_some();
-        let is_marker = meta.labels.replica.is_some() && self.markers_in.as_deref() == Some(&meta.namespace);
-        let (kind, terms, marker) = if is_marker {
+        let is = |namespace: &Option<String>| namespace.as_deref() == Some(&meta.namespace);
+        let (kind, terms, marker) = if is_marker(key.name(), meta.labels.replica.is_some()) {
             let address = meta.annotations.address.unwrap_or_default();
-            let marker = Marker { replica: key.name().to_owned(), address };
-            (Kind::Marker, None, Some(marker))
+            let marker = is(&self.registry).then(|| Marker { replica: key.name().to_owned(), address });
+            let kind = if is(&self.markers_in) { Kind::Marker } else { Kind::Neither };
+            (kind, None, marker)
         } else {
             let Readable::Spec(spec) = spec else {
                 return Err(unreadable(Unreadable::Spec));
@@ -235,10 +239,10 @@ mod tests {
 
     use super::*;
 
-    fn watched(labels: &serde_json::Value) -> Watched {
+    fn watched(name: &str, labels: &serde_json::Value) -> Watched {
         serde_json::from_value(json!({
             "metadata": {
-                "namespace": "a", "name": "s", "uid": "0189ab00-0000-4000-8000-00000000beef", "generation": 3,
+                "namespace": "a", "name": name, "uid": "0189ab00-0000-4000-8000-00000000beef", "generation": 3,
                 "resourceVersion": "77", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": labels,
                 "finalizers": ["vmcp.dev/confirm-eviction"],
                 "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "canary", "vmcp.dev/address": "127.0.0.1:1"},
@@ -251,9 +255,9 @@ mod tests {
 
     #[test]
     fn a_session_is_read_without_its_values() {
-        let watched = watched(&json!({}));
+        let watched = watched("s", &json!({}));
         assert!(!format!("{watched:?}").contains("canary"), "{watched:?}");
-        let read = Reader::new("a").read(watched).unwrap();
+        let read = Reader::new("a", "a").read(watched).unwrap();
         assert!(!format!("{read:?}").contains("canary"), "{read:?}");
         assert_eq!(read.object.key.to_string(), "a/s");
         let terms = read.terms.unwrap();
@@ -269,7 +273,7 @@ mod tests {
             "spec": {"metadata": {}},
             "status": {"observedGeneration": 3, "lastRenewTime": "2026-01-01T00:00:00+99:99", "conditions": [{"type": "X"}]},
         });
-        let read = |object: &Value| Reader::new("a").read(serde_json::from_value(object.clone()).unwrap());
+        let read = |object: &Value| Reader::new("a", "a").read(serde_json::from_value(object.clone()).unwrap());
         let status = read(&object).unwrap().terms.unwrap().status.unwrap();
         assert_eq!((status.observed_generation, status.conditions.len(), status.last_renew_time), (Some(3), 1, None));
         object["status"] = json!("none");
@@ -281,12 +285,20 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_counts_only_in_the_operators_namespace() {
+    fn a_replica_registers_only_in_the_operators_namespace() {
         let labels = json!({"vmcp.dev/replica": "true"});
-        let read = Reader::new("a").read(watched(&labels)).unwrap();
-        assert_eq!(read.marker, Some(Marker { replica: "s".into(), address: "127.0.0.1:1".into() }));
-        let read = Reader::new("b").read(watched(&labels)).unwrap();
-        assert_eq!(read.marker, None);
-        assert!(matches!(read.object.kind, Kind::Session(_)));
+        let read = |markers_in, registry, name| Reader::new(markers_in, registry).read(watched(name, &labels)).unwrap();
+        let own = read("a", "a", "replica-s");
+        assert_eq!(own.marker, Some(Marker { replica: "replica-s".into(), address: "127.0.0.1:1".into() }));
+        assert!(matches!(own.object.kind, Kind::Marker));
+        let tenants = read("a", "ops", "replica-s");
+        assert!(
+            matches!((tenants.object.kind, tenants.marker), (Kind::Marker, None)),
+            "it proves, and registers nobody"
+        );
+        let elsewhere = read("ops", "ops", "replica-s");
+        assert!(matches!((elsewhere.object.kind, elsewhere.marker), (Kind::Neither, None)));
+        let session = read("a", "a", "s");
+        assert!(matches!((session.object.kind, session.marker), (Kind::Session(_), None)), "labelled by somebody");
     }
 }

@@ -66,6 +66,8 @@ pub struct Watch {
     pub scope: ScopeId,
     /// Its namespace; `None` for all.
     pub namespace: Option<Arc<str>>,
+    /// Chooses the objects; empty for all.
+    pub labels: &'static str,
     /// Where the objects go.
     pub shared: Arc<Shared>,
     /// Where the rest of them goes.
@@ -123,7 +125,7 @@ impl Watch {
 
     /// Takes a whole, consistent list. While it runs the position stands still.
     async fn list(&self) -> Result<(), WatchError> {
-        let mut params = ListParams::default().limit(PAGE);
+        let mut params = ListParams::default().limit(PAGE).labels(self.labels);
         let mut reads: Vec<Read> = Vec::new();
         let position = loop {
             let page = deadline(PAGE_DEADLINE, async {
@@ -160,7 +162,7 @@ impl Watch {
 
     async fn watch(&self, backoff: &mut Duration) -> Result<Ended, WatchError> {
         let position = self.shared.with(|replica, _| replica.position(self.scope));
-        let params = WatchParams::default().timeout(WATCH_SECONDS);
+        let params = WatchParams::default().timeout(WATCH_SECONDS).labels(self.labels);
         let begun = deadline(WATCH_DEADLINE, async {
             let request = Request::new(self.path()).watch(&params, &position.to_string());
             self.client.request_events::<Watched>(request.map_err(kube::Error::BuildRequest)?).await
@@ -277,6 +279,7 @@ mod tests {
             client: Client::try_from(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap(),
             scope,
             namespace: None,
+            labels: "",
             shared: Arc::new(Shared::new(replica, ledger.clone())),
             ledger,
             reader: Arc::default(),

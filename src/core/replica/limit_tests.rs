@@ -68,7 +68,7 @@ impl Bench {
     }
 
     fn confirm(&mut self, stream: StreamId, at: u64) -> Result<(), ConfirmRefused> {
-        self.replica.confirm(stream, at, key(), state(Fate::Stale { below: 1 }, at))
+        self.replica.confirm(stream, at, key(), state(Fate::Stale { below: 1 }, at), self.now)
     }
 
     /// The answers that wait for who asked.
@@ -96,7 +96,7 @@ fn a_state_that_a_later_proof_does_not_show_was_never_committed() {
     let mut bench = Bench::new(16, 16);
     let (asker, _) = bench.agent(1, "ns", "a", 1);
     bench.confirm(asker, 1_000).unwrap();
-    bench.replica.confirm(asker, 2, key(), state(Fate::Gone, 10)).unwrap();
+    bench.replica.confirm(asker, 2, key(), state(Fate::Gone, 10), bench.now).unwrap();
     // The proof was sent before the requests came: it says nothing of them.
     bench.prove();
     bench.pass(Duration::from_millis(1));
