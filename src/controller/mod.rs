@@ -12,21 +12,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use kube::api::Api;
 use parking_lot::Mutex;
 use rand::Rng;
 use thiserror::Error;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::api::{LABEL_REPLICA, MARKER_PREFIX};
 use crate::core::replica::{Config, Replica, ScopeId};
 use crate::proto::v1;
 use crate::runtime::admin::{AdminError, BoundAdmin};
-use crate::runtime::health::Health;
+use crate::runtime::health::{Health, Heartbeat};
 use crate::runtime::kube_client::{KubeConfigError, Timeouts};
 use crate::runtime::task_set::{TaskError, TaskSet};
 use crate::runtime::transport::Transport;
@@ -52,22 +52,21 @@ mod reviews;
 pub mod serve;
 pub mod shared;
 pub mod status;
+mod stop;
 pub mod watch;
 
 pub use config::ControllerArgs;
 use events::{EventWriter, REPORTING_CONTROLLER};
 use leader::Elector;
+use reconcile::Leader;
 use reconcile::herald::Herald;
-use reconcile::{Ending, Leader};
 use shared::Shared;
+use stop::Stop;
 
-/// How long everything may take to end.
-const DRAIN: Duration = Duration::from_secs(5);
-/// How long agents are given to return their leases.
-const RETURN_LEASES: Duration = Duration::from_secs(3);
-/// How long the removal of the markers may take. With the leases and what the leader has under way it is less than the 10 s
-/// that a shutdown may take.
-const UNREGISTER: Duration = Duration::from_secs(3);
+/// How long the tasks may take to end when all that has an order has ended: see [`stop`].
+const DRAIN: Duration = Duration::from_millis(2500);
+/// The process is started anew if a loop that goes round many times in a lease has not for so long, and for four leases.
+const STUCK: Duration = Duration::from_mins(1);
 /// How often it is looked whether something that was remembered is over.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -105,7 +104,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let address = args.advertise.unwrap_or(bound.address).to_string();
     info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
 
-    let namespaces: Vec<Arc<str>> = args.namespaces.iter().map(|n| n.as_str().into()).collect();
+    let namespaces: Vec<Arc<str>> = args.chosen_namespaces().iter().map(|n| n.as_str().into()).collect();
     let config = Config { lease, holdings_per_agent: args.copies()?, ..Config::default() };
     let replica = Replica::with_registry(config, &namespaces, &args.operator_namespace.as_str().into());
     let scopes: Vec<(ScopeId, Option<Arc<str>>)> = replica.scopes().map(|(id, n)| (id, n.cloned())).collect();
@@ -130,6 +129,9 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     // What must go on while the agents return their leases is cancelled later than what begins new work.
     let closing = CancellationToken::new();
     let mut tasks = TaskSet::new(closing.clone());
+    // The markers are removed before: whoever writes them must have ended by then, or one comes back.
+    let (marking, markers) = (closing.child_token(), TaskTracker::new());
+    let stuck = STUCK.max(lease * 4);
     let markers_in = |namespace: &Option<Arc<str>>| {
         namespace.as_ref().map_or_else(|| args.operator_namespace.clone(), ToString::to_string)
     };
@@ -157,9 +159,15 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
             lease,
             shared: shared.clone(),
             distrust,
+            heartbeat: health.heartbeat("marker", stuck),
         };
         tasks.spawn("watch", watch.run(closing.clone()));
-        tasks.spawn("marker", marker.run(closing.clone()));
+        let (marker, closing) = (markers.track_future(marker.run(marking.clone())), closing.clone());
+        tasks.spawn("marker", async move {
+            let ended = marker.await;
+            closing.cancelled().await;
+            ended
+        });
     }
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let settings = v1::Settings {
@@ -179,7 +187,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     };
     let service = serve::Service::new(attach, peer, authenticator);
     tasks.spawn("serve", bound.serve(service, closing.clone()));
-    tasks.spawn("poll", poll(shared.clone(), closing.clone()));
+    tasks.spawn("poll", poll(shared.clone(), health.heartbeat("poll", stuck), closing.clone()));
 
     let leader = Leader {
         name: name.as_str().into(),
@@ -196,68 +204,33 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let registry = Arc::new(metrics::registry(sources, took));
     tasks.spawn("admin", admin.serve(health, registry, closing.clone()));
 
-    let stopping = stop(shared, client, scopes, markers_in, name, ending, shutdown, closing);
-    let (ended, ()) = tokio::join!(tasks.run(DRAIN), stopping);
-    Ok(ended?)
-}
-
-/// Ends the replica in order: no new leases, those in force are returned, the registration goes, then everything else.
-/// Meanwhile it stops to lead.
-#[allow(clippy::too_many_arguments, reason = "all that must end")]
-async fn stop(
-    shared: Arc<Shared>,
-    client: kube::Client,
-    scopes: Vec<(ScopeId, Option<Arc<str>>)>,
-    markers_in: impl Fn(&Option<Arc<str>>) -> String,
-    name: String,
-    ending: Ending,
-    shutdown: CancellationToken,
-    closing: CancellationToken,
-) {
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        // A task has ended early.
-        () = closing.cancelled() => return,
-    }
-    shared.with(|replica, _| replica.stop());
-    let over = || shared.with(|replica, now| replica.all_leases_over(now));
-    let returned = async {
-        let deadline = Instant::now() + RETURN_LEASES;
-        while !over() && Instant::now() < deadline {
-            sleep(Duration::from_millis(10)).await;
+    let namespaces = scopes.iter().map(|(_, namespace)| markers_in(namespace)).collect();
+    let stop = Stop { shared, client, namespaces, name, marking, markers, ending };
+    let (ended, ()) = tokio::join!(tasks.run(DRAIN), stop.when(&shutdown, closing));
+    match ended {
+        // Everything that must end in order has ended. What is left waits for somebody who does not answer.
+        Err(TaskError::Undrained { tasks, .. }) if shutdown.is_cancelled() => {
+            warn!(tasks = tasks.join(", "), "not waited for any longer");
+            Ok(())
         }
-    };
-    tokio::join!(returned, ending.end());
-    if over() {
-        let namespaces = scopes.iter().map(|(_, namespace)| markers_in(namespace)).collect();
-        unregister(&client, namespaces, &name).await;
-    } else {
-        info!("some agents have not returned their leases: the registration stays until these have ended");
+        ended => Ok(ended?),
     }
-    closing.cancel();
 }
 
-/// Removes all markers of this replica, at once: an API server that does not answer must not be waited for again and again.
-async fn unregister(client: &kube::Client, namespaces: Vec<String>, name: &str) {
-    let removals = namespaces.iter().map(|namespace| async move {
-        let removed = timeout(UNREGISTER, marker::remove(client, namespace, name, None)).await;
-        let error = match removed {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(late) => late.to_string(),
-        };
-        warn!(namespace, error, "the marker stays: whoever leads removes it when a lease has passed");
-    });
-    join_all(removals).await;
-}
-
-async fn poll(shared: Arc<Shared>, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
+async fn poll(
+    shared: Arc<Shared>,
+    heartbeat: Heartbeat,
+    shutdown: CancellationToken,
+) -> Result<(), std::convert::Infallible> {
     let mut ticks = interval(POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            _ = ticks.tick() => shared.with(Replica::poll),
+            _ = ticks.tick() => {
+                shared.with(Replica::poll);
+                heartbeat.beat();
+            }
         }
     }
 }
@@ -306,13 +279,37 @@ mod tests {
         (kube::Client::try_from(kube::Config::new(url)).unwrap(), listener)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_api_server_that_does_not_answer_is_waited_for_once_at_the_end() {
-        let (client, _listener) = unanswered().await;
-        let begun = Instant::now();
-        let namespaces = (0..20).map(|n| format!("ns-{n}")).collect();
-        unregister(&client, namespaces, "replica").await;
-        assert_eq!(begun.elapsed(), UNREGISTER);
+    struct Nobody;
+
+    impl ledger::Settlements for Nobody {
+        fn settled(&self, _settled: &crate::core::replica::Settled) {}
+    }
+
+    #[test]
+    fn a_replica_that_nobody_can_lock_is_not_alive() {
+        let second = Duration::from_secs(1);
+        let ledger = Arc::new(ledger::Ledger::new("own", second, second, Box::new(Nobody)));
+        let shared = Arc::new(Shared::new(Replica::new(Config::default(), &[]), ledger));
+        let (health, shutdown) = (Health::default(), CancellationToken::new());
+        let heartbeat = health.heartbeat("poll", Duration::from_millis(300));
+        // Threads of its own: the one that is stuck may be the one that wakes the others.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let polling = runtime.spawn(poll(shared.clone(), heartbeat, shutdown.clone()));
+        let becomes = |alive: bool| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(10);
+            while health.livez().passed != alive {
+                assert!(std::time::Instant::now() < deadline, "it stays {}", health.livez().text);
+                std::thread::yield_now();
+            }
+        };
+        let locked = shared.with(|_, _| {
+            becomes(false);
+            health.livez().text
+        });
+        assert!(locked.contains("poll"), "{locked}");
+        becomes(true);
+        shutdown.cancel();
+        runtime.block_on(polling).unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
