@@ -47,6 +47,14 @@ impl CallError {
         }
     }
 
+    /// How long the API server asks to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Api(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+
     pub fn kind(&self) -> Option<ApiErrorKind> {
         match self {
             Self::Api(error) => Some(error.kind()),
