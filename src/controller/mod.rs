@@ -43,6 +43,7 @@ pub mod ledger;
 pub mod marker;
 pub mod metrics;
 pub mod object;
+mod paging;
 pub mod peer;
 pub mod peers;
 mod pump;

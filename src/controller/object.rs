@@ -30,6 +30,16 @@ pub struct Watched {
     status: Option<Status>,
 }
 
+impl Watched {
+    /// About how large it is.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.spec {
+            Readable::Spec(spec) => spec.metadata.iter().map(|(key, value)| key.len() + value.len()).sum(),
+            Readable::Not(_) => 0,
+        }
+    }
+}
+
 /// A spec, if it is one.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]

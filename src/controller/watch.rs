@@ -20,14 +20,13 @@ use tracing::{debug, info, warn};
 
 use super::ledger::Ledger;
 use super::object::{NotASession, Read, Reader, Watched};
+use super::paging::Paging;
 use super::shared::Shared;
 use crate::api::VmcpSession;
 use crate::core::replica::{ScopeId, StaleList};
 use crate::core::session::{InvalidResourceVersion, ResourceVersion, SessionKey};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
-/// Objects in one page of a list.
-const PAGE: u32 = 500;
 /// How long one page of a list may take.
 const PAGE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the beginning of a watch may take.
@@ -86,11 +85,12 @@ impl Watch {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
         let mut backoff = *BACKOFF.start();
         let mut listed = false;
+        let mut paging = Paging::default();
         while !shutdown.is_cancelled() {
             let begun = Instant::now();
             let result = tokio::select! {
                 () = shutdown.cancelled() => break,
-                result = self.once(&mut listed, &mut backoff) => result,
+                result = self.once(&mut listed, &mut backoff, &mut paging) => result,
             };
             match result {
                 // One that ends as soon as it has begun must not be begun again and again.
@@ -114,9 +114,9 @@ impl Watch {
         Ok(())
     }
 
-    async fn once(&self, listed: &mut bool, backoff: &mut Duration) -> Result<Ended, WatchError> {
+    async fn once(&self, listed: &mut bool, backoff: &mut Duration, paging: &mut Paging) -> Result<Ended, WatchError> {
         if !*listed || self.shared.with(|replica, _| replica.must_list(self.scope)) {
-            self.list().await?;
+            self.list(paging).await?;
             *listed = true;
             *backoff = *BACKOFF.start();
         }
@@ -124,15 +124,23 @@ impl Watch {
     }
 
     /// Takes a whole, consistent list. While it runs the position stands still.
-    async fn list(&self) -> Result<(), WatchError> {
-        let mut params = ListParams::default().limit(PAGE).labels(self.labels);
+    async fn list(&self, paging: &mut Paging) -> Result<(), WatchError> {
+        let mut params = ListParams::default().labels(self.labels);
         let mut reads: Vec<Read> = Vec::new();
         let position = loop {
+            params = params.limit(paging.limit());
             let page = deadline(PAGE_DEADLINE, async {
                 let request = Request::new(self.path()).list(&params).map_err(kube::Error::BuildRequest)?;
                 self.client.request::<ObjectList<Watched>>(request).await
             });
-            let ObjectList { metadata, items, .. } = page.await?;
+            let ObjectList { metadata, items, .. } = match page.await {
+                Err(error) if paging.failed(error.kind()) => {
+                    info!(scope = %self.name(), %error, objects = paging.limit(), "asking for a smaller page");
+                    continue;
+                }
+                page => page?,
+            };
+            paging.came(items.len(), items.iter().map(Watched::bytes).sum());
             {
                 let mut reader = self.reader.lock();
                 for item in items {
@@ -147,6 +155,7 @@ impl Watch {
                 }
             }
         };
+        paging.complete();
         let count = reads.len();
         let mut kept = Vec::with_capacity(count);
         let mut objects = Vec::with_capacity(count);
@@ -257,6 +266,7 @@ fn readable(read: Result<Read, NotASession>) -> Result<Result<Read, (SessionKey,
 #[cfg(test)]
 mod tests {
     use futures::stream;
+    use serde_json::json;
     use tokio::time::timeout;
 
     use super::*;
@@ -286,6 +296,50 @@ mod tests {
             distrust: Arc::default(),
             patience,
         }
+    }
+
+    /// An API server with so many sessions of almost a mebibyte, which fails when more than ten are asked for at once. It
+    /// notes how many were.
+    async fn heavy(count: u32) -> (Client, Arc<Mutex<Vec<u32>>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = asked.clone();
+        let answer = move |uri: http::Uri| async move {
+            let number = |name: &str| {
+                let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+                pairs.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse::<u32>().ok())
+            };
+            let (limit, from) = (number("limit").unwrap(), number("continue").unwrap_or(0));
+            noted.lock().push(limit);
+            if limit > 10 {
+                return (http::StatusCode::GATEWAY_TIMEOUT, String::new());
+            }
+            let to = count.min(from + limit);
+            let items: Vec<serde_json::Value> = (from..to).map(|n| json!({
+                "metadata": {"namespace": "ns", "name": format!("s{n}"), "uid": format!("00000000-0000-0000-0000-{n:012}"),
+                    "generation": 1, "resourceVersion": "5"},
+                "spec": {"metadata": {"k": "x".repeat(1_000_000)}},
+            })).collect();
+            let next = if to < count { to.to_string() } else { String::new() };
+            let list = json!({"kind": "List", "apiVersion": "v1", "items": items,
+                "metadata": {"resourceVersion": "9", "continue": next}});
+            (http::StatusCode::OK, list.to_string())
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        let mut config = kube::Config::new(uri);
+        // As the real client has it.
+        config.default_retry = false;
+        (Client::try_from(config).unwrap(), asked)
+    }
+
+    #[tokio::test]
+    async fn a_list_of_large_sessions_comes_in_pages_that_the_api_server_can_send() {
+        let (client, asked) = heavy(30).await;
+        let watch = Watch { client, ..watch(Duration::from_hours(1)) };
+        watch.list(&mut Paging::default()).await.unwrap();
+        assert_eq!(watch.shared.with(|replica, _| replica.sessions()), 30);
+        assert_eq!(*asked.lock(), [100, 50, 25, 12, 6, 11, 5, 10, 10]);
     }
 
     /// How a silent watch ends that is distrusted while it is followed, if it does.
