@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use super::clock::now;
 use super::object::{Marker, Read, Terms};
 use crate::core::expiry::{Expired, Expiry, Hearing, Persist, WallTime};
-use crate::core::replica::Settled;
+use crate::core::replica::{Late, Settled};
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
@@ -41,6 +41,9 @@ const MOST_REPLICAS: usize = 16;
 pub trait Settlements: Send + Sync {
     /// A change is settled.
     fn settled(&self, settled: &Settled);
+
+    /// Some pods are late to acknowledge a change.
+    fn late(&self, _late: &Late) {}
 }
 
 /// The ledger.

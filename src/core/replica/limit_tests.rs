@@ -246,3 +246,39 @@ fn keys_that_change_while_somebody_does_not_obey_are_not_collected_for_ever() {
     let [Fact::Settled(settled)] = &facts[..] else { panic!("{facts:?}") };
     assert_eq!(settled.changed_keys.len(), 256);
 }
+
+#[test]
+fn pods_that_are_silent_are_told_of_once_while_they_have_leases() {
+    let mut bench = Bench::new(16, 16);
+    for (stream, pod) in [(1, "b"), (2, "a")] {
+        let (silent, _) = bench.agent(stream, "ns", pod, stream.into());
+        let held = Holding {
+            uid: UID,
+            generation: 1,
+            digest: Digest::of(&Metadata::new()),
+            resource_version: ResourceVersion(10),
+        };
+        assert!(bench.replica.reported(silent, vec![(key(), Report::Held(held))], Some(1), bench.now));
+    }
+    let object = Object {
+        key: key(),
+        uid: UID,
+        generation: 2,
+        resource_version: ResourceVersion(bench.replica.position(bench.scope).0 + 1),
+        terminating: false,
+        kind: Kind::Session(Summarizer::default().summarize(&Metadata::from([("k".into(), String::new())]))),
+    };
+    bench.replica.apply(bench.scope, object, bench.now);
+    let late = |bench: &mut Bench| -> Vec<super::Late> {
+        let facts = bench.replica.take_facts();
+        facts.into_iter().filter_map(|fact| if let Fact::Late(late) = fact { Some(late) } else { None }).collect()
+    };
+    bench.pass(LEASE / 10);
+    assert_eq!(late(&mut bench), [], "they may answer yet");
+    bench.pass(LEASE / 10);
+    let [told] = &late(&mut bench)[..] else { panic!("nothing, or too much") };
+    assert_eq!((told.pods.join(","), told.waited), ("a,b".into(), LEASE / 5));
+    assert!(told.lease_left > LEASE / 2 && told.lease_left <= LEASE, "{told:?}");
+    bench.pass(LEASE / 10);
+    assert_eq!(late(&mut bench), []);
+}

@@ -37,7 +37,7 @@ mod tests;
 pub use agents::{AgentName, Hello, InstanceId, Outgoing, Refusal};
 pub use confirm::{ConfirmRefused, Confirmed};
 pub use counts::Counts;
-pub use rounds::{Fact, Settled};
+pub use rounds::{Fact, Late, Settled};
 pub use scope::{ProofError, Registration, ScopeId};
 pub use truth::{Kind, Object, StaleList};
 
