@@ -13,8 +13,35 @@ use crate::world::{Evictions, World, serves};
 const LEASE: Duration = Duration::from_secs(10);
 
 async fn start(namespaces: &str) -> World {
-    let options = ClusterOptions::default().size(2, 2).lease(LEASE);
-    World::start(options.controller_args(&[&format!("--namespaces={namespaces}")])).await
+    let options = ClusterOptions::default().size(0, 0).lease(LEASE);
+    let mut world = World::start(options.controller_args(&[&format!("--namespaces={namespaces}")])).await;
+    for namespace in namespaces.split(',') {
+        if namespace != "vmcp" {
+            world.plane.create_namespace(namespace).await.unwrap();
+        }
+        // As the manifest of the controller's rights says: a marker of its own in each of them.
+        let object = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "markers", "namespace": namespace}});
+        let (mut role, mut binding) = (object.clone(), object);
+        role["kind"] = json!("Role");
+        role["rules"] = json!([{"apiGroups": ["vmcp.dev"], "resources": ["vmcpsessions"], "verbs": ["create"]}]);
+        binding["kind"] = json!("RoleBinding");
+        binding["roleRef"] = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "markers"});
+        binding["subjects"] =
+            json!([{"kind": "ServiceAccount", "name": "vmcp-session-controller", "namespace": "vmcp-system"}]);
+        for object in [role, binding] {
+            world.plane.apply_yaml(&object.to_string()).await.unwrap();
+        }
+    }
+    for _ in 0..2 {
+        world.add_controller().await.unwrap();
+    }
+    for controller in &world.controllers {
+        controller.wait_ready().await.unwrap();
+    }
+    for _ in 0..2 {
+        world.add_pod().await.unwrap().wait_leases(2).await.unwrap();
+    }
+    world
 }
 
 async fn apply(world: &World, namespace: &str, metadata: &serde_json::Value, n: &str) {
@@ -76,17 +103,14 @@ async fn what_only_looks_like_a_marker_is_a_session() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_are_followed_in_each_chosen_namespace_and_in_no_other() {
     let mut world = start("vmcp,second").await;
-    for namespace in ["second", "third"] {
-        world.plane.create_namespace(namespace).await.unwrap();
-        world.plane.create_service_account(namespace, "vmcp-server").await.unwrap();
-        let verbs = ["get", "create", "patch", "delete"];
-        let rules = vec![testkit::policy_rule("vmcp.dev", &["vmcpsessions"], &verbs)];
-        world.plane.bind_role(namespace, "vmcp-server", rules).await.unwrap();
-    }
+    world.plane.create_namespace("third").await.unwrap();
+    world.plane.create_service_account("second", "vmcp-server").await.unwrap();
+    let rules = vec![testkit::policy_rule("vmcp.dev", &["vmcpsessions"], &["get", "create", "patch", "delete"])];
+    world.plane.bind_role("second", "vmcp-server", rules).await.unwrap();
     for namespace in ["third", "vmcp-system", "second", "vmcp"] {
         apply(&world, namespace, &json!({"name": "s"}), "0").await;
     }
-    // A pod in the other chosen namespace. It was not there when the controllers started.
+    // A pod in the other chosen namespace.
     world.options.namespace = "second".into();
     world.add_pod().await.unwrap().wait_leases(2).await.unwrap();
     world.hold("s", &[0, 1, 2]).await;
