@@ -26,17 +26,16 @@ impl Default for Paging {
 
 impl Paging {
     /// How many objects to ask for.
-    pub fn limit(&self) -> u32 {
+    pub fn limit(self) -> u32 {
         self.objects
     }
 
     /// A page came: so many objects, which have so many bytes.
     pub fn came(&mut self, objects: usize, bytes: usize) {
-        if objects > 0 {
-            let fit = TARGET / (bytes / objects).max(1);
-            let most = MOST.min(self.too_many - 1).max(1);
-            self.objects = u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, most);
-        }
+        let Some(mean) = bytes.checked_div(objects) else { return };
+        let fit = TARGET / mean.max(1);
+        let most = MOST.min(self.too_many - 1).max(1);
+        self.objects = u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, most);
     }
 
     /// A page did not come. Says whether to ask for a smaller one.
