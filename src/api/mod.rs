@@ -11,8 +11,9 @@ mod status;
 
 pub use names::{
     ANNOTATION_ADDRESS, ANNOTATION_BEAT, CONDITION_SYNCED, FINALIZER_CONFIRM_EVICTION, GROUP, KIND, LABEL_REPLICA,
-    MAX_CHANGED_KEYS, MAX_KEY_CHARS, MAX_KEYS, MAX_METADATA_BYTES, MAX_TIMEOUT_SECONDS, MAX_VALUE_CHARS, PLURAL,
-    SyncedReason, VERSION,
+    MARKER_PREFIX, MAX_CHANGED_KEYS, MAX_KEY_CHARS, MAX_KEYS, MAX_METADATA_BYTES, MAX_TIMEOUT_SECONDS, MAX_VALUE_CHARS,
+    PLURAL, SyncedReason, VERSION, is_marker,
 };
 pub use session::{VmcpSession, VmcpSessionSpec, strip_echoes};
+pub(crate) use status::lenient;
 pub use status::{LastEviction, VmcpSessionStatus};

@@ -20,6 +20,15 @@ pub const FINALIZER_CONFIRM_EVICTION: &str = "vmcp.dev/confirm-eviction";
 /// The markers are `VmcpSession` objects too, so that they come through the watch that they vouch for.
 pub const LABEL_REPLICA: &str = "vmcp.dev/replica";
 
+/// How the name of each freshness marker begins. Neither the name nor the label makes a marker alone: people may label and name
+/// their sessions as they like.
+pub const MARKER_PREFIX: &str = "replica-";
+
+/// Whether an object is a freshness marker, and so no session, wherever it is.
+pub fn is_marker(name: &str, has_replica_label: bool) -> bool {
+    has_replica_label && name.starts_with(MARKER_PREFIX)
+}
+
 /// Annotation of a freshness marker: the address at which agents and peers reach the replica.
 pub const ANNOTATION_ADDRESS: &str = "vmcp.dev/address";
 

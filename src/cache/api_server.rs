@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::config::CacheConfig;
 use super::events::count;
-use crate::api::{LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
+use crate::api::{self, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use crate::core::cache::{Answer, Copy, Facts, Observed};
 use crate::core::digest::Digest;
 use crate::core::session::{ResourceVersion, Uid};
@@ -44,6 +44,14 @@ impl CallError {
             Self::Api(error) => error.outcome_unknown(),
             Self::NotFound | Self::NotServed => false,
             Self::NotASession(_) => true,
+        }
+    }
+
+    /// How long the API server asks to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Api(error) => error.retry_after(),
+            _ => None,
         }
     }
 
@@ -189,7 +197,8 @@ fn observed(object: VmcpSession, kept: &[Arc<str>]) -> Result<Observed, CallErro
 
 /// Whether this is a replica's freshness marker.
 fn is_marker(object: &VmcpSession) -> bool {
-    object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_REPLICA))
+    let labelled = object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_REPLICA));
+    api::is_marker(object.metadata.name.as_deref().unwrap_or_default(), labelled)
 }
 
 /// Milliseconds since 1970.
@@ -216,6 +225,18 @@ mod tests {
         assert!(!missing(json!({})), "the type is not served");
         assert!(!missing(json!({"name": "s1", "kind": "namespaces"})));
         assert!(!missing(json!({"name": "s2", "kind": "vmcpsessions"})));
+    }
+
+    #[test]
+    fn a_label_alone_makes_no_marker() {
+        let labelled = |name: &str| {
+            let mut object = VmcpSession::new(name, VmcpSessionSpec::default());
+            object.metadata.labels = Some(BTreeMap::from([(LABEL_REPLICA.to_owned(), "true".to_owned())]));
+            object
+        };
+        assert!(is_marker(&labelled("replica-a-01")));
+        assert!(!is_marker(&labelled("s1")), "a session that somebody has labelled");
+        assert!(!is_marker(&VmcpSession::new("replica-a-01", VmcpSessionSpec::default())));
     }
 
     #[test]

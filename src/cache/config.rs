@@ -50,7 +50,7 @@ pub struct CacheConfig {
     /// Sessions that are waited for at once. Further misses fail with `Overloaded`.
     pub waiting_gets: usize,
     /// Names without a session that may be asked for, per second: what keeps a flood of unknown names from becoming a
-    /// flood on the API server. Sessions that are found do not count.
+    /// flood on the API server. Sessions that are found do not count; GETs that fail do.
     pub unknown_per_second: u32,
     /// As many of them may come at once.
     pub unknown_burst: u32,

@@ -13,6 +13,7 @@ use super::error::GetError;
 use super::events::count;
 use super::limiter::Bucket;
 use super::name::is_object_name;
+use super::respite::Respite;
 use super::session::{Origin, Session};
 use super::shared::Shared;
 use super::store::now;
@@ -38,6 +39,7 @@ pub(super) struct Pending {
 pub(super) struct Gets {
     permits: Semaphore,
     unknown: Mutex<Bucket>,
+    respite: Respite,
     waiting: AtomicUsize,
     most: usize,
     patience: Duration,
@@ -47,6 +49,7 @@ impl Gets {
     pub fn new(config: &super::CacheConfig) -> Self {
         Self {
             permits: Semaphore::new(config.concurrent_gets),
+            respite: Respite::default(),
             unknown: Mutex::new(Bucket::new(config.unknown_per_second, config.unknown_burst, now())),
             waiting: AtomicUsize::new(0),
             most: config.waiting_gets,
@@ -203,7 +206,8 @@ impl Flight {
             Ok(Err(_)) => Err(GetError::unavailable("the cache has ended")),
             Err(_) => Err(GetError::unavailable("waited too long for other requests to the API server")),
         };
-        if !known && !matches!(outcome, Err(GetError::NotFound)) {
+        // What was not found out cost the API server as much as what is not there.
+        if !known && outcome.is_ok() {
             gets.unknown.lock().give_back();
         }
         outcome
@@ -222,11 +226,16 @@ impl Flight {
                     break;
                 }
             }
+            if !shared.gets.respite.over_by(end).await {
+                return Err(GetError::unavailable("the API server has asked for a pause"));
+            }
             shared.store.change(name, |state, _, now| {
                 state.shard.restore_sent(name, *id, now);
                 ((), None)
             });
-            match shared.api.get(name).await {
+            let answer = shared.api.get(name).await;
+            shared.gets.respite.heard(answer.as_ref().err());
+            match answer {
                 Ok(answer) => {
                     if let Some(outcome) = self.answered(answer) {
                         return outcome;

@@ -65,10 +65,13 @@ mod endpoints;
 mod error;
 mod events;
 mod flight;
+#[cfg(test)]
+mod flight_tests;
 mod limiter;
 mod link;
 mod name;
 mod outbox;
+mod respite;
 #[cfg(test)]
 mod scripted_replica;
 mod session;

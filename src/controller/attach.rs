@@ -226,7 +226,7 @@ pub fn confirm(
 ) -> Result<Result<(), ConfirmRefused>, Malformed> {
     let (name, barrier) = convert::barrier(request.state.as_ref())?;
     let key = SessionKey::new(namespace.clone(), name);
-    Ok(shared.with(|replica, _| replica.confirm(stream, request.number, key, barrier)))
+    Ok(shared.with(|replica, now| replica.confirm(stream, request.number, key, barrier, now)))
 }
 
 async fn push(outbox: &Outbox, message: replica_message::Message) -> Result<(), Ended> {

@@ -121,15 +121,35 @@ impl ControllerArgs {
         self.copies()?;
         self.leader.timings()?;
         self.tls.source()?;
-        for name in self.namespaces.iter().chain([&self.operator_namespace]) {
-            let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-            if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) {
-                let expected = "the name of a namespace: 1 to 63 of a-z, 0-9 and '-'";
+        namespace("operator-namespace", &self.operator_namespace)?;
+        let chosen = self.chosen_namespaces();
+        for (at, name) in chosen.iter().enumerate() {
+            namespace("namespaces", name)?;
+            if chosen[..at].contains(name) {
+                let expected = "each namespace once";
                 return Err(ConfigError::Range { flag: "namespaces", got: name.clone(), expected });
             }
         }
         Ok(())
     }
+
+    /// The namespaces to watch; none of them means all. An environment variable that is empty says so too.
+    pub fn chosen_namespaces(&self) -> &[String] {
+        match &self.namespaces[..] {
+            [all] if all.is_empty() => &[],
+            chosen => chosen,
+        }
+    }
+}
+
+fn namespace(flag: &'static str, name: &str) -> Result<(), ConfigError> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let dashed = name.starts_with('-') || name.ends_with('-');
+    if name.is_empty() || name.len() > 63 || dashed || !name.bytes().all(inner) {
+        let expected = "the name of a namespace: 1 to 63 of a-z, 0-9 and '-', with a letter or digit first and last";
+        return Err(ConfigError::Range { flag, got: name.to_owned(), expected });
+    }
+    Ok(())
 }
 
 fn seconds(flag: &'static str, got: f64, min: f64, max: f64, expected: &'static str) -> Result<Duration, ConfigError> {
@@ -166,8 +186,14 @@ mod tests {
             let error = parsed(&["--copies-per-agent", copies]).unwrap_err();
             assert!(error.to_string().contains("1 to 10000000 copies"), "{error}");
         }
-        assert!(parsed(&["--namespaces", "a,B"]).is_err());
-        assert!(parsed(&["--namespaces", "a,"]).is_err());
+        for wrong in ["a,B", "a,", "a,a", ",", "a-", "b,-a"] {
+            let error = parsed(&[&format!("--namespaces={wrong}")]).unwrap_err();
+            assert!(error.to_string().starts_with("--namespaces is "), "{error}");
+        }
+        assert_eq!(parsed(&["--namespaces", "a,b"]), Ok(()));
+        assert_eq!(parsed(&["--namespaces", ""]), Ok(()), "as an empty environment variable: all");
+        let error = parsed(&["--operator-namespace", "B"]).unwrap_err();
+        assert!(error.to_string().starts_with("--operator-namespace is "), "{error}");
         let error = parsed(&["--leader-lease-seconds", "5"]).unwrap_err();
         assert!(error.to_string().contains("renew deadline"), "{error}");
     }

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use super::clock::now;
 use super::object::{Marker, Read, Terms};
 use crate::core::expiry::{Expired, Expiry, Hearing, Persist, WallTime};
-use crate::core::replica::Settled;
+use crate::core::replica::{Late, Settled};
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
@@ -34,10 +34,16 @@ use renewals::Renewals;
 pub use renewals::Turn;
 use standing::Standing;
 
+/// Replicas that one connects to. If there are more, confirmations wait for the leases to end, and nothing expires.
+const MOST_REPLICAS: usize = 16;
+
 /// Hears of settled changes, at once and without waiting.
 pub trait Settlements: Send + Sync {
     /// A change is settled.
     fn settled(&self, settled: &Settled);
+
+    /// Some pods are late to acknowledge a change.
+    fn late(&self, _late: &Late) {}
 }
 
 /// The ledger.
@@ -345,9 +351,10 @@ impl Ledger {
         self.state.lock().terminating.iter().map(|(key, t)| (key.clone(), *t)).collect()
     }
 
-    /// Names and addresses of the registered replicas.
+    /// Names and addresses of the registered replicas, of as many as one connects to.
     pub fn replicas(&self) -> BTreeMap<Arc<str>, String> {
-        self.state.lock().markers.values().map(|m| (m.replica.as_str().into(), m.address.clone())).collect()
+        let state = self.state.lock();
+        state.markers.values().take(MOST_REPLICAS).map(|m| (m.replica.as_str().into(), m.address.clone())).collect()
     }
 
     /// How many entries of each kind there are.

@@ -20,6 +20,7 @@ use crate::api::{ANNOTATION_ADDRESS, ANNOTATION_BEAT, LABEL_REPLICA, VmcpSession
 use crate::core::replica::ScopeId;
 use crate::core::session::{InvalidResourceVersion, ResourceVersion};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+use crate::runtime::health::Heartbeat;
 
 /// Who writes it, for `managedFields`.
 pub const FIELD_MANAGER: &str = "vmcp-session-controller";
@@ -30,7 +31,8 @@ pub struct Marker {
     pub client: Client,
     /// The collection that it proves.
     pub scope: ScopeId,
-    /// Where it is written: the collection's namespace, or the operator's own if all are watched.
+    /// Where it is written: the collection's namespace, or the operator's own if all are watched or it is that of the
+    /// registrations.
     pub namespace: String,
     /// Name of the replica, and of the marker.
     pub name: String,
@@ -42,6 +44,8 @@ pub struct Marker {
     pub shared: Arc<Shared>,
     /// Notified when the watch is too silent to be trusted.
     pub distrust: Arc<Notify>,
+    /// Beats with each write that is tried.
+    pub heartbeat: Heartbeat,
 }
 
 impl Marker {
@@ -60,12 +64,17 @@ impl Marker {
             }
             next = Instant::now() + every.mul_f64(rand::Rng::random_range(&mut rand::rng(), 0.85..1.0));
             self.check_watch();
+            self.heartbeat.beat();
             beat += 1;
             // The knowledge is as old as this instant, however long the answer takes.
             let sent = now();
             let seen = self.shared.with(|replica, _| replica.position(self.scope));
             // A call that hangs must not keep the next one from trying another connection.
-            let answer = deadline(every.max(Duration::from_millis(500)), self.write(&api, known, beat)).await;
+            let write = deadline(every.max(Duration::from_millis(500)), self.write(&api, known, beat));
+            // Nor must it keep a shutdown waiting.
+            let Some(answer) = shutdown.run_until_cancelled(write).await else {
+                return Ok(());
+            };
             match answer {
                 Ok(written) => {
                     known = true;
@@ -79,11 +88,15 @@ impl Marker {
                         info!(marker = %self.name, "the marker is written again");
                     }
                     self.answered(sent, seen, resource_version);
+                    self.shared.with(|replica, now| replica.is_registered_since(self.scope, now));
                 }
                 Err(refused) => {
                     match refused.kind() {
                         // Somebody removed it, taking us for dead: our leases were over by then. Register again.
-                        ApiErrorKind::NotFound => known = false,
+                        ApiErrorKind::NotFound => {
+                            known = false;
+                            self.shared.with(|replica, _| replica.is_not_registered(self.scope));
+                        }
                         ApiErrorKind::AlreadyExists => known = true,
                         _ => {}
                     }
@@ -152,6 +165,7 @@ mod tests {
     use super::*;
     use crate::controller::ledger::{Ledger, Settlements};
     use crate::core::replica::{Config, Replica, Settled};
+    use crate::runtime::health::Health;
 
     struct Nobody;
 
@@ -174,6 +188,7 @@ mod tests {
             lease,
             shared: Arc::new(Shared::new(replica, ledger)),
             distrust: Arc::default(),
+            heartbeat: Health::default().heartbeat("marker", lease),
         };
         let distrusted = || marker.distrust.notified().now_or_never().is_some();
         marker.check_watch();

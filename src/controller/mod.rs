@@ -12,23 +12,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use kube::api::Api;
 use parking_lot::Mutex;
 use rand::Rng;
 use thiserror::Error;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::api::{LABEL_REPLICA, MARKER_PREFIX};
 use crate::core::replica::{Config, Replica, ScopeId};
 use crate::proto::v1;
 use crate::runtime::admin::{AdminError, BoundAdmin};
-use crate::runtime::health::Health;
+use crate::runtime::health::{Health, Heartbeat};
 use crate::runtime::kube_client::{KubeConfigError, Timeouts};
 use crate::runtime::task_set::{TaskError, TaskSet};
-use crate::runtime::tls::trust::{CurrentTrust, Trust};
 use crate::runtime::tls::{self, IdentityError, ServingCertificate};
 use crate::runtime::transport::Transport;
 
@@ -45,6 +45,7 @@ pub mod ledger;
 pub mod marker;
 pub mod metrics;
 pub mod object;
+mod paging;
 pub mod peer;
 pub mod peers;
 mod pump;
@@ -54,28 +55,23 @@ mod reviews;
 pub mod serve;
 pub mod shared;
 pub mod status;
+mod stop;
 pub mod token;
 pub mod watch;
 
-use certificates::args::Source;
-use certificates::bundle::Publisher;
-use certificates::files::{Files, FilesError};
-use certificates::managed::Managed;
-use certificates::vault::Vault;
+use certificates::CertificateError;
 pub use config::ControllerArgs;
 use events::{EventWriter, REPORTING_CONTROLLER};
-use leader::{Elector, LeadershipGuard};
+use leader::Elector;
+use reconcile::Leader;
 use reconcile::herald::Herald;
-use reconcile::{Ending, Leader};
 use shared::Shared;
+use stop::Stop;
 
-/// How long everything may take to end.
-const DRAIN: Duration = Duration::from_secs(5);
-/// How long agents are given to return their leases.
-const RETURN_LEASES: Duration = Duration::from_secs(3);
-/// How long the removal of the markers may take. With the leases and what the leader has under way it is less than the 10 s
-/// that a shutdown may take.
-const UNREGISTER: Duration = Duration::from_secs(3);
+/// How long the tasks may take to end when all that has an order has ended: see [`stop`].
+const DRAIN: Duration = Duration::from_millis(2500);
+/// The process is started anew if a loop that goes round many times in a lease has not for so long, and for four leases.
+const STUCK: Duration = Duration::from_mins(1);
 /// How often it is looked whether something that was remembered is over.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -93,7 +89,7 @@ pub enum ControllerError {
     Admin(#[from] AdminError),
     /// The certificate in the files cannot be used.
     #[error(transparent)]
-    Certificate(#[from] FilesError),
+    Certificate(#[from] CertificateError),
     /// No certificate can be used.
     #[error(transparent)]
     Tls(#[from] IdentityError),
@@ -119,8 +115,9 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let address = args.advertise.unwrap_or(bound.address).to_string();
     info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
 
-    let namespaces: Vec<Arc<str>> = args.namespaces.iter().map(|n| n.as_str().into()).collect();
-    let replica = Replica::new(Config { lease, holdings_per_agent: args.copies()?, ..Config::default() }, &namespaces);
+    let namespaces: Vec<Arc<str>> = args.chosen_namespaces().iter().map(|n| n.as_str().into()).collect();
+    let config = Config { lease, holdings_per_agent: args.copies()?, ..Config::default() };
+    let replica = Replica::with_registry(config, &namespaces, &args.operator_namespace.as_str().into());
     let scopes: Vec<(ScopeId, Option<Arc<str>>)> = replica.scopes().map(|(id, n)| (id, n.cloned())).collect();
     let leases = Api::namespaced(client.clone(), &args.operator_namespace);
     let timings = args.leader.timings().map_err(config::ConfigError::from)?;
@@ -143,16 +140,21 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     // What must go on while the agents return their leases is cancelled later than what begins new work.
     let closing = CancellationToken::new();
     let mut tasks = TaskSet::new(closing.clone());
+    // The markers are removed before: whoever writes them must have ended by then, or one comes back.
+    let (marking, markers) = (closing.child_token(), TaskTracker::new());
+    let stuck = STUCK.max(lease * 4);
     let markers_in = |namespace: &Option<Arc<str>>| {
         namespace.as_ref().map_or_else(|| args.operator_namespace.clone(), ToString::to_string)
     };
     for (scope, namespace) in &scopes {
         let distrust = Arc::new(Notify::new());
-        let reader = Arc::new(Mutex::new(object::Reader::new(&markers_in(namespace))));
+        let reader = Arc::new(Mutex::new(object::Reader::new(&markers_in(namespace), &args.operator_namespace)));
+        let has_sessions = shared.with(|replica, _| replica.has_sessions(*scope));
         let watch = watch::Watch {
             client: args.kube.client(Timeouts::default()).await?,
             scope: *scope,
             namespace: namespace.clone(),
+            labels: if has_sessions { "" } else { LABEL_REPLICA },
             shared: shared.clone(),
             ledger: ledger.clone(),
             reader,
@@ -168,9 +170,15 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
             lease,
             shared: shared.clone(),
             distrust,
+            heartbeat: health.heartbeat("marker", stuck),
         };
         tasks.spawn("watch", watch.run(closing.clone()));
-        tasks.spawn("marker", marker.run(closing.clone()));
+        let (marker, closing) = (markers.track_future(marker.run(marking.clone())), closing.clone());
+        tasks.spawn("marker", async move {
+            let ended = marker.await;
+            closing.cancelled().await;
+            ended
+        });
     }
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let settings = v1::Settings {
@@ -190,13 +198,15 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     };
     let service = serve::Service::new(attach, peer, authenticator);
     let serving = Arc::new(ServingCertificate::default());
-    let trust = certificate(&args, &client, &guard, &serving, &mut tasks, &closing)?;
+    let certificate =
+        certificates::Keeper { client: &client, operator_namespace: &args.operator_namespace, guard: &guard };
+    let trust = certificate.start(&args.tls, &serving, &mut tasks, &closing)?;
     let shown = serving.clone();
     health.readiness_fn("certificate", move || {
         if shown.is_set() { Ok(()) } else { Err("there is no certificate for the streams yet".into()) }
     });
     tasks.spawn("serve", bound.serve(service, tls::server_config(serving)?, closing.clone()));
-    tasks.spawn("poll", poll(shared.clone(), closing.clone()));
+    tasks.spawn("poll", poll(shared.clone(), health.heartbeat("poll", stuck), closing.clone()));
 
     let leader = Leader {
         name: name.as_str().into(),
@@ -217,105 +227,33 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let registry = Arc::new(metrics::registry(sources, took));
     tasks.spawn("admin", admin.serve(health, registry, closing.clone()));
 
-    let stopping = stop(shared, client, scopes, markers_in, name, ending, shutdown, closing);
-    let (ended, ()) = tokio::join!(tasks.run(DRAIN), stopping);
-    Ok(ended?)
-}
-
-/// Keeps the certificate of the streams as it should be. Whom to believe when other replicas show theirs is returned.
-fn certificate(
-    args: &ControllerArgs,
-    client: &kube::Client,
-    guard: &LeadershipGuard,
-    serving: &Arc<ServingCertificate>,
-    tasks: &mut TaskSet,
-    closing: &CancellationToken,
-) -> Result<Trust, ControllerError> {
-    let operator = &args.operator_namespace;
-    match args.tls.source().map_err(config::ConfigError::from)? {
-        Source::Files { cert, key, ca } => {
-            let files = Files::load(cert, key, serving.clone())?;
-            tasks.spawn("certificate", files.run(closing.clone()));
-            Ok(Trust::File(ca))
+    let namespaces = scopes.iter().map(|(_, namespace)| markers_in(namespace)).collect();
+    let stop = Stop { shared, client, namespaces, name, marking, markers, ending };
+    let (ended, ()) = tokio::join!(tasks.run(DRAIN), stop.when(&shutdown, closing));
+    match ended {
+        // Everything that must end in order has ended. What is left waits for somebody who does not answer.
+        Err(TaskError::Undrained { tasks, .. }) if shutdown.is_cancelled() => {
+            warn!(tasks = tasks.join(", "), "not waited for any longer");
+            Ok(())
         }
-        Source::Managed(lifetimes) => {
-            let trust = Arc::<CurrentTrust>::default();
-            let managed = Managed {
-                vault: Vault::new(client.clone(), operator, &args.tls.tls_secret),
-                publisher: Publisher {
-                    client: client.clone(),
-                    name: args.tls.ca_config_map.clone(),
-                    namespaces: args.tls.told(operator),
-                },
-                names: args.tls.names(operator),
-                lifetimes,
-                guard: guard.clone(),
-                serving: serving.clone(),
-                trust: trust.clone(),
-            };
-            tasks.spawn("certificate", managed.run(closing.clone()));
-            Ok(Trust::Current(trust))
-        }
+        ended => Ok(ended?),
     }
 }
 
-/// Ends the replica in order: no new leases, those in force are returned, the registration goes, then everything else.
-/// Meanwhile it stops to lead.
-#[allow(clippy::too_many_arguments, reason = "all that must end")]
-async fn stop(
+async fn poll(
     shared: Arc<Shared>,
-    client: kube::Client,
-    scopes: Vec<(ScopeId, Option<Arc<str>>)>,
-    markers_in: impl Fn(&Option<Arc<str>>) -> String,
-    name: String,
-    ending: Ending,
+    heartbeat: Heartbeat,
     shutdown: CancellationToken,
-    closing: CancellationToken,
-) {
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        // A task has ended early.
-        () = closing.cancelled() => return,
-    }
-    shared.with(|replica, _| replica.stop());
-    let over = || shared.with(|replica, now| replica.all_leases_over(now));
-    let returned = async {
-        let deadline = Instant::now() + RETURN_LEASES;
-        while !over() && Instant::now() < deadline {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::join!(returned, ending.end());
-    if over() {
-        let namespaces = scopes.iter().map(|(_, namespace)| markers_in(namespace)).collect();
-        unregister(&client, namespaces, &name).await;
-    } else {
-        info!("some agents have not returned their leases: the registration stays until these have ended");
-    }
-    closing.cancel();
-}
-
-/// Removes all markers of this replica, at once: an API server that does not answer must not be waited for again and again.
-async fn unregister(client: &kube::Client, namespaces: Vec<String>, name: &str) {
-    let removals = namespaces.iter().map(|namespace| async move {
-        let removed = timeout(UNREGISTER, marker::remove(client, namespace, name, None)).await;
-        let error = match removed {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(late) => late.to_string(),
-        };
-        warn!(namespace, error, "the marker stays: whoever leads removes it when a lease has passed");
-    });
-    join_all(removals).await;
-}
-
-async fn poll(shared: Arc<Shared>, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
+) -> Result<(), std::convert::Infallible> {
     let mut ticks = interval(POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            _ = ticks.tick() => shared.with(Replica::poll),
+            _ = ticks.tick() => {
+                shared.with(Replica::poll);
+                heartbeat.beat();
+            }
         }
     }
 }
@@ -348,7 +286,7 @@ fn replica_name(pod: Option<&str>) -> String {
     let pod = pod.map(str::to_owned).or_else(host).unwrap_or_else(|| "vmcp-session-controller".to_owned());
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let pod: String = pod.chars().filter(|c| allowed(*c)).take(200).collect();
-    format!("replica-{pod}-{:08x}", rand::rng().random::<u32>())
+    format!("{MARKER_PREFIX}{pod}-{:08x}", rand::rng().random::<u32>())
 }
 
 #[cfg(test)]
@@ -364,13 +302,37 @@ mod tests {
         (kube::Client::try_from(kube::Config::new(url)).unwrap(), listener)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_api_server_that_does_not_answer_is_waited_for_once_at_the_end() {
-        let (client, _listener) = unanswered().await;
-        let begun = Instant::now();
-        let namespaces = (0..20).map(|n| format!("ns-{n}")).collect();
-        unregister(&client, namespaces, "replica").await;
-        assert_eq!(begun.elapsed(), UNREGISTER);
+    struct Nobody;
+
+    impl ledger::Settlements for Nobody {
+        fn settled(&self, _settled: &crate::core::replica::Settled) {}
+    }
+
+    #[test]
+    fn a_replica_that_nobody_can_lock_is_not_alive() {
+        let second = Duration::from_secs(1);
+        let ledger = Arc::new(ledger::Ledger::new("own", second, second, Box::new(Nobody)));
+        let shared = Arc::new(Shared::new(Replica::new(Config::default(), &[]), ledger));
+        let (health, shutdown) = (Health::default(), CancellationToken::new());
+        let heartbeat = health.heartbeat("poll", Duration::from_millis(300));
+        // Threads of its own: the one that is stuck may be the one that wakes the others.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let polling = runtime.spawn(poll(shared.clone(), heartbeat, shutdown.clone()));
+        let becomes = |alive: bool| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(10);
+            while health.livez().passed != alive {
+                assert!(std::time::Instant::now() < deadline, "it stays {}", health.livez().text);
+                std::thread::yield_now();
+            }
+        };
+        let locked = shared.with(|_, _| {
+            becomes(false);
+            health.livez().text
+        });
+        assert!(locked.contains("poll"), "{locked}");
+        becomes(true);
+        shutdown.cancel();
+        runtime.block_on(polling).unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

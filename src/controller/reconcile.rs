@@ -43,7 +43,7 @@ use retire::Retirer;
 use status::StatusReconciler;
 
 /// How long calls under way may take to end at a shutdown.
-const FINISH: Duration = Duration::from_secs(4);
+const FINISH: Duration = Duration::from_secs(3);
 
 /// What the leader's tasks need.
 pub struct Leader {
@@ -76,6 +76,12 @@ pub struct Ending {
 }
 
 impl Ending {
+    /// Of a leader without tasks.
+    #[cfg(test)]
+    pub(super) fn of_nothing() -> Self {
+        Self { work: CancellationToken::new(), tracker: TaskTracker::new(), election: CancellationToken::new() }
+    }
+
     /// Returns when the lease is being given back.
     pub async fn end(&self) {
         self.work.cancel();

@@ -133,6 +133,7 @@ mod tests {
             self.0.lock().extend(facts.iter().map(|fact| match fact {
                 Fact::Changed { .. } => "changed",
                 Fact::Removed { .. } => "removed",
+                Fact::Late(_) => "late",
                 Fact::Settled(_) => "settled",
             }));
         }

@@ -20,14 +20,13 @@ use tracing::{debug, info, warn};
 
 use super::ledger::Ledger;
 use super::object::{NotASession, Read, Reader, Watched};
+use super::paging::Paging;
 use super::shared::Shared;
 use crate::api::VmcpSession;
 use crate::core::replica::{ScopeId, StaleList};
-use crate::core::session::InvalidResourceVersion;
+use crate::core::session::{InvalidResourceVersion, ResourceVersion, SessionKey};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
-/// Objects in one page of a list.
-const PAGE: u32 = 500;
 /// How long one page of a list may take.
 const PAGE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the beginning of a watch may take.
@@ -66,6 +65,8 @@ pub struct Watch {
     pub scope: ScopeId,
     /// Its namespace; `None` for all.
     pub namespace: Option<Arc<str>>,
+    /// Chooses the objects; empty for all.
+    pub labels: &'static str,
     /// Where the objects go.
     pub shared: Arc<Shared>,
     /// Where the rest of them goes.
@@ -84,11 +85,12 @@ impl Watch {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
         let mut backoff = *BACKOFF.start();
         let mut listed = false;
+        let mut paging = Paging::default();
         while !shutdown.is_cancelled() {
             let begun = Instant::now();
             let result = tokio::select! {
                 () = shutdown.cancelled() => break,
-                result = self.once(&mut listed, &mut backoff) => result,
+                result = self.once(&mut listed, &mut backoff, &mut paging) => result,
             };
             match result {
                 // One that ends as soon as it has begun must not be begun again and again.
@@ -112,9 +114,9 @@ impl Watch {
         Ok(())
     }
 
-    async fn once(&self, listed: &mut bool, backoff: &mut Duration) -> Result<Ended, WatchError> {
+    async fn once(&self, listed: &mut bool, backoff: &mut Duration, paging: &mut Paging) -> Result<Ended, WatchError> {
         if !*listed || self.shared.with(|replica, _| replica.must_list(self.scope)) {
-            self.list().await?;
+            self.list(paging).await?;
             *listed = true;
             *backoff = *BACKOFF.start();
         }
@@ -122,19 +124,28 @@ impl Watch {
     }
 
     /// Takes a whole, consistent list. While it runs the position stands still.
-    async fn list(&self) -> Result<(), WatchError> {
-        let mut params = ListParams::default().limit(PAGE);
+    async fn list(&self, paging: &mut Paging) -> Result<(), WatchError> {
+        let mut params = ListParams::default().labels(self.labels);
         let mut reads: Vec<Read> = Vec::new();
         let position = loop {
+            params = params.limit(paging.limit());
             let page = deadline(PAGE_DEADLINE, async {
                 let request = Request::new(self.path()).list(&params).map_err(kube::Error::BuildRequest)?;
                 self.client.request::<ObjectList<Watched>>(request).await
             });
-            let ObjectList { metadata, items, .. } = page.await?;
+            let ObjectList { metadata, items, .. } = match page.await {
+                Err(error) if paging.failed(error.kind()) => {
+                    info!(scope = %self.name(), %error, objects = paging.limit(), "asking for a smaller page");
+                    continue;
+                }
+                page => page?,
+            };
+            paging.came(items.len(), items.iter().map(Watched::bytes).sum());
             {
                 let mut reader = self.reader.lock();
                 for item in items {
-                    reads.push(reader.read(item)?);
+                    // What cannot be read is not among them, and so counts as absent.
+                    reads.extend(readable(reader.read(item))?.ok());
                 }
             }
             match metadata.continue_.filter(|c| !c.is_empty()) {
@@ -144,6 +155,7 @@ impl Watch {
                 }
             }
         };
+        paging.complete();
         let count = reads.len();
         let mut kept = Vec::with_capacity(count);
         let mut objects = Vec::with_capacity(count);
@@ -159,7 +171,7 @@ impl Watch {
 
     async fn watch(&self, backoff: &mut Duration) -> Result<Ended, WatchError> {
         let position = self.shared.with(|replica, _| replica.position(self.scope));
-        let params = WatchParams::default().timeout(WATCH_SECONDS);
+        let params = WatchParams::default().timeout(WATCH_SECONDS).labels(self.labels);
         let begun = deadline(WATCH_DEADLINE, async {
             let request = Request::new(self.path()).watch(&params, &position.to_string());
             self.client.request_events::<Watched>(request.map_err(kube::Error::BuildRequest)?).await
@@ -193,15 +205,20 @@ impl Watch {
             let Some(event) = event else { return Ok(Ended::Resume) };
             match event.map_err(ApiError::from)? {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    let read = self.reader.lock().read(object)?;
-                    self.ledger.observed(&read);
-                    self.shared.with(|replica, now| replica.apply(self.scope, read.object, now));
+                    let read = self.reader.lock().read(object);
+                    match readable(read)? {
+                        Ok(read) => {
+                            self.ledger.observed(&read);
+                            self.shared.with(|replica, now| replica.apply(self.scope, read.object, now));
+                        }
+                        Err((key, at)) => self.removed(&key, at),
+                    }
                 }
                 WatchEvent::Deleted(object) => {
-                    let Read { object, .. } = self.reader.lock().read(object)?;
-                    let at = object.resource_version;
-                    self.shared.with(|replica, now| replica.delete(self.scope, &object.key, at, now));
-                    self.ledger.removed(&object.key);
+                    let read = self.reader.lock().read(object);
+                    let (key, at) =
+                        readable(read)?.map_or_else(|gone| gone, |r| (r.object.key, r.object.resource_version));
+                    self.removed(&key, at);
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     let position = bookmark.metadata.resource_version.parse()?;
@@ -220,6 +237,11 @@ impl Watch {
         }
     }
 
+    fn removed(&self, key: &SessionKey, at: ResourceVersion) {
+        self.shared.with(|replica, now| replica.delete(self.scope, key, at, now));
+        self.ledger.removed(key);
+    }
+
     fn path(&self) -> String {
         VmcpSession::url_path(&(), self.namespace.as_deref())
     }
@@ -229,9 +251,22 @@ impl Watch {
     }
 }
 
+/// An object that cannot be read costs only itself: it counts as absent at its version, so that no pod serves it. To leave it
+/// out would be unsound, since copies of an older state of it would stay covered.
+fn readable(read: Result<Read, NotASession>) -> Result<Result<Read, (SessionKey, ResourceVersion)>, NotASession> {
+    match read {
+        Err(NotASession::Unreadable { key, resource_version, why }) => {
+            warn!(session = %key, %why, "an object cannot be read: it counts as absent");
+            Ok(Err((key, resource_version)))
+        }
+        read => read.map(Ok),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures::stream;
+    use serde_json::json;
     use tokio::time::timeout;
 
     use super::*;
@@ -254,12 +289,57 @@ mod tests {
             client: Client::try_from(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap(),
             scope,
             namespace: None,
+            labels: "",
             shared: Arc::new(Shared::new(replica, ledger.clone())),
             ledger,
             reader: Arc::default(),
             distrust: Arc::default(),
             patience,
         }
+    }
+
+    /// An API server with so many sessions of almost a mebibyte, which fails when more than ten are asked for at once. It
+    /// notes how many were.
+    async fn heavy(count: u32) -> (Client, Arc<Mutex<Vec<u32>>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = asked.clone();
+        let answer = move |uri: http::Uri| async move {
+            let number = |name: &str| {
+                let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+                pairs.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse::<u32>().ok())
+            };
+            let (limit, from) = (number("limit").unwrap(), number("continue").unwrap_or(0));
+            noted.lock().push(limit);
+            if limit > 10 {
+                return (http::StatusCode::GATEWAY_TIMEOUT, String::new());
+            }
+            let to = count.min(from + limit);
+            let items: Vec<serde_json::Value> = (from..to).map(|n| json!({
+                "metadata": {"namespace": "ns", "name": format!("s{n}"), "uid": format!("00000000-0000-0000-0000-{n:012}"),
+                    "generation": 1, "resourceVersion": "5"},
+                "spec": {"metadata": {"k": "x".repeat(1_000_000)}},
+            })).collect();
+            let next = if to < count { to.to_string() } else { String::new() };
+            let list = json!({"kind": "List", "apiVersion": "v1", "items": items,
+                "metadata": {"resourceVersion": "9", "continue": next}});
+            (http::StatusCode::OK, list.to_string())
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        let mut config = kube::Config::new(uri);
+        // As the real client has it.
+        config.default_retry = false;
+        (Client::try_from(config).unwrap(), asked)
+    }
+
+    #[tokio::test]
+    async fn a_list_of_large_sessions_comes_in_pages_that_the_api_server_can_send() {
+        let (client, asked) = heavy(30).await;
+        let watch = Watch { client, ..watch(Duration::from_hours(1)) };
+        watch.list(&mut Paging::default()).await.unwrap();
+        assert_eq!(watch.shared.with(|replica, _| replica.sessions()), 30);
+        assert_eq!(*asked.lock(), [100, 50, 25, 12, 6, 11, 5, 10, 10]);
     }
 
     /// How a silent watch ends that is distrusted while it is followed, if it does.

@@ -7,6 +7,8 @@ pub const NOTE_LIMIT: usize = 1024;
 /// At most so many keys are named.
 pub const MAX_KEYS: usize = 16;
 const MAX_MANAGERS: usize = 8;
+/// At most so many pods are named.
+const MAX_PODS: usize = 16;
 /// A key may have 253 characters: one that is longer than this many bytes is cut in a note.
 const MAX_NAME: usize = 64;
 
@@ -77,15 +79,25 @@ impl Note {
         }
     }
 
-    /// A pod that may hold a copy has not confirmed that it dropped it.
-    pub fn pod_unreachable(pod: &str, waited: Duration, lease_left: Duration) -> Self {
-        let pod = name(pod, 253);
+    /// Pods that may hold a copy have not confirmed that they dropped it.
+    pub fn pods_unreachable<'a>(
+        pods: impl IntoIterator<Item = &'a str>,
+        waited: Duration,
+        lease_left: Duration,
+    ) -> Self {
+        let mut pods = pods.into_iter().peekable();
+        let first = pods.next();
+        let (who, have, lease, ends, has) = match pods.peek() {
+            None => ("pod", "has", "its lease", "ends", "has"),
+            Some(_) => ("pods", "have", "their leases", "end", "have"),
+        };
+        let names = list(first.into_iter().chain(pods), MAX_PODS, NOTE_LIMIT - 192);
         let after = human(waited);
         let text = if lease_left.is_zero() {
-            format!("pod {pod} has not confirmed an eviction after {after}; its lease has ended")
+            format!("{who} {names} {have} not confirmed an eviction after {after}; {lease} {has} ended")
         } else {
             let left = human(lease_left);
-            format!("pod {pod} has not confirmed an eviction after {after}; its lease ends within {left}")
+            format!("{who} {names} {have} not confirmed an eviction after {after}; {lease} {ends} within {left}")
         };
         Self { kind: EventType::Warning, reason: "PodUnreachable", action: "Evict", text }
     }
@@ -185,11 +197,19 @@ mod tests {
     }
 
     #[test]
-    fn pod_unreachable_says_until_when() {
-        let note = Note::pod_unreachable("p-0", Duration::from_secs(5), Duration::from_millis(9999));
+    fn pods_unreachable_says_who_and_until_when() {
+        let note = Note::pods_unreachable(["p-0"], Duration::from_secs(5), Duration::from_millis(9999));
         assert_eq!(note.text, "pod p-0 has not confirmed an eviction after 5.0 s; its lease ends within 9.9 s");
-        let note = Note::pod_unreachable("p-0", Duration::from_secs(15), Duration::ZERO);
+        let note = Note::pods_unreachable(["p-0"], Duration::from_secs(15), Duration::ZERO);
         assert_eq!(note.text, "pod p-0 has not confirmed an eviction after 15.0 s; its lease has ended");
+        let note = Note::pods_unreachable(["p-0", "p-1"], Duration::from_secs(5), Duration::from_secs(9));
+        assert_eq!(
+            note.text,
+            "pods p-0, p-1 have not confirmed an eviction after 5.0 s; their leases end within 9.0 s"
+        );
+        let many: Vec<String> = (0..100).map(|n| format!("{n}-{}", "p".repeat(250))).collect();
+        let note = Note::pods_unreachable(many.iter().map(String::as_str), Duration::from_secs(15), Duration::ZERO);
+        assert!(note.text.len() < NOTE_LIMIT && note.text.ends_with("their leases have ended"), "{}", note.text);
     }
 
     #[test]

@@ -63,7 +63,7 @@ async fn events_are_taken_shown_merged_and_limited() {
     writer.note(longest.clone(), Note::metadata_changed(keys(), 3, Duration::from_micros(1900)));
     let managers = ["kubectl-edit", "agent"];
     writer.note(longest.clone(), Note::eviction_storm(12, Duration::from_mins(1), keys(), managers));
-    writer.note(longest.clone(), Note::pod_unreachable("pod-0", Duration::from_secs(5), Duration::from_secs(10)));
+    writer.note(longest.clone(), Note::pods_unreachable(["pod-0"], Duration::from_secs(5), Duration::from_secs(10)));
     idle().await;
     assert_eq!((writer.written(), writer.failed()), (3, 0));
     let changed = notes(&plane, &longest, "MetadataChanged").await;
@@ -90,7 +90,7 @@ async fn events_are_taken_shown_merged_and_limited() {
 
     // An API server that is away costs events, not the controller.
     plane.apiserver().stop().await.unwrap();
-    writer.note(longest.clone(), Note::pod_unreachable("pod-1", Duration::from_secs(5), Duration::ZERO));
+    writer.note(longest.clone(), Note::pods_unreachable(["pod-1"], Duration::from_secs(5), Duration::ZERO));
     idle().await;
     assert!(writer.failed() >= 3);
     shutdown.cancel();

@@ -28,7 +28,10 @@ impl Setup {
         let plane = ControlPlane::start(ControlPlaneOptions::default()).await.unwrap();
         plane.apply_crds(CRD).await.unwrap();
         plane.create_service_account("default", "controller").await.unwrap();
-        let rules = vec![policy_rule("vmcp.dev", &["vmcpsessions/status"], &["patch"])];
+        let rules = vec![
+            policy_rule("vmcp.dev", &["vmcpsessions/status"], &["patch"]),
+            policy_rule("vmcp.dev", &["vmcpsessions"], &["get"]),
+        ];
         plane.bind_role("default", "controller", rules).await.unwrap();
         let token = plane.token_for_account("default", "controller", &[], Duration::from_hours(1)).await.unwrap();
         let client = plane.client_for_token(plane.url(), &token).await.unwrap();
@@ -156,4 +159,30 @@ async fn who_does_not_lead_sends_nothing() {
     setup.idle().await;
     assert!(setup.answers().await.is_empty());
     assert_eq!(setup.writer.not_leading(), 1);
+}
+
+/// A list is written as a whole: what others have put there since it was seen must be in it.
+#[tokio::test]
+async fn conditions_of_others_are_kept_whatever_the_watch_has_shown_of_them() {
+    let setup = Setup::new(LeadershipGuard::always()).await;
+    let session = setup.session("s").await;
+    let other = |name: &str, status: &str| {
+        json!({"type": name, "status": status, "reason": "R", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    };
+    let live = json!({"status": {"conditions": [other("Audited", "False"), other("Approved", "True")]}}).to_string();
+    let args = ["patch", "vmcps", "s", "--subresource=status", "--type=merge", "-p", &live];
+    setup.plane.kubectl(&args).await.unwrap();
+    // As it was a moment ago.
+    let mut offered = synced(1).fields().clone();
+    offered["conditions"].as_array_mut().unwrap().insert(0, other("Audited", "True"));
+    setup.writer.offer(session.clone(), StatusPatch::new(offered), &FIRST);
+    setup.idle().await;
+    let object = setup.object(&session).await;
+    let status = |name: &str| {
+        let conditions = object["status"]["conditions"].as_array().unwrap();
+        conditions.iter().find(|c| c["type"] == name).map(|c| c["status"].clone())
+    };
+    assert_eq!(status("Synced"), Some(json!("True")));
+    assert_eq!((status("Audited"), status("Approved")), (Some(json!("False")), Some(json!("True"))));
 }

@@ -68,13 +68,16 @@ impl Witness for Ledger {
                     debug!(session = %key, "removed");
                     state.progress.forget(key);
                 }
+                Fact::Late(_) => {}
                 Fact::Settled(settled) => state.progress.settled(settled, now, wall),
             }
         }
         drop(state);
         for fact in &facts {
-            if let Fact::Settled(settled) = fact {
-                self.settlements.settled(settled);
+            match fact {
+                Fact::Late(late) => self.settlements.late(late),
+                Fact::Settled(settled) => self.settlements.settled(settled),
+                Fact::Changed { .. } | Fact::Removed { .. } => {}
             }
         }
         // Of a change too: it may come to be due by the passing of time.

@@ -1,10 +1,11 @@
 //! A session's status as it stands, cut down to what decides whether it must be written.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
-use crate::api::{CONDITION_SYNCED, VmcpSessionStatus};
+use crate::api::CONDITION_SYNCED;
+use crate::controller::object::Status;
 
 /// The status as the watch shows it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,7 +15,7 @@ pub struct Standing {
     /// The condition `Synced`.
     pub synced: Option<Synced>,
     /// Conditions that somebody else has put there.
-    pub others: Option<Box<[Condition]>>,
+    pub others: Option<Box<[Value]>>,
 }
 
 /// The condition `Synced` as it stands.
@@ -30,22 +31,23 @@ pub struct Synced {
 
 impl Standing {
     /// What is kept of a status.
-    pub fn of(status: &VmcpSessionStatus) -> Self {
+    pub fn of(status: &Status) -> Self {
         let generation = |given: Option<i64>| given.and_then(|g| u64::try_from(g).ok()).unwrap_or(0);
         let mut standing = Self { observed: generation(status.observed_generation), ..Self::default() };
         let mut others = Vec::new();
         for condition in &status.conditions {
-            if condition.type_ != CONDITION_SYNCED {
+            if condition["type"] != CONDITION_SYNCED {
                 others.push(condition.clone());
                 continue;
             }
-            let status = match condition.status.as_str() {
-                "True" => Some(true),
-                "False" => Some(false),
+            let status = match condition["status"].as_str() {
+                Some("True") => Some(true),
+                Some("False") => Some(false),
                 _ => None,
             };
-            let observed = generation(condition.observed_generation);
-            standing.synced = Some(Synced { status, observed, since: condition.last_transition_time.0 });
+            let observed = generation(condition["observedGeneration"].as_i64());
+            let since = condition["lastTransitionTime"].as_str().and_then(|at| at.parse().ok());
+            standing.synced = Some(Synced { status, observed, since: since.unwrap_or(Timestamp::UNIX_EPOCH) });
         }
         standing.others = (!others.is_empty()).then(|| others.into());
         standing
@@ -79,7 +81,7 @@ impl Standing {
 
     /// Conditions that are none of ours, which a patch of the whole list must keep.
     pub fn others(&self) -> impl Iterator<Item = Value> {
-        self.others.iter().flatten().filter_map(|condition| serde_json::to_value(condition).ok())
+        self.others.iter().flatten().cloned()
     }
 }
 

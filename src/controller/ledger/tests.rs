@@ -38,7 +38,7 @@ fn read(generation: u64, observed: u64) -> Read {
         "status": {"observedGeneration": observed, "conditions": [condition]},
     }))
     .unwrap();
-    Reader::new("vmcp-system").read(watched).unwrap()
+    Reader::new("vmcp-system", "vmcp-system").read(watched).unwrap()
 }
 
 fn facts(generation: u64, new: bool) -> Vec<Fact> {

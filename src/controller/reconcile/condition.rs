@@ -105,6 +105,7 @@ fn words(verdict: &Verdict, pods: Pods) -> (SyncedReason, String) {
 mod tests {
     use super::*;
     use crate::api::VmcpSessionStatus;
+    use crate::controller::object::Status;
 
     const NOW: &str = "2026-01-02T03:04:05Z";
 
@@ -169,7 +170,7 @@ mod tests {
     #[test]
     fn a_transition_is_one_of_the_status_only() {
         let before = |status: &str| {
-            let status: VmcpSessionStatus = serde_json::from_value(json!({"observedGeneration": 2, "conditions": [
+            let status: Status = serde_json::from_value(json!({"observedGeneration": 2, "conditions": [
                 {"type": "Other", "status": "True", "reason": "R", "message": "", "lastTransitionTime": NOW},
                 {"type": "Synced", "status": status, "reason": "R", "message": "", "observedGeneration": 2,
                  "lastTransitionTime": "2020-01-01T00:00:00Z"},

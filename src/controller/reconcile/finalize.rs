@@ -216,7 +216,7 @@ impl Finalizer {
     fn ask(&self, stream: &StreamGuard, key: &SessionKey, work: &Work) {
         let barrier = barrier(&work.terminating);
         // If it is refused, there are too many: the leases end instead.
-        let _ = self.shared.with(|replica, _| replica.confirm(stream.id, work.number, key.clone(), barrier));
+        let _ = self.shared.with(|replica, now| replica.confirm(stream.id, work.number, key.clone(), barrier, now));
         for replica in self.links.open() {
             self.links.ask(&replica, work.number, key, &barrier);
         }

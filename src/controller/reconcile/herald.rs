@@ -21,7 +21,7 @@ use crate::controller::leader::LeadershipGuard;
 use crate::controller::ledger::Settlements;
 use crate::core::notes::Note;
 use crate::core::rate::TokenBucket;
-use crate::core::replica::Settled;
+use crate::core::replica::{Late, Settled};
 use crate::core::session_ref::SessionRef;
 use crate::core::storm::{Storm, StormDetector, StormLimits};
 use crate::core::time::Time;
@@ -73,8 +73,9 @@ impl Herald {
     fn tell(&self, settled: &Settled) {
         let Settled { key, uid, object, changed_keys, pods, silent, took, .. } = settled;
         let session = SessionRef { key: key.clone(), uid: object.unwrap_or(*uid) };
-        for pod in silent {
-            self.events.note(session.clone(), Note::pod_unreachable(pod, *took, Duration::ZERO));
+        if !silent.is_empty() {
+            let pods = silent.iter().map(AsRef::as_ref);
+            self.events.note(session.clone(), Note::pods_unreachable(pods, *took, Duration::ZERO));
         }
         // An object that is gone has no metadata that changed.
         if object.is_none() {
@@ -92,6 +93,15 @@ impl Herald {
 }
 
 impl Settlements for Herald {
+    fn late(&self, late: &Late) {
+        let Late { key, uid, pods, waited, lease_left } = late;
+        if self.guard.is_leader() {
+            let pods = pods.iter().map(AsRef::as_ref);
+            let session = SessionRef { key: key.clone(), uid: *uid };
+            self.events.note(session, Note::pods_unreachable(pods, *waited, *lease_left));
+        }
+    }
+
     fn settled(&self, settled: &Settled) {
         if settled.pods.is_empty() {
             return;

@@ -5,11 +5,13 @@ use std::time::Duration;
 use http::HeaderValue;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use kube::Client;
-use kube::api::{Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::{PartialObjectMeta, Request};
 use serde_json::json;
 
+use crate::api::VmcpSession;
 use crate::controller::leader::FIELD_MANAGER;
+use crate::controller::object::Status;
 use crate::controller::status::{StatusPatch, StatusSink};
 use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;
@@ -18,6 +20,8 @@ use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 /// What a leader has sent ends before the next leader starts: both requests that a status may take fit into the margin
 /// between the default renew deadline and lease duration.
 const DEADLINE: Duration = Duration::from_millis(2500);
+/// How often the list of conditions is read, at most, because somebody else writes the object.
+const ATTEMPTS: u32 = 4;
 /// The answer need not repeat the map: it may be a mebibyte, and its values are nobody's business here.
 const METADATA_ONLY: HeaderValue =
     HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
@@ -45,6 +49,9 @@ impl std::fmt::Debug for KubeStatus {
 
 impl StatusSink<SessionRef, StatusPatch> for KubeStatus {
     async fn patch(&self, key: &SessionRef, payload: &StatusPatch) -> Result<Option<ResourceVersion>, ApiError> {
+        if payload.has_foreign_conditions() {
+            return self.patch_beside_others(key, payload).await;
+        }
         let first = payload.is_first();
         let answer = match self.send(key, payload, first).await {
             // Either the object is another one, or it has a status where none was expected, or the other way round.
@@ -56,16 +63,48 @@ impl StatusSink<SessionRef, StatusPatch> for KubeStatus {
 }
 
 impl KubeStatus {
+    /// Somebody else has conditions here, and the list is replaced as a whole. So it must be the one that was read.
+    async fn patch_beside_others(
+        &self,
+        key: &SessionRef,
+        payload: &StatusPatch,
+    ) -> Result<Option<ResourceVersion>, ApiError> {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), key.key.namespace(), &ApiResource::erase::<VmcpSession>(&()));
+        let mut attempt = 0;
+        let sent: PartialObjectMeta = deadline(DEADLINE * 2, async {
+            loop {
+                let live = api.get(key.key.name()).await?;
+                let status: Status = serde_json::from_value(live.data["status"].clone()).unwrap_or_default();
+                let first = live.data["status"].is_null();
+                let version = live.metadata.resource_version.unwrap_or_default();
+                let request = operations(key, &payload.beside(&status.conditions), first, Some(&version))?;
+                attempt += 1;
+                match self.client.request(request).await {
+                    Err(kube::Error::Api(refused)) if refused.code == 422 && attempt < ATTEMPTS => {}
+                    answer => return answer,
+                }
+            }
+        })
+        .await?;
+        Ok(sent.metadata.resource_version.and_then(|version| version.parse().ok()))
+    }
+
     async fn send(&self, key: &SessionRef, payload: &StatusPatch, first: bool) -> Result<PartialObjectMeta, ApiError> {
-        let request = request(key, payload, first)?;
-        deadline(DEADLINE, self.client.request(request)).await
+        deadline(DEADLINE, async { self.client.request(operations(key, payload, first, None)?).await }).await
     }
 }
 
 /// A JSON patch, because it can test the uid: the status subresource takes nothing of the metadata from a merge patch,
 /// so that a uid there is ignored, and the status of a successor of the same name would be overwritten.
-fn request(key: &SessionRef, payload: &StatusPatch, first: bool) -> Result<http::Request<Vec<u8>>, ApiError> {
+fn operations(
+    key: &SessionRef,
+    payload: &StatusPatch,
+    first: bool,
+    version: Option<&str>,
+) -> kube::Result<http::Request<Vec<u8>>> {
     let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": key.uid.to_string()})];
+    operations.extend(version.map(|v| json!({"op": "test", "path": "/metadata/resourceVersion", "value": v})));
     if first {
         operations.push(json!({"op": "test", "path": "/status", "value": null}));
         operations.push(json!({"op": "add", "path": "/status", "value": payload.fields()}));
@@ -79,7 +118,7 @@ fn request(key: &SessionRef, payload: &StatusPatch, first: bool) -> Result<http:
     // kube's own type for JSON patches comes with a feature, and a list serializes to the same.
     let mut request = Request::new(path)
         .patch_subresource("status", name, &signed, &Patch::Merge(operations))
-        .map_err(|error| ApiError::from(kube::Error::BuildRequest(error)))?;
+        .map_err(kube::Error::BuildRequest)?;
     request.headers_mut().insert(CONTENT_TYPE, JSON_PATCH);
     request.headers_mut().insert(ACCEPT, METADATA_ONLY);
     Ok(request)
@@ -95,7 +134,7 @@ mod tests {
     fn sent(first: bool) -> http::Request<Vec<u8>> {
         let key = SessionRef { key: SessionKey::new("ns", "s"), uid: Uid::from_u128(7) };
         let fields = [("observedGeneration".to_owned(), json!(2))];
-        request(&key, &StatusPatch::new(fields.into_iter().collect()), first).unwrap()
+        operations(&key, &StatusPatch::new(fields.into_iter().collect()), first, None).unwrap()
     }
 
     #[test]

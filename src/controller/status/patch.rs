@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::api::CONDITION_SYNCED;
 use crate::controller::status::StatusPayload;
 use crate::core::coalesce::Coalesce;
 
@@ -22,6 +23,22 @@ impl StatusPatch {
     /// The fields.
     pub const fn fields(&self) -> &Map<String, Value> {
         &self.fields
+    }
+
+    /// Whether conditions are among them that are none of ours: these are replaced with the list.
+    pub fn has_foreign_conditions(&self) -> bool {
+        self.fields.get("conditions").and_then(Value::as_array).is_some_and(|list| list.iter().any(is_foreign))
+    }
+
+    /// The same with the conditions of others as they are in `current`.
+    #[must_use]
+    pub fn beside(&self, current: &[Value]) -> Self {
+        let mut fields = self.fields.clone();
+        if let Some(list) = fields.get_mut("conditions").and_then(Value::as_array_mut) {
+            list.retain(|condition| !is_foreign(condition));
+            list.splice(0..0, current.iter().filter(|condition| is_foreign(condition)).cloned());
+        }
+        Self { fields, first: self.first }
     }
 
     /// Whether the object had no status at all when this was offered. It may have one by now.
@@ -47,6 +64,10 @@ impl StatusPayload for StatusPatch {
             !current.is_some_and(|current| same(current, desired))
         })
     }
+}
+
+fn is_foreign(condition: &Value) -> bool {
+    condition["type"] != CONDITION_SYNCED
 }
 
 /// Equal but for the order of conditions: a comparison that depends on it would patch for ever.

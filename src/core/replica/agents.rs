@@ -234,7 +234,7 @@ impl Replica {
         let over = self.agents.get(&id).is_none_or(|a| a.remembered_until <= now);
         if over || !Rule::RememberAgents.on() {
             self.lease_over(id);
-            self.confirm_ready();
+            self.confirm_ready(now);
         }
     }
 
@@ -286,7 +286,7 @@ impl Replica {
             return;
         };
         let scope = self.scope_of(&agent.hello.namespace);
-        let age = scope.and_then(|s| self.scopes[s.0].age(now));
+        let age = scope.and_then(|s| self.age_for_lease(s, now));
         let age = match age {
             _ if self.stopping => Err(Refusal::Stopping),
             None => Err(Refusal::Unproven),
@@ -305,7 +305,7 @@ impl Replica {
         let Some(&agent) = self.by_stream.get(&stream) else {
             return;
         };
-        self.confirm_acknowledged(agent, signal);
+        self.confirm_acknowledged(agent, signal, now);
         self.round_acknowledged(agent, key, signal, now);
     }
 

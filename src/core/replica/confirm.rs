@@ -69,6 +69,7 @@ impl Replica {
         request: u64,
         key: SessionKey,
         barrier: Barrier,
+        now: Time,
     ) -> Result<(), ConfirmRefused> {
         let scope = self.scope_of(key.namespace()).ok_or(ConfirmRefused::NotWatched)?;
         let pod = self.pod_of(origin);
@@ -99,7 +100,7 @@ impl Replica {
         let origin = Some(origin);
         let confirmation = Confirmation { key, barrier, scope, origin, request, waiting, pod, since: None };
         self.confirmations.insert(signal, confirmation);
-        self.confirm_ready();
+        self.confirm_ready(now);
         Ok(())
     }
 
@@ -118,11 +119,11 @@ impl Replica {
         self.confirmations.len() < most - most / LEADERS_PART && own + unread < self.config.confirmations_per_pod
     }
 
-    pub(super) fn confirm_acknowledged(&mut self, agent: AgentId, signal: SignalId) {
+    pub(super) fn confirm_acknowledged(&mut self, agent: AgentId, signal: SignalId, now: Time) {
         if let Some(confirmation) = self.confirmations.get_mut(&signal)
             && confirmation.waiting.remove(&agent)
         {
-            self.confirm_ready();
+            self.confirm_ready(now);
         }
     }
 
@@ -153,7 +154,7 @@ impl Replica {
                 never.push(*signal);
             }
         }
-        self.confirm_ready();
+        self.confirm_ready(now);
         for signal in never {
             if self.confirmations.get(&signal).is_some_and(|c| !self.seen(c)) {
                 self.confirm_over(signal);
@@ -181,7 +182,7 @@ impl Replica {
     }
 
     /// Answers what is acknowledged by all and shown by the watch.
-    pub(super) fn confirm_ready(&mut self) {
+    pub(super) fn confirm_ready(&mut self, now: Time) {
         if self.confirmations.is_empty() {
             return;
         }
@@ -189,6 +190,7 @@ impl Replica {
             .confirmations
             .iter()
             .filter(|(_, c)| (c.waiting.is_empty() || c.origin.is_none()) && self.seen(c))
+            .filter(|(_, c)| self.knows_registered(c.scope, now))
             .map(|(id, _)| *id)
             .collect();
         for id in ready {
@@ -198,7 +200,7 @@ impl Replica {
             let Some(origin) = confirmation.origin else {
                 continue;
             };
-            let registered = self.registered(confirmation.scope).keys().cloned().collect();
+            let registered = self.registered_for(confirmation.scope).keys().cloned().collect();
             let reply = Confirmed { request: confirmation.request, registered };
             self.replies.entry(origin).or_default().push(reply);
             self.wake(Some(origin));

@@ -68,7 +68,7 @@ impl Bench {
     }
 
     fn confirm(&mut self, stream: StreamId, at: u64) -> Result<(), ConfirmRefused> {
-        self.replica.confirm(stream, at, key(), state(Fate::Stale { below: 1 }, at))
+        self.replica.confirm(stream, at, key(), state(Fate::Stale { below: 1 }, at), self.now)
     }
 
     /// The answers that wait for who asked.
@@ -96,7 +96,7 @@ fn a_state_that_a_later_proof_does_not_show_was_never_committed() {
     let mut bench = Bench::new(16, 16);
     let (asker, _) = bench.agent(1, "ns", "a", 1);
     bench.confirm(asker, 1_000).unwrap();
-    bench.replica.confirm(asker, 2, key(), state(Fate::Gone, 10)).unwrap();
+    bench.replica.confirm(asker, 2, key(), state(Fate::Gone, 10), bench.now).unwrap();
     // The proof was sent before the requests came: it says nothing of them.
     bench.prove();
     bench.pass(Duration::from_millis(1));
@@ -245,4 +245,40 @@ fn keys_that_change_while_somebody_does_not_obey_are_not_collected_for_ever() {
     let facts = bench.replica.take_facts();
     let [Fact::Settled(settled)] = &facts[..] else { panic!("{facts:?}") };
     assert_eq!(settled.changed_keys.len(), 256);
+}
+
+#[test]
+fn pods_that_are_silent_are_told_of_once_while_they_have_leases() {
+    let mut bench = Bench::new(16, 16);
+    for (stream, pod) in [(1, "b"), (2, "a")] {
+        let (silent, _) = bench.agent(stream, "ns", pod, stream.into());
+        let held = Holding {
+            uid: UID,
+            generation: 1,
+            digest: Digest::of(&Metadata::new()),
+            resource_version: ResourceVersion(10),
+        };
+        assert!(bench.replica.reported(silent, vec![(key(), Report::Held(held))], Some(1), bench.now));
+    }
+    let object = Object {
+        key: key(),
+        uid: UID,
+        generation: 2,
+        resource_version: ResourceVersion(bench.replica.position(bench.scope).0 + 1),
+        terminating: false,
+        kind: Kind::Session(Summarizer::default().summarize(&Metadata::from([("k".into(), String::new())]))),
+    };
+    bench.replica.apply(bench.scope, object, bench.now);
+    let late = |bench: &mut Bench| -> Vec<super::Late> {
+        let facts = bench.replica.take_facts();
+        facts.into_iter().filter_map(|fact| if let Fact::Late(late) = fact { Some(late) } else { None }).collect()
+    };
+    bench.pass(LEASE / 10);
+    assert_eq!(late(&mut bench), [], "they may answer yet");
+    bench.pass(LEASE / 10);
+    let [told] = &late(&mut bench)[..] else { panic!("nothing, or too much") };
+    assert_eq!((told.pods.join(","), told.waited), ("a,b".into(), LEASE / 5));
+    assert!(told.lease_left > LEASE / 2 && told.lease_left <= LEASE, "{told:?}");
+    bench.pass(LEASE / 10);
+    assert_eq!(late(&mut bench), []);
 }

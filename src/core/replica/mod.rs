@@ -2,6 +2,7 @@
 //!
 //! * [`compare`]: whether one holding must be evicted.
 //! * [`scope`]: how far a watch is, and how fresh that is proven to be.
+//! * [`registry`]: which markers are registrations.
 //! * [`truth`]: objects come in; holdings are compared.
 //! * [`agents`]: streams, holdings and heartbeats come in; signals and leases go out.
 //! * [`confirm`]: barriers, and who has acknowledged them (I4, I8).
@@ -21,6 +22,7 @@ pub mod agents;
 pub mod compare;
 pub mod confirm;
 pub mod counts;
+pub mod registry;
 pub mod rounds;
 pub mod scope;
 pub mod truth;
@@ -28,12 +30,14 @@ pub mod truth;
 #[cfg(test)]
 mod limit_tests;
 #[cfg(test)]
+mod registry_tests;
+#[cfg(test)]
 mod tests;
 
 pub use agents::{AgentName, Hello, InstanceId, Outgoing, Refusal};
 pub use confirm::{ConfirmRefused, Confirmed};
 pub use counts::Counts;
-pub use rounds::{Fact, Settled};
+pub use rounds::{Fact, Late, Settled};
 pub use scope::{ProofError, Registration, ScopeId};
 pub use truth::{Kind, Object, StaleList};
 
@@ -97,6 +101,10 @@ struct Entry {
 pub struct Replica {
     config: Config,
     scopes: Vec<Scope>,
+    /// The scope whose markers are registrations for all; `None` if each scope has its own.
+    registry: Option<ScopeId>,
+    /// Since when this replica is known to be registered there.
+    registered_since: Option<Time>,
     entries: FastMap<SessionKey, Entry>,
     sessions: usize,
     agents: HashMap<AgentId, Agent>,
@@ -128,6 +136,8 @@ impl Replica {
         Self {
             config,
             scopes,
+            registry: None,
+            registered_since: None,
             entries: FastMap::new(),
             sessions: 0,
             agents: HashMap::new(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap as FastMap;
 
+use super::agents::Agent;
 use super::{AgentId, AgentName, Replica, SignalId, Truth};
 use crate::core::lease::with_drift;
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
@@ -35,8 +36,25 @@ pub enum Fact {
         /// Which one.
         key: SessionKey,
     },
+    /// Pods that were signalled have not acknowledged it for longer than that takes.
+    Late(Late),
     /// Everybody who was signalled has acknowledged, or can be waited for no longer.
     Settled(Settled),
+}
+
+/// Who is waited for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Late {
+    /// The session.
+    pub key: SessionKey,
+    /// The uid of the object as it is now, else of the copies.
+    pub uid: Uid,
+    /// The pods, by name, sorted.
+    pub pods: Vec<AgentName>,
+    /// For how long they have been waited for.
+    pub waited: Duration,
+    /// When the last of their leases ends, from now.
+    pub lease_left: Duration,
 }
 
 /// How a round ended.
@@ -60,6 +78,9 @@ pub struct Settled {
     pub took: Duration,
 }
 
+/// An acknowledgement is late after this part of a lease.
+const LATE_PART: u32 = 5;
+
 /// Keys that one round names: as many as a map can have. A pod that does not obey keeps its round open for as long as it has
 /// leases, and every change meanwhile may bring other keys.
 const MOST_KEYS: usize = 256;
@@ -70,6 +91,7 @@ pub(super) struct Round {
     generation: Option<u64>,
     changed: BTreeSet<Arc<str>>,
     started: Time,
+    told_late: bool,
     waiting: BTreeMap<AgentId, (SignalId, AgentName)>,
     pods: BTreeSet<AgentName>,
     silent: BTreeSet<AgentName>,
@@ -82,6 +104,7 @@ impl Round {
             generation,
             changed: BTreeSet::new(),
             started: now,
+            told_late: false,
             waiting: BTreeMap::new(),
             pods: BTreeSet::new(),
             silent: BTreeSet::new(),
@@ -236,6 +259,7 @@ impl Replica {
         if self.rounds.is_empty() {
             return;
         }
+        self.tell_late(now);
         let longest = with_drift(self.config.lease);
         let mut overdue = Vec::new();
         for (key, round) in &mut self.rounds {
@@ -254,6 +278,30 @@ impl Replica {
         }
         for key in overdue {
             self.settle(&key, now);
+        }
+    }
+
+    /// An acknowledgement takes milliseconds. People hear of pods that are silent while these may still serve old copies.
+    fn tell_late(&mut self, now: Time) {
+        let mut late = Vec::new();
+        for (key, round) in self.rounds.iter_mut().filter(|(_, r)| !r.told_late && !r.waiting.is_empty()) {
+            if round.started + self.config.lease / LATE_PART > now {
+                continue;
+            }
+            round.told_late = true;
+            let until = round.waiting.keys().filter_map(|id| self.agents.get(id)).map(Agent::remembered_until).max();
+            let pods: BTreeSet<AgentName> = round.waiting.values().map(|(_, name)| name.clone()).collect();
+            late.push(Late {
+                key: key.clone(),
+                uid: round.uid,
+                pods: pods.into_iter().collect(),
+                waited: now.saturating_since(round.started),
+                lease_left: until.map_or(Duration::ZERO, |until| until.saturating_since(now)),
+            });
+        }
+        for mut late in late {
+            late.uid = self.truth(&late.key).map_or(late.uid, |truth| truth.uid);
+            self.facts.push(Fact::Late(late));
         }
     }
 

@@ -49,6 +49,8 @@ pub struct Registration {
 #[derive(Debug)]
 pub(super) struct Scope {
     namespace: Option<Arc<str>>,
+    /// There are markers only, and no sessions.
+    only_markers: bool,
     /// Everything up to here has been shown and compared.
     pub position: ResourceVersion,
     /// All that was known is void, and nothing took its place yet.
@@ -65,6 +67,7 @@ impl Scope {
     pub fn new(namespace: Option<Arc<str>>) -> Self {
         Self {
             namespace,
+            only_markers: false,
             position: ResourceVersion(0),
             voided: false,
             proven: None,
@@ -72,6 +75,15 @@ impl Scope {
             registered: BTreeMap::new(),
             waiting: BTreeSet::new(),
         }
+    }
+
+    /// A collection that has markers only.
+    pub fn of_markers(namespace: Arc<str>) -> Self {
+        Self { only_markers: true, ..Self::new(Some(namespace)) }
+    }
+
+    pub fn has_sessions(&self) -> bool {
+        !self.only_markers
     }
 
     /// The marker `key` is gone, or is a session now.
@@ -86,8 +98,9 @@ impl Scope {
         self.namespace.as_ref()
     }
 
+    /// Whether sessions of the namespace are in it.
     pub fn contains(&self, namespace: &str) -> bool {
-        self.namespace.as_deref().is_none_or(|n| n == namespace)
+        self.has_sessions() && self.namespace.as_deref().is_none_or(|n| n == namespace)
     }
 
     /// Everything up to `position` has been compared.
@@ -104,7 +117,7 @@ impl Scope {
     }
 
     pub fn void(&mut self) {
-        *self = Self { voided: true, ..Self::new(self.namespace.take()) };
+        *self = Self { voided: true, only_markers: self.only_markers, ..Self::new(self.namespace.take()) };
     }
 
     /// A whole list takes the place of what was known.
@@ -185,18 +198,18 @@ impl Replica {
         self.scopes[scope.0].age(now)
     }
 
-    /// How old the knowledge of the least fresh scope is; `None` if one was never proven.
+    /// How old the knowledge is that leases rest on, in the least fresh scope; `None` if there is none yet for one.
     pub fn age(&self, now: Time) -> Option<Duration> {
-        let ages: Option<Vec<Duration>> = self.scopes.iter().map(|s| s.age(now)).collect();
+        let ages: Option<Vec<Duration>> = (0..self.scopes.len()).map(|s| self.age_for_lease(ScopeId(s), now)).collect();
         ages?.into_iter().max()
     }
 
-    /// Whether this replica is registered where the sessions of `namespace` are watched, as the watch shows it.
+    /// Whether that replica is registered, as the watch shows it that matters for the sessions of `namespace`.
     pub fn is_registered(&self, namespace: &str, replica: &str) -> bool {
-        self.scope_of(namespace).is_some_and(|scope| self.registered(scope).contains_key(replica))
+        self.scope_of(namespace).is_some_and(|scope| self.registered_for(scope).contains_key(replica))
     }
 
-    /// Registered replicas in `scope`, as the watch shows them, by name.
+    /// Replicas with a marker in `scope`, as the watch shows them, by name.
     pub fn registered(&self, scope: ScopeId) -> &BTreeMap<Arc<str>, Registration> {
         &self.scopes[scope.0].registered
     }

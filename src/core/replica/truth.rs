@@ -36,6 +36,8 @@ pub enum Kind {
     Session(Summary),
     /// The marker of a replica, which bears the replica's name.
     Marker,
+    /// What looks like a marker where none counts: it is no session, and registers nobody.
+    Neither,
 }
 
 /// A list that is older than what was seen before it: a stale API server answered. It was not taken.
@@ -124,6 +126,7 @@ impl Replica {
         for entry in self.entries.values_mut() {
             entry.truth = None;
         }
+        self.registered_since = None;
         self.sessions = 0;
         self.entries.retain(|_, e| !e.holders.is_empty());
         self.reset_agents();
@@ -151,6 +154,7 @@ impl Replica {
                 self.scopes[scope.0].registered.insert(key.name().into(), registration);
                 return;
             }
+            Kind::Neither => return self.remove(scope, &key, resource_version, now),
         };
         self.scopes[scope.0].unregister(&key);
         let entry = self.entries.entry(key.clone()).or_default();
@@ -226,6 +230,6 @@ impl Replica {
                 self.compare_one(&key, agent, position, now);
             }
         }
-        self.confirm_ready();
+        self.confirm_ready(now);
     }
 }

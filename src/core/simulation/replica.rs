@@ -231,7 +231,7 @@ impl Sim {
             }
             Up::Ack(key, signal) => replica.core.acknowledged(id, &key, signal, now),
             Up::Confirm(request, key, barrier) => {
-                if replica.core.confirm(id, request, key, barrier).is_err() {
+                if replica.core.confirm(id, request, key, barrier, now).is_err() {
                     self.send_down(conn, Down::Refused);
                 }
             }

@@ -1,0 +1,92 @@
+//! How many objects of a list are asked for at once. An object may have a mebibyte: what is right for small ones is more than
+//! an API server can send in time, or this process should hold, of large ones.
+
+use crate::runtime::api_error::ApiErrorKind;
+
+/// Objects in the first page.
+const FIRST: u32 = 100;
+/// Objects in one page, at most.
+const MOST: u32 = 500;
+/// Bytes that a page should have.
+const TARGET: usize = 16 << 20;
+
+/// The size of the next page. It is remembered from one list to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Paging {
+    objects: u32,
+    /// A size at which the API server failed: not tried again before a list is complete.
+    too_many: u32,
+}
+
+impl Default for Paging {
+    fn default() -> Self {
+        Self { objects: FIRST, too_many: MOST + 1 }
+    }
+}
+
+impl Paging {
+    /// How many objects to ask for.
+    pub fn limit(self) -> u32 {
+        self.objects
+    }
+
+    /// A page came: so many objects, which have so many bytes.
+    pub fn came(&mut self, objects: usize, bytes: usize) {
+        let Some(mean) = bytes.checked_div(objects) else { return };
+        let fit = TARGET / mean.max(1);
+        let most = MOST.min(self.too_many - 1).max(1);
+        self.objects = u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, most);
+    }
+
+    /// A page did not come. Says whether to ask for a smaller one.
+    pub fn failed(&mut self, kind: ApiErrorKind) -> bool {
+        let by_size = matches!(kind, ApiErrorKind::Timeout | ApiErrorKind::TooLarge | ApiErrorKind::ServerError);
+        if !by_size || self.objects == 1 {
+            return false;
+        }
+        self.too_many = self.objects;
+        self.objects /= 2;
+        true
+    }
+
+    /// The list is complete.
+    pub fn complete(&mut self) {
+        self.too_many = MOST + 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_as_large_as_its_objects_allow() {
+        let mut paging = Paging::default();
+        assert_eq!(paging.limit(), 100);
+        paging.came(100, 100 * 500);
+        assert_eq!(paging.limit(), 500);
+        paging.came(500, 500 << 20);
+        assert_eq!(paging.limit(), 16);
+        paging.came(1, 64 << 20);
+        assert_eq!(paging.limit(), 1);
+        paging.came(0, 0);
+        assert_eq!(paging.limit(), 1);
+    }
+
+    #[test]
+    fn what_is_too_much_is_halved_until_it_comes() {
+        let mut paging = Paging::default();
+        assert!(!paging.failed(ApiErrorKind::Forbidden), "no smaller page would be allowed");
+        assert!(paging.failed(ApiErrorKind::Timeout) && paging.failed(ApiErrorKind::TooLarge));
+        assert_eq!(paging.limit(), 25);
+        paging.came(25, 25);
+        assert_eq!(paging.limit(), 49, "less than what failed");
+        paging.complete();
+        paging.came(25, 25);
+        assert_eq!(paging.limit(), 500);
+        while paging.limit() > 1 {
+            assert!(paging.failed(ApiErrorKind::Timeout));
+        }
+        assert!(!paging.failed(ApiErrorKind::Timeout));
+    }
+}

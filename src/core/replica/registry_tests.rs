@@ -1,0 +1,178 @@
+//! Registrations in a namespace of their own: what somebody writes among the sessions registers nobody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::core::digest::{Metadata, Summarizer};
+use crate::core::signal::{Barrier, Fate, Mark};
+
+const LEASE: Duration = Duration::from_secs(10);
+const STREAM: StreamId = StreamId(1);
+
+struct Bench {
+    replica: Replica,
+    tenants: ScopeId,
+    registry: ScopeId,
+    now: Time,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let config = Config { lease: LEASE, ..Config::default() };
+        let mut replica = Replica::with_registry(config, &["a".into()], &"ops".into());
+        let scopes: Vec<(ScopeId, Option<Arc<str>>)> = replica.scopes().map(|(id, n)| (id, n.cloned())).collect();
+        let [(tenants, _), (registry, Some(namespace))] = &scopes[..] else { panic!("{scopes:?}") };
+        assert_eq!(&**namespace, "ops");
+        assert!(!replica.watches("ops"), "there are no sessions in it for us");
+        let now = Time::ZERO + LEASE;
+        for scope in [*tenants, *registry] {
+            replica.relist(scope, Vec::new(), ResourceVersion(10), now).unwrap();
+        }
+        let hello = Hello { instance: InstanceId(1), namespace: "a".into(), name: "pod".into() };
+        assert_eq!(replica.stream_opened(STREAM, hello, now), None);
+        Self { replica, tenants: *tenants, registry: *registry, now }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.replica.poll(self.now);
+    }
+
+    fn marker(&mut self, scope: ScopeId, namespace: &str, name: &str) {
+        let object = Object {
+            key: SessionKey::new(namespace, name),
+            uid: Uid::from_u128(9),
+            generation: 1,
+            resource_version: ResourceVersion(self.replica.position(scope).0 + 1),
+            terminating: false,
+            kind: Kind::Marker,
+        };
+        self.replica.apply(scope, object, self.now);
+    }
+
+    fn prove(&mut self, scope: ScopeId) {
+        let (sent, seen) = (self.now, self.replica.position(scope));
+        let answered = ResourceVersion(seen.0 + 1);
+        self.replica.marker_answered(scope, sent, seen, answered, self.now).unwrap();
+        self.replica.is_registered_since(scope, self.now);
+        self.pass(Duration::from_millis(1));
+        self.replica.bookmark(scope, answered, self.now);
+    }
+
+    fn both(&mut self) {
+        self.prove(self.registry);
+        self.prove(self.tenants);
+    }
+
+    fn leased(&mut self) -> bool {
+        self.replica.heartbeat(STREAM, 1, self.now);
+        loop {
+            match self.replica.drain(STREAM, 10) {
+                Some(Outgoing::Lease { age, .. }) => return age.is_ok(),
+                Some(_) => {}
+                None => panic!("no answer"),
+            }
+        }
+    }
+
+    /// A replica that is known to all.
+    fn known(&mut self) {
+        self.both();
+        self.pass(LEASE + LEASE / 10);
+        self.both();
+        assert!(self.leased());
+    }
+
+    fn confirmed(&mut self) -> Option<Vec<Arc<str>>> {
+        let mark =
+            Mark { uid: Uid::from_u128(1), fate: Fate::Stale { below: 1 }, resource_version: ResourceVersion(1) };
+        let asked =
+            self.replica.confirm(StreamId(7), 1, SessionKey::new("a", "s"), Barrier { mark, digest: None }, self.now);
+        asked.unwrap();
+        let agent = |outgoing| match outgoing {
+            Outgoing::Signals { barriers, .. } => barriers,
+            _ => Vec::new(),
+        };
+        while let Some(outgoing) = self.replica.drain(STREAM, 10) {
+            for (key, signal, _) in agent(outgoing) {
+                self.replica.acknowledged(STREAM, &key, signal, self.now);
+            }
+        }
+        match self.replica.drain(StreamId(7), 10) {
+            Some(Outgoing::Confirmed(confirmed)) => Some(confirmed.registered),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn the_first_lease_rests_on_a_proof_that_was_begun_when_every_other_replica_knew_of_this_one() {
+    let mut bench = Bench::new();
+    bench.both();
+    assert!(!bench.leased(), "others may not know of it");
+    assert_eq!(bench.replica.age(bench.now), None, "it is not ready");
+    bench.pass(LEASE + LEASE / 10);
+    bench.prove(bench.registry);
+    assert!(!bench.leased(), "the proof was begun before");
+    bench.prove(bench.tenants);
+    assert!(bench.leased());
+    // Whoever was taken for dead begins anew.
+    bench.replica.is_not_registered(bench.registry);
+    assert!(!bench.leased());
+    bench.both();
+    assert!(!bench.leased());
+}
+
+#[test]
+fn a_lease_ends_when_the_registration_stands_still() {
+    let mut bench = Bench::new();
+    bench.known();
+    bench.pass(LEASE);
+    bench.prove(bench.tenants);
+    assert!(!bench.leased(), "its registration may be removed");
+    bench.prove(bench.registry);
+    assert!(bench.leased());
+}
+
+#[test]
+fn a_marker_among_the_sessions_registers_nobody() {
+    let mut bench = Bench::new();
+    bench.known();
+    bench.marker(bench.registry, "ops", "replica-1");
+    bench.marker(bench.tenants, "a", "replica-1");
+    bench.marker(bench.tenants, "a", "replica-forged");
+    assert_eq!(bench.confirmed(), Some(vec!["replica-1".into()]));
+    assert!(bench.replica.is_registered("a", "replica-1") && !bench.replica.is_registered("a", "replica-forged"));
+}
+
+#[test]
+fn whoever_does_not_know_who_is_registered_now_confirms_nothing() {
+    let mut bench = Bench::new();
+    bench.known();
+    bench.pass(LEASE);
+    bench.prove(bench.tenants);
+    assert_eq!(bench.confirmed(), None);
+    bench.prove(bench.registry);
+    bench.pass(Duration::from_millis(1));
+    assert!(matches!(bench.replica.drain(StreamId(7), 10), Some(Outgoing::Confirmed(_))));
+}
+
+#[test]
+fn what_counts_nowhere_is_no_session_either() {
+    let mut bench = Bench::new();
+    let object = |kind, at| Object {
+        key: SessionKey::new("a", "replica-x"),
+        uid: Uid::from_u128(9),
+        generation: 1,
+        resource_version: ResourceVersion(at),
+        terminating: false,
+        kind,
+    };
+    let session = Kind::Session(Summarizer::default().summarize(&Metadata::new()));
+    bench.replica.apply(bench.tenants, object(session, 20), bench.now);
+    assert_eq!(bench.replica.sessions(), 1);
+    bench.replica.apply(bench.tenants, object(Kind::Neither, 21), bench.now);
+    assert_eq!(bench.replica.sessions(), 0);
+    assert!(bench.replica.registered(bench.tenants).is_empty());
+}

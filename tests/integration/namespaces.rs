@@ -1,0 +1,136 @@
+//! A controller of chosen namespaces: it follows these, and what is written in them registers no replica.
+
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use serde_json::json;
+use testkit::ClusterOptions;
+use tokio::net::TcpListener;
+
+use crate::world::{Evictions, World, serves};
+
+/// Longer than anything takes that works, so that it shows whether a lease was waited for.
+const LEASE: Duration = Duration::from_secs(10);
+
+async fn start(namespaces: &str) -> World {
+    let options = ClusterOptions::default().size(0, 0).lease(LEASE);
+    let mut world = World::start(options.controller_args(&[&format!("--namespaces={namespaces}")])).await;
+    for namespace in namespaces.split(',') {
+        if namespace != "vmcp" {
+            world.plane.create_namespace(namespace).await.unwrap();
+        }
+        // As the manifest of the controller's rights says: a marker of its own in each of them.
+        let object = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "markers", "namespace": namespace}});
+        let (mut role, mut binding) = (object.clone(), object);
+        role["kind"] = json!("Role");
+        role["rules"] = json!([{"apiGroups": ["vmcp.dev"], "resources": ["vmcpsessions"], "verbs": ["create"]}]);
+        binding["kind"] = json!("RoleBinding");
+        binding["roleRef"] = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "markers"});
+        binding["subjects"] =
+            json!([{"kind": "ServiceAccount", "name": "vmcp-session-controller", "namespace": "vmcp-system"}]);
+        for object in [role, binding] {
+            world.plane.apply_yaml(&object.to_string()).await.unwrap();
+        }
+    }
+    for _ in 0..2 {
+        world.add_controller().await.unwrap();
+    }
+    for controller in &world.controllers {
+        controller.wait_ready().await.unwrap();
+    }
+    for _ in 0..2 {
+        world.add_pod().await.unwrap().wait_leases(2).await.unwrap();
+    }
+    world
+}
+
+async fn apply(world: &World, namespace: &str, metadata: &serde_json::Value, n: &str) {
+    let mut object = json!({"apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession", "metadata": metadata,
+        "spec": {"metadata": {"n": n}}});
+    object["metadata"]["namespace"] = json!(namespace);
+    world.plane.apply_yaml(&object.to_string()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marker_that_a_tenant_forged_reaches_nobody_and_blocks_nothing() {
+    let world = start("vmcp").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    for n in 0..40 {
+        let forged = json!({"name": format!("replica-forged-{n}"), "labels": {"vmcp.dev/replica": "true"},
+            "annotations": {"vmcp.dev/address": address}});
+        apply(&world, "vmcp", &forged, "0").await;
+    }
+    world.apply("s", &json!({"n": "0"})).await.unwrap();
+    world.hold("s", &[0, 1]).await;
+    let quick = |begun: Instant, what: &str| {
+        let took = begun.elapsed();
+        assert!(took < LEASE / 2, "{what} took {took:?}: a lease was waited for");
+    };
+    for n in 1..4 {
+        let begun = Instant::now();
+        let reply = world.pods[0].patch("s", &json!({"n": n.to_string()}), "everywhere").await.unwrap();
+        assert_eq!(reply.status, 200, "{reply:?}");
+        quick(begun, "a write that is visible everywhere");
+        assert_eq!(world.pods[1].get("s").await.unwrap().metadata().unwrap()["n"], n.to_string());
+    }
+    let guarded = json!({"name": "guarded", "finalizers": ["vmcp.dev/confirm-eviction"]});
+    apply(&world, "vmcp", &guarded, "0").await;
+    world.hold("guarded", &[0, 1]).await;
+    let begun = Instant::now();
+    world.kubectl(&["delete", "vmcps", "guarded"]).await.unwrap();
+    quick(begun, "a confirmed delete");
+    assert!(listener.accept().now_or_never().is_none(), "somebody connected, with a token");
+}
+
+/// A session that somebody has labelled as markers are is one for all, and so is one that is only named like them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_looks_like_a_marker_is_a_session() {
+    let world = World::start(ClusterOptions::default()).await;
+    apply(&world, "vmcp", &json!({"name": "labelled", "labels": {"vmcp.dev/replica": "true"}}), "0").await;
+    apply(&world, "vmcp", &json!({"name": "replica-named"}), "0").await;
+    for name in ["labelled", "replica-named"] {
+        world.hold(name, &[0, 1]).await;
+        let watchers = Evictions::of_all(&world.clients()[..2]).await;
+        world.merge(name, &json!({"n": "1"})).await;
+        for watcher in &watchers {
+            watcher.wait(name, 1).await;
+        }
+        serves(&world.pods[0], name, "n", "1").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_are_followed_in_each_chosen_namespace_and_in_no_other() {
+    let mut world = start("vmcp,second").await;
+    world.plane.create_namespace("third").await.unwrap();
+    world.plane.create_service_account("second", "vmcp-server").await.unwrap();
+    let rules = vec![testkit::policy_rule("vmcp.dev", &["vmcpsessions"], &["get", "create", "patch", "delete"])];
+    world.plane.bind_role("second", "vmcp-server", rules).await.unwrap();
+    for namespace in ["third", "vmcp-system", "second", "vmcp"] {
+        apply(&world, namespace, &json!({"name": "s"}), "0").await;
+    }
+    // A pod in the other chosen namespace.
+    world.options.namespace = "second".into();
+    world.add_pod().await.unwrap().wait_leases(2).await.unwrap();
+    world.hold("s", &[0, 1, 2]).await;
+    let watchers = Evictions::of_all(&world.clients()).await;
+    for namespace in ["third", "vmcp-system", "vmcp", "second"] {
+        apply(&world, namespace, &json!({"name": "s"}), "1").await;
+        if namespace == "vmcp" {
+            watchers[0].wait("s", 1).await;
+            watchers[1].wait("s", 1).await;
+            assert_eq!(watchers[2].of_session("s").await, [], "it is of another namespace");
+        }
+    }
+    watchers[2].wait("s", 1).await;
+    for namespace in ["vmcp", "second"] {
+        let wait =
+            ["wait", "-n", namespace, "--for=jsonpath={.status.observedGeneration}=2", "vmcps/s", "--timeout=30s"];
+        world.plane.kubectl(&wait).await.unwrap();
+    }
+    for namespace in ["third", "vmcp-system"] {
+        let status = ["get", "-n", namespace, "vmcps", "s", "-o", "jsonpath={.status}"];
+        assert_eq!(world.plane.kubectl(&status).await.unwrap(), "", "nobody follows {namespace}");
+    }
+}
