@@ -20,6 +20,8 @@ pub mod pubsub;
 mod ready;
 pub mod server;
 pub mod sessions;
+#[cfg(test)]
+mod testing;
 pub mod tracking;
 
 pub use config::AgentArgs;

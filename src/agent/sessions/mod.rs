@@ -97,6 +97,11 @@ impl Sessions {
         self.inner.keys.name(key).ok().map(|name| name.as_str().to_owned())
     }
 
+    /// Whether a session can have this key.
+    pub fn is_possible(&self, key: &[u8]) -> bool {
+        self.inner.keys.name(key).is_ok()
+    }
+
     /// The key of the session whose object has this name; `None` if it cannot be told: an id that was hashed is known only
     /// to an agent whose clients have used it lately.
     pub fn key(&self, name: &str) -> Option<Vec<u8>> {

@@ -126,6 +126,7 @@ impl Sessions {
     /// Deletes the session that `base` is, in whatever state. False: it was gone already.
     pub async fn delete(&self, base: &Entry) -> Result<bool, Failure> {
         let Inner { cache, timers, .. } = &*self.inner;
+        let _own = cache.deleting(base.session());
         let deleted = cache.delete(base.session(), self.inner.options()).await;
         timers.set(base.session().name(), None);
         existed(deleted)
@@ -135,6 +136,7 @@ impl Sessions {
     /// field, `GETDEL`, `EXEC`).
     pub async fn delete_exact(&self, base: &Entry) -> Result<bool, Failure> {
         let mut session = base.session().clone();
+        let _own = self.inner.cache.deleting(&session);
         for _ in 0..ATTEMPTS {
             match self.inner.cache.delete_unchanged(&session, self.inner.options()).await {
                 Err(WriteError::Changed) => {}
