@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::args::Clock;
+use super::budget::{Budget, Turn};
 use super::engine::{ATTEMPTS, Outcome, is, make, read};
 use super::op::{Change, Decision, Made, Need, Op, Plan, Put, State, apply};
 use super::refusal::Refusal;
@@ -130,6 +131,15 @@ impl Slot {
     }
 }
 
+/// The client has read what these commands read, and keeps it.
+pub(super) fn settle(agent: &Agent, by: ClientId, steps: &[Step]) {
+    for step in steps {
+        if let Step::Keys { plan, tracked: true } = step {
+            super::has_read(agent, by, plan.keys.as_slice());
+        }
+    }
+}
+
 impl<'a> Execution<'a> {
     pub fn new(agent: &'a Agent, by: ClientId, now: Clock, watched: Vec<Watched>, steps: Vec<Step>) -> Self {
         let mut needs = BTreeMap::new();
@@ -152,26 +162,22 @@ impl<'a> Execution<'a> {
         let outcome = self.carry_out().await;
         drop(writing);
         // In any case: what was registered before must be settled.
-        for step in &self.steps {
-            if let Step::Keys { plan, tracked: true } = step {
-                super::has_read(self.agent, self.by, plan.keys.as_slice());
-            }
-        }
+        settle(self.agent, self.by, &self.steps);
         outcome
     }
 
     async fn carry_out(&mut self) -> Result<Option<Vec<Reply>>, Refusal> {
         for attempt in 0..ATTEMPTS {
             self.read(attempt > 0).await?;
-            let (answers, slots) = self.decide();
+            let (answers, slots) = self.decide().await?;
             if !self.is_unchanged(&slots).await? {
                 return if self.written.is_empty() { Ok(None) } else { Err(IN_PART) };
             }
             match self.write(slots).await {
                 Ok(true) => return Ok(Some(self.with_failures(answers))),
                 Ok(false) => {}
-                // Nothing is written yet, so all of it may be tried again.
-                Err(failure) => return Err(failure.into()),
+                // Nothing is written, so all of it may be tried again; unless nobody knows that.
+                Err(failure) => return Err(failure.of_command(false).into()),
             }
         }
         Err(Failure::Conflict.into())
@@ -192,22 +198,33 @@ impl<'a> Execution<'a> {
         Ok(())
     }
 
-    /// Runs the commands in the workspace.
-    fn decide(&self) -> (Vec<Reply>, BTreeMap<Bytes, Slot>) {
+    /// Runs the commands in the workspace. Nothing is written yet, so it may well end in the middle.
+    async fn decide(&self) -> Result<(Vec<Reply>, BTreeMap<Bytes, Slot>), Refusal> {
+        let budget = Budget::new(self.agent.commands.output_limit);
         let mut slots: BTreeMap<Bytes, Slot> = BTreeMap::new();
-        let mut answer = |plan: &Plan| {
-            let on_key = |key: &Bytes| {
+        let mut answers = Vec::with_capacity(self.steps.len());
+        let mut turn = Turn::begin();
+        for step in &self.steps {
+            let plan = match step {
+                Step::Done(reply) => {
+                    budget.take(reply)?;
+                    answers.push(reply.clone());
+                    continue;
+                }
+                Step::Keys { plan, .. } => plan,
+            };
+            let mut parts = Vec::with_capacity(plan.keys.as_slice().len());
+            for key in plan.keys.as_slice() {
                 let base = self.bases.get(key).and_then(Option::as_ref);
                 let slot = slots.entry(key.clone()).or_default();
-                slot.run(base, &plan.op, &self.now).unwrap_or_else(|refusal| refusal.reply())
-            };
-            plan.gather(plan.keys.as_slice().iter().map(on_key).collect())
-        };
-        let answers = self.steps.iter().map(|step| match step {
-            Step::Done(reply) => reply.clone(),
-            Step::Keys { plan, .. } => answer(plan),
-        });
-        (answers.collect(), slots)
+                let part = slot.run(base, &plan.op, &self.now).unwrap_or_else(|refusal| refusal.reply());
+                budget.take(&part)?;
+                parts.push(part);
+                turn.give_way().await;
+            }
+            answers.push(plan.gather(parts));
+        }
+        Ok((answers, slots))
     }
 
     /// Whether all that is watched is as it was. A key that will be written must be what it was read as to be written;
@@ -270,7 +287,7 @@ impl<'a> Execution<'a> {
             if let Step::Keys { plan, .. } = step
                 && let Some(failure) = plan.keys.as_slice().iter().find_map(|key| self.failed.get(key))
             {
-                *answer = Reply::Error(failure.text());
+                *answer = Reply::Error(failure.clone().of_command(false).text());
             }
         }
         answers
