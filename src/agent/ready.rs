@@ -51,7 +51,9 @@ mod tests {
         while cache.state().overloaded == 0 {
             tokio::task::yield_now().await;
         }
-        cache.reaches_api_server(NOBODY).await.unwrap();
+        // It does not queue behind what waits for seconds.
+        let told = tokio::time::timeout(Duration::from_secs(2), cache.reaches_api_server(NOBODY)).await;
+        told.unwrap().unwrap();
     }
 
     #[tokio::test]
