@@ -95,6 +95,25 @@ mod tests {
         assert!(matches!(guest.sends(&["EXEC"]).await, Flow::TooLarge));
     }
 
+    #[tokio::test]
+    async fn a_transaction_keeps_no_more_sessions_than_fit() {
+        let bench = Bench::new();
+        let mut guest = bench.guest();
+        for n in 0..40 {
+            guest.sends(&["HSET", &format!("k{n}"), "a", &big()]).await;
+        }
+        for (sessions, fits) in [(10, true), (40, false)] {
+            guest.asks("MULTI").await;
+            for n in 0..sessions {
+                guest.asks(&format!("HSET k{n} b 1")).await;
+            }
+            let answer = guest.asks("EXEC").await;
+            assert_eq!(matches!(answer, Reply::Array(_)), fits, "{answer:?}");
+        }
+        assert_eq!(guest.asks("HEXISTS k39 b").await, Reply::Int(0), "nothing was written");
+        assert_eq!(guest.asks("HEXISTS k9 b").await, Reply::Int(1));
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn a_long_transaction_lets_others_go_first() {
         let bench = Bench::new();

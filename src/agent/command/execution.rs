@@ -23,6 +23,12 @@ use crate::resp::Reply;
 
 /// Keys that are read at once.
 const AT_ONCE: usize = 16;
+/// The sessions that one transaction speaks of may have so many times the bytes that may wait for a client.
+const MOST_READ: usize = 2;
+/// They have more. Nothing is written.
+const TOO_MUCH: Refusal = Refusal::Text(
+    "ERR the transaction is too large: the sessions that it reads and writes are more than can be kept at once",
+);
 /// Other sessions were written already when a watched one turned out to have changed.
 const IN_PART: Refusal = Refusal::Text(
     "ERR the transaction was done in part: a watched session changed while it was carried out, after another one had been \
@@ -184,7 +190,7 @@ impl<'a> Execution<'a> {
     }
 
     /// Reads the keys that are not read yet.
-    async fn read(&mut self, again: bool) -> Result<(), Failure> {
+    async fn read(&mut self, again: bool) -> Result<(), Refusal> {
         let missing = self.needs.iter().filter(|(key, _)| !self.bases.contains_key(*key));
         let missing: Vec<_> = missing.map(|(key, need)| (key.clone(), *need)).collect();
         let agent = self.agent;
@@ -193,8 +199,17 @@ impl<'a> Execution<'a> {
             let entry = read(agent, &key, need).await?;
             Ok::<_, Failure>((key, entry))
         };
-        let read: Vec<_> = futures::stream::iter(missing).map(read).buffered(AT_ONCE).try_collect().await?;
-        self.bases.extend(read);
+        let most = agent.commands.output_limit.saturating_mul(MOST_READ);
+        let mut bytes = 0;
+        let mut read = std::pin::pin!(futures::stream::iter(missing).map(read).buffered(AT_ONCE));
+        while let Some((key, entry)) = read.try_next().await? {
+            // They are kept until the end, whatever becomes of the cache's own copies meanwhile.
+            bytes += entry.as_ref().map_or(0, Entry::json_len);
+            if bytes > most && !again {
+                return Err(TOO_MUCH);
+            }
+            self.bases.insert(key, entry);
+        }
         Ok(())
     }
 
