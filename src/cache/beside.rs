@@ -53,6 +53,16 @@ impl Cache {
         self.shared.store.look(name, |shard| Some(Session::new(shard.peek(name)?.clone(), Origin::Cache)))
     }
 
+    /// Whether this is just the state that may be served now: then it has the timeout that is in force, if all who change one
+    /// tell of it ([`Change::outdates_equal`](super::Change::outdates_equal)).
+    pub fn is_current(&self, session: &Session) -> bool {
+        let name = session.name();
+        let is_held = self.shared.store.look(name, |shard| {
+            shard.peek(name).is_some_and(|held| held.uid == session.uid() && held.generation == session.generation())
+        });
+        is_held && self.covered_until(name).is_some()
+    }
+
     /// What stands beside the copy that `session` is; nothing if it is not held any more.
     pub fn beside(&self, session: &Session) -> Beside {
         self.shared.store.look(session.name(), |shard| {

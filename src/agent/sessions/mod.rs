@@ -12,6 +12,7 @@ mod failure;
 mod ids;
 pub mod key;
 pub mod local;
+mod plan;
 mod read;
 mod timers;
 pub mod ttl;
