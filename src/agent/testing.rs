@@ -35,7 +35,6 @@ pub enum Writes {
 struct Objects {
     by_name: BTreeMap<String, Value>,
     version: u64,
-    gets: usize,
     writes: Writes,
     down: bool,
 }
@@ -87,7 +86,6 @@ impl Objects {
             return status(StatusCode::FORBIDDEN, "Forbidden", name);
         }
         if *method == Method::GET {
-            self.gets += 1;
             return self.by_name.get(name).map_or_else(missing, |object| (StatusCode::OK, object.clone()));
         }
         let before = self.by_name.get(name).cloned();
@@ -157,11 +155,6 @@ impl FakeApi {
     /// The object of a session.
     pub fn object(&self, name: &str) -> Option<Value> {
         self.0.lock().by_name.get(name).cloned()
-    }
-
-    /// GETs so far.
-    pub fn gets(&self) -> usize {
-        self.0.lock().gets
     }
 
     /// How writes are answered from now on.

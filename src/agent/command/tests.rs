@@ -77,7 +77,7 @@ async fn clients_do_not_repeat_by_themselves_what_may_have_been_done_and_must_no
     let once = [
         "HINCRBY n n 1",
         "HSETNX a f v",
-        r#"SET b {} NX"#,
+        "SET b {} NX",
         "SETNX c {}",
         r#"SET d {"a":"2"} GET"#,
         "GETDEL e",

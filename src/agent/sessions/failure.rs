@@ -29,6 +29,7 @@ pub enum Failure {
 
 impl Failure {
     /// What the failure of a command is, if it is such that doing it twice comes to the same as doing it once, or is not.
+    #[must_use]
     pub fn of_command(self, repeatable: bool) -> Self {
         match self {
             Self::Unknown(reason) if !repeatable => Self::UnknownOnce(reason),

@@ -32,7 +32,7 @@ async fn answer_to(agent: &AgentPod, bytes: &[u8]) -> String {
         let _ = writing.write_all(bytes).await;
         let _ = writing.shutdown().await;
     };
-    let (_, read) = timeout(PATIENCE, async { tokio::join!(sent, reading.read_to_end(&mut answer)) }).await.unwrap();
+    let ((), read) = timeout(PATIENCE, async { tokio::join!(sent, reading.read_to_end(&mut answer)) }).await.unwrap();
     assert!(read.is_ok() || read.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
     String::from_utf8_lossy(&answer).into_owned()
 }
