@@ -69,6 +69,18 @@ mod tests {
         assert!(is_too_large(guest.sends(&[&["MGET"], &["k"; 1_000][..]].concat()).await));
         // One of them must be asked for.
         assert!(is_too_large(guest.sends(&[&["MGET", "none"], &["k"; 1_000][..]].concat()).await));
+        // It is read no further than that: of a hundred that must be asked for, most are not.
+        let other = bench.beside();
+        let mut stranger = other.guest();
+        let mut wanted = vec!["MGET".to_owned()];
+        for n in 0..100 {
+            wanted.push(format!("m{n}"));
+            guest.sends(&["HSET", &format!("m{n}"), "a", &big()]).await;
+        }
+        let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        assert!(is_too_large(stranger.sends(&wanted).await));
+        let asked = other.agent.sessions.cache().state().api_calls;
+        assert!(asked < 60, "{asked} were asked for");
         // The same field again and again is kept once, and weighs as much as it will take.
         assert!(is_too_large(guest.sends(&["MULTI"]).await) || guest.client.transaction_len() == Some(0));
         guest.sends(&[&["HMGET", "k"], &["a"; 1_000][..]].concat()).await;

@@ -1,11 +1,11 @@
 //! Carries out plans: reads the state of a key, lets the plan decide, and makes the change.
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 
 use super::args::Clock;
 use super::budget::Budget;
-use super::op::{Change, Decision, Keys, Need, Op, Plan, Put, SetOptions};
+use super::op::{Change, Decision, Gather, Keys, Need, Op, Plan, Put, SetOptions};
 use super::refusal::Refusal;
 use crate::agent::Agent;
 use crate::agent::server::ClientId;
@@ -66,9 +66,16 @@ pub(super) async fn run(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -
     match &plan.keys {
         Keys::One(key) => Ok(plan.alone(on_key(key).await?)),
         Keys::Many(keys) => {
-            // All keys, also when the answer is too large by then: whoever deletes several relies on it.
-            let answers: Vec<_> = futures::stream::iter(keys).map(on_key).buffered(AT_ONCE).collect().await;
-            Ok(plan.gather(answers.into_iter().collect::<Result<_, _>>()?))
+            let answers = futures::stream::iter(keys).map(on_key).buffered(AT_ONCE);
+            let answers: Vec<_> = match plan.gather {
+                // Nothing is changed, so there is no reason to read on.
+                Gather::List => answers.try_collect().await?,
+                // Whoever deletes several keys relies on all being gone through. Numbers are no large answer; errors may be.
+                Gather::Sum | Gather::Single => {
+                    answers.collect::<Vec<_>>().await.into_iter().collect::<Result<_, _>>()?
+                }
+            };
+            Ok(plan.gather(answers))
         }
     }
 }
