@@ -88,6 +88,7 @@ pub fn check(data: &[u8]) {
                 Flow::Reply(reply) => (vec![reply], false),
                 Flow::Replies(replies) => (replies, false),
                 Flow::None => (Vec::new(), false),
+                Flow::TooLarge => (Vec::new(), true),
                 Flow::Close(reply) => (reply.into_iter().collect(), true),
             };
             let mut out = BytesMut::new();

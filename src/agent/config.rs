@@ -217,14 +217,14 @@ impl AgentArgs {
     /// Settings of the cache.
     pub fn cache(&self) -> CacheConfig {
         let host = || std::env::var("HOSTNAME").ok().filter(|h| !h.is_empty());
-        let pod = self.pod_name.clone().or_else(host).unwrap_or_else(|| "agent".to_owned());
+        let named = self.pod_name.clone().filter(|name| !name.is_empty());
+        let pod = named.or_else(host).unwrap_or_else(|| "agent".to_owned());
         CacheConfig {
-            // An empty variable means none.
-            controllers: self.controllers.iter().filter(|address| !address.is_empty()).cloned().collect(),
+            controllers: but_empty(&self.controllers),
             token_file: self.token_file.clone(),
-            ca_file: self.ca_file.clone(),
-            controllers_name: self.controllers_name.clone(),
-            server: self.server.clone(),
+            ca_file: self.ca_file.clone().filter(|path| !path.as_os_str().is_empty()),
+            controllers_name: self.controllers_name.clone().filter(|name| !name.is_empty()),
+            server: self.server.clone().filter(|server| !server.is_empty()),
             entries: self.cache_entries,
             bytes: self.cache_bytes,
             lease_upper_bound: Duration::from_secs_f64(self.lease_upper_bound),
@@ -236,11 +236,16 @@ impl AgentArgs {
     pub fn sessions(&self) -> SessionsConfig {
         SessionsConfig {
             prefix: self.key_prefix.clone(),
-            pod_local_keys: self.pod_local_keys.clone(),
+            pod_local_keys: but_empty(&self.pod_local_keys),
             hash_key_file: self.hash_session_ids.clone(),
             visibility: self.visibility.into(),
         }
     }
+}
+
+/// An empty variable, or nothing between two commas, means none.
+fn but_empty(list: &[String]) -> Vec<String> {
+    list.iter().filter(|item| !item.is_empty()).cloned().collect()
 }
 
 /// The first line of a file. It may end in a line break, as files do.
@@ -307,6 +312,18 @@ mod tests {
         assert_eq!(args.cache().controllers.len(), 2);
         assert_eq!(args.sessions().pod_local_keys, ["conn.*", "backend-?"]);
         args.cache().validate().unwrap();
+    }
+
+    #[test]
+    fn an_empty_variable_means_that_nothing_is_set() {
+        let args = parsed(&["--controllers=", "--pod-local-keys=", "--pod-name=", "--server="]).unwrap();
+        let cache = args.cache();
+        cache.validate().unwrap();
+        assert!(cache.controllers.is_empty() && args.sessions().pod_local_keys.is_empty());
+        assert_eq!(cache.server, None);
+        let unset = parsed(&[]).unwrap().cache();
+        assert_eq!(cache.field_manager, unset.field_manager, "the host's name, or the word for none");
+        assert_ne!(cache.field_manager, CacheConfig::new("default", "").field_manager);
     }
 
     #[test]

@@ -22,7 +22,10 @@ pub async fn run(agent: Arc<Agent>, mut events: Subscription, shutdown: Cancella
             Some(Event::Evicted(eviction)) => match agent.sessions.key(&eviction.name) {
                 Some(key) => {
                     agent.tracking.stale(&key);
-                    agent.pubsub.event(EVICTED, &key);
+                    // Who deleted it has told of that.
+                    if !eviction.own {
+                        agent.pubsub.event(EVICTED, &key);
+                    }
                 }
                 // Whose key it is cannot be told, so it may be anybody's.
                 None => agent.tracking.flush(),
@@ -34,5 +37,48 @@ pub async fn run(agent: Arc<Agent>, mut events: Subscription, shutdown: Cancella
                 return Ok(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::agent::testing::Bench;
+
+    #[tokio::test]
+    async fn what_a_client_deletes_is_not_told_as_evicted_too() {
+        let bench = Bench::new();
+        let shutdown = CancellationToken::new();
+        let events = bench.agent.sessions.cache().subscribe();
+        let telling = tokio::spawn(run(bench.agent.clone(), events, shutdown.clone()));
+        let (mut guest, mut listener) = (bench.guest(), bench.guest());
+        listener.sends(&["PSUBSCRIBE", "__keyevent@0__:*"]).await;
+        for key in ["deleted", "taken", "emptied", "gone"] {
+            guest.asks(&format!("HSET {key} f v")).await;
+        }
+        for command in ["DEL deleted", "GETDEL taken", "HDEL emptied f"] {
+            guest.asks(command).await;
+        }
+        // Somebody else deletes this one: the agent learns of it when it asks.
+        bench.api.remove("gone");
+        guest.asks("TTL gone").await;
+        let mut heard = BytesMut::new();
+        let told = |heard: &BytesMut, event: &str, key: &str| {
+            String::from_utf8_lossy(heard).contains(&format!("__keyevent@0__:{event}\r\n${}\r\n{key}\r\n", key.len()))
+        };
+        // Events come in order.
+        while !told(&heard, "evicted", "gone") {
+            tokio::task::yield_now().await;
+            let handle = listener.client.handle();
+            handle.mailbox().take(handle.protocol(), &mut heard);
+        }
+        for key in ["deleted", "taken", "emptied"] {
+            assert!(told(&heard, "del", key), "{heard:?}");
+            assert!(!told(&heard, "evicted", key), "{heard:?}");
+        }
+        shutdown.cancel();
+        telling.await.unwrap().unwrap();
     }
 }

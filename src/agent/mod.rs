@@ -20,10 +20,13 @@ pub mod pubsub;
 mod ready;
 pub mod server;
 pub mod sessions;
+#[cfg(test)]
+mod testing;
 pub mod tracking;
 
 pub use config::AgentArgs;
 
+use crate::core::lease::with_drift;
 use crate::core::time::Time;
 use crate::resp::Request;
 use crate::runtime::admin::{AdminError, BoundAdmin};
@@ -36,10 +39,12 @@ use server::{ClientHandle, ClientId, Clients, Flow, Handler, Limits, ServerConfi
 use sessions::Sessions;
 use tracking::Tracking;
 
-/// How long requests that run may take to end: longer than a write waits for the API server.
-const FINISH: Duration = Duration::from_secs(10);
-/// How long everything may take to end.
-const DRAIN: Duration = Duration::from_secs(12);
+/// How long a request that runs may wait for the API server: for its turn, and for the answer.
+const API_SERVER: Duration = Duration::from_secs(10);
+/// How long it may wait until its write is visible everywhere, at most: what orchestrators grant is bounded too.
+const VISIBLE: Duration = Duration::from_mins(1);
+/// How long everything else may take to end, when no request runs any more.
+const DRAIN: Duration = Duration::from_secs(2);
 /// Only the user that the agent runs as may open the Unix socket.
 const SOCKET_MODE: u32 = 0o600;
 
@@ -130,6 +135,12 @@ impl Handler for Service {
     }
 }
 
+/// How long requests that run may take to end. A write that is to be visible everywhere waits for a lease to end, if somebody
+/// cannot be reached: a client that is cut off before does not know what became of it.
+fn finish(lease_upper_bound: Duration) -> Duration {
+    API_SERVER + with_drift(lease_upper_bound).min(VISIBLE)
+}
+
 /// Runs an agent until `shutdown`.
 pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), AgentError> {
     args.validate()?;
@@ -181,18 +192,36 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
     let mut tasks = TaskSet::new(shutdown.clone());
     let readiness = health.readiness("sessions");
     tasks.spawn("ready", ready::run(agent.clone(), readiness, shutdown.clone()));
-    tasks.spawn("events", events::run(agent.clone(), events, shutdown.clone()));
-    tasks.spawn("cover", tracking::watch_cover(agent.clone(), shutdown.clone()));
+    // While requests are finished, clients that keep copies of their own must hear what becomes of these.
+    let served = CancellationToken::new();
+    tasks.spawn("events", events::run(agent.clone(), events, served.clone()));
+    tasks.spawn("cover", tracking::watch_cover(agent.clone(), served.clone()));
     let registry = Arc::new(metrics::registry(agent.clone()));
     tasks.spawn("admin", admin.serve(health, registry, shutdown.clone()));
     let (service, ending) = (Service(agent.clone()), shutdown.clone());
+    let finish = finish(Duration::from_secs_f64(args.lease_upper_bound));
     tasks.spawn("serve", async move {
-        server.run(service, ending, FINISH).await;
+        let _served = served.drop_guard();
+        server.run(service, ending, finish).await;
         Ok::<_, std::convert::Infallible>(())
     });
     info!(namespace = %args.namespace, address = ?address, socket = ?args.unix_socket, "serving");
-    let ended = tasks.run(DRAIN).await;
+    let ended = tasks.run(finish + DRAIN).await;
     // Nobody is served any more: what is held is let go, so that no write elsewhere waits for this agent's leases.
     agent.sessions.cache().shutdown().await;
     Ok(ended?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runs_may_wait_for_a_lease_to_end_but_not_for_ever() {
+        let lease = Duration::from_secs(15);
+        assert!(finish(lease) >= with_drift(lease) + API_SERVER);
+        // What Kubernetes grants by default is enough for the default.
+        assert!(finish(lease) + DRAIN < Duration::from_secs(30));
+        assert_eq!(finish(Duration::from_hours(1)), VISIBLE + API_SERVER);
+    }
 }

@@ -8,7 +8,6 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
-use crate::cache::GetError;
 use crate::runtime::health::Readiness;
 
 /// How often it is looked at.
@@ -22,10 +21,8 @@ pub async fn run(agent: Arc<Agent>, readiness: Readiness, shutdown: Cancellation
         let cache = agent.sessions.cache();
         let reached = match cache.leased_until() {
             Some(_) => Ok(()),
-            None => match cache.fresh(NOBODY).await {
-                Ok(_) | Err(GetError::NotFound) => Ok(()),
-                Err(error) => Err(error),
-            },
+            // Not by a read: what clients ask for must not decide whether this is answered, nor the other way round.
+            None => cache.reaches_api_server(NOBODY).await,
         };
         match reached {
             Ok(()) => readiness.ready(),
@@ -35,5 +32,38 @@ pub async fn run(agent: Arc<Agent>, readiness: Readiness, shutdown: Cancellation
             () = shutdown.cancelled() => return Ok(()),
             () = sleep(PERIOD) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::testing::Bench;
+
+    #[tokio::test]
+    async fn a_flood_of_unknown_ids_does_not_hide_that_the_api_server_answers() {
+        let bench = Bench::new();
+        let cache = bench.agent.sessions.cache().clone();
+        for n in 0..1_000 {
+            let sessions = bench.agent.sessions.clone();
+            tokio::spawn(async move { sessions.get(format!("unknown-{n}").as_bytes()).await });
+        }
+        while cache.state().overloaded == 0 {
+            tokio::task::yield_now().await;
+        }
+        // It does not queue behind what waits for seconds.
+        let told = tokio::time::timeout(Duration::from_secs(2), cache.reaches_api_server(NOBODY)).await;
+        told.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_look_at_the_api_server_is_in_no_count_of_reads() {
+        let bench = Bench::new();
+        let cache = bench.agent.sessions.cache();
+        cache.reaches_api_server(NOBODY).await.unwrap();
+        bench.api.is_down(true);
+        cache.reaches_api_server(NOBODY).await.unwrap_err();
+        let state = cache.state();
+        assert_eq!((state.not_found, state.unavailable, state.restored, state.api_calls), (0, 0, 0, 2));
     }
 }

@@ -20,12 +20,47 @@ pub struct Beside {
     pub renewal: Option<Renewal>,
 }
 
+/// A deletion on behalf of the user. See [`Cache::deleting`].
+#[must_use]
+pub struct Deleting<'a> {
+    store: &'a Store,
+    name: Arc<str>,
+}
+
+impl std::fmt::Debug for Deleting<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deleting").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Deleting<'_> {
+    fn drop(&mut self) {
+        self.store.events.deleted(&self.name);
+    }
+}
+
 impl Cache {
     /// [`Self::hit`], with what stands beside the copy.
     #[inline]
     pub fn hit_beside(&self, name: &str) -> Option<(Session, Beside)> {
         let (session, local, renewal) = self.shared.store.hit_beside(name)?;
         Some((session, Beside { local, renewal }))
+    }
+
+    /// The copy that is held, whether or not it may be served: for lists and figures. It counts neither as a hit nor as a
+    /// use, and nobody must be given its fields.
+    pub fn peek(&self, name: &str) -> Option<Session> {
+        self.shared.store.look(name, |shard| Some(Session::new(shard.peek(name)?.clone(), Origin::Cache)))
+    }
+
+    /// Whether this is just the state that may be served now: then it has the timeout that is in force, if all who change one
+    /// tell of it ([`Change::outdates_equal`](super::Change::outdates_equal)).
+    pub fn is_current(&self, session: &Session) -> bool {
+        let name = session.name();
+        let is_held = self.shared.store.look(name, |shard| {
+            shard.peek(name).is_some_and(|held| held.uid == session.uid() && held.generation == session.generation())
+        });
+        is_held && self.covered_until(name).is_some()
     }
 
     /// What stands beside the copy that `session` is; nothing if it is not held any more.
@@ -58,6 +93,12 @@ impl Cache {
     /// brings. It must be quick, and must not use the cache. There can be one: false if there is.
     pub fn observe(&self, observer: impl Fn(&str) + Send + Sync + 'static) -> bool {
         self.shared.store.events.observe(observer)
+    }
+
+    /// Whether the API server answers, asked right now. It is no read: it waits for no other, takes nobody's turn, and is in no
+    /// count of outcomes.
+    pub async fn reaches_api_server(&self, name_of_none: &str) -> Result<(), GetError> {
+        self.shared.api.get(name_of_none).await.map(drop).map_err(GetError::unavailable)
     }
 
     /// When the last lease ends; `None` if none is in force.
@@ -101,6 +142,14 @@ impl Cache {
         }
     }
 
+    /// While what is returned lives, the end of a copy because its session is gone counts as the user's own doing
+    /// ([`Eviction::own`](super::Eviction::own)): it is told of by the replicas sometimes before the deletion is answered.
+    pub fn deleting(&self, session: &Session) -> Deleting<'_> {
+        let name = session.copy().name.clone();
+        self.shared.store.events.deleting(name.clone());
+        Deleting { store: &self.shared.store, name }
+    }
+
     /// Changes the values that are true only in this pod, beside the copy that `session` is: by what leads from `base` to
     /// `new`. If it is to be `exact`, they must be just what `base` says.
     pub fn change_local(&self, session: &Session, base: &LocalValues, new: &LocalValues, exact: bool) -> LocalChange {
@@ -118,5 +167,17 @@ impl Store {
             state.shard.forget_base(of.name(), of.copy());
             ((), None)
         });
+    }
+}
+
+#[cfg(test)]
+impl Cache {
+    /// A lease that covers everything, as a replica would grant it.
+    pub(crate) fn lease_for_tests(&self, length: std::time::Duration) {
+        use crate::core::lease::{Grant, StreamId};
+        let store = &self.shared.store;
+        store.set_lease_length(length);
+        let grant = Grant { sent: now(), age: std::time::Duration::ZERO, covers: u64::MAX };
+        store.grant(StreamId(0), length, grant);
     }
 }

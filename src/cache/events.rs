@@ -1,6 +1,6 @@
 //! What happens in the cache: for subscribers, logs, and counters.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -23,6 +23,9 @@ pub struct Eviction {
     pub generation: u64,
     /// Why it was dropped.
     pub reason: DropReason,
+    /// Whether the session is gone because this cache deletes it on behalf of its user (see
+    /// [`Cache::deleting`](super::Cache::deleting)).
+    pub own: bool,
     /// When, on the machine's clock since boot (`CLOCK_BOOTTIME`).
     pub at: Time,
 }
@@ -81,6 +84,8 @@ pub(super) struct Events {
     by_reason: [AtomicU64; REASONS.len()],
     departed: Mutex<VecDeque<(Arc<str>, Uid, Time)>>,
     observer: OnceLock<Observer>,
+    /// Sessions that are being deleted on behalf of the user, and how many times.
+    deleting: Mutex<HashMap<Arc<str>, usize>>,
 }
 
 /// Is told at once of copies that are not evicted, and not what clients were given any more either.
@@ -99,6 +104,7 @@ impl Events {
             by_reason: Default::default(),
             departed: Mutex::default(),
             observer: OnceLock::new(),
+            deleting: Mutex::default(),
         }
     }
 
@@ -136,7 +142,24 @@ impl Events {
             info!(session = %name, %uid, generation, reason = reason.as_str(), "evicted");
         }
         // Nobody may have subscribed.
-        let _ = self.evictions.send(Eviction { name, uid, generation, reason, at });
+        let own = reason == DropReason::Gone && self.deleting.lock().contains_key(&name);
+        let _ = self.evictions.send(Eviction { name, uid, generation, reason, own, at });
+    }
+
+    /// The session is deleted on behalf of the user, until [`Self::deleted`].
+    pub fn deleting(&self, name: Arc<str>) {
+        *self.deleting.lock().entry(name).or_default() += 1;
+    }
+
+    /// That deletion has ended.
+    pub fn deleted(&self, name: &str) {
+        let mut deleting = self.deleting.lock();
+        if let Some(count) = deleting.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                deleting.remove(name);
+            }
+        }
     }
 
     /// A session was used of which no copy is held.

@@ -85,7 +85,7 @@ mod write;
 pub use crate::core::cache::{Annotations, DropReason, Facts, LocalChange, LocalValues, Renewal};
 pub use crate::core::digest::{Digest, Metadata};
 pub use crate::core::session::{ResourceVersion, Uid};
-pub use beside::Beside;
+pub use beside::{Beside, Deleting};
 pub use config::{CacheConfig, ConfigError};
 pub use error::{GetError, WriteError};
 pub use events::{Event, Eviction, Subscription};

@@ -85,6 +85,10 @@ pub struct Change {
     /// Whether to write only if the object has not changed at all since the base was read (its resourceVersion), and to fail
     /// with [`WriteError::Changed`] else.
     pub only_if_unchanged: bool,
+    /// Whether copies of an older state are outdated even if their metadata is the same. Copies know an idle timeout or an
+    /// annotation as of their last GET, since no change of these evicts them; where others decide from what their copies say
+    /// of it, they must be told. Needs [`Visibility::Everywhere`].
+    pub outdates_equal: bool,
 }
 
 /// How often a write is sent, at most, when the API server answers that it lost a race or failed before it began.
@@ -211,7 +215,7 @@ impl Shared {
             flight.answered(observed, Wrote::map(wrote))
         });
         let (session, answered) = written.await?;
-        self.visible(session, answered, options.visibility).await
+        self.visible(session, answered, options.visibility, false).await
     }
 
     pub async fn update(
@@ -229,7 +233,7 @@ impl Shared {
         change: Change,
         visibility: Visibility,
     ) -> Result<Session, WriteError> {
-        let Change { metadata, idle_timeout, annotations, only_if_unchanged } = change;
+        let Change { metadata, idle_timeout, annotations, only_if_unchanged, outdates_equal } = change;
         let mut spec = Map::new();
         match idle_timeout {
             IdleTimeout::Keep => {}
@@ -242,7 +246,7 @@ impl Shared {
         let difference = metadata.as_ref().and_then(|metadata| difference(base.metadata(), metadata));
         // What is not compared is in no copy that anybody must drop first. But who writes a map relies on all of it, also on
         // what an earlier attempt has written.
-        let visibility = if metadata.is_some() { visibility } else { Visibility::Committed };
+        let visibility = if metadata.is_some() || outdates_equal { visibility } else { Visibility::Committed };
         if let Some(difference) = difference {
             spec.insert("metadata".into(), difference.into());
         }
@@ -269,7 +273,7 @@ impl Shared {
             flight.answered(observed, Wrote::of(&base, wrote))
         });
         let (session, answered) = written.await?;
-        self.visible(session, answered, visibility).await
+        self.visible(session, answered, visibility, outdates_equal).await
     }
 
     /// An update that changes nothing sends nothing.
@@ -289,7 +293,7 @@ impl Shared {
         if only_if_unchanged && session.digest() != base.digest() {
             return Err(WriteError::Changed);
         }
-        self.visible(session, Instant::now(), visibility).await
+        self.visible(session, Instant::now(), visibility, false).await
     }
 
     /// What the refusal of a write tells about the copy that it was made from.
@@ -357,6 +361,7 @@ impl Shared {
         session: Session,
         answered: Instant,
         visibility: Visibility,
+        outdates_equal: bool,
     ) -> Result<Session, WriteError> {
         if visibility == Visibility::Everywhere {
             let barrier = Barrier {
@@ -365,7 +370,7 @@ impl Shared {
                     fate: Fate::Stale { below: session.generation() },
                     resource_version: session.resource_version(),
                 },
-                digest: Some(session.digest()),
+                digest: (!outdates_equal).then(|| session.digest()),
             };
             self.confirmer.confirm(session.name(), &barrier, answered).await;
         }

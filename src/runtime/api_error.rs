@@ -68,6 +68,8 @@ pub struct ApiError {
     causes: Vec<Cause>,
     retry_after: Option<Duration>,
     detail: Option<String>,
+    /// There was no connection to send it over.
+    never_sent: bool,
 }
 
 impl ApiError {
@@ -95,6 +97,7 @@ impl ApiError {
     pub fn outcome_unknown(&self) -> bool {
         use ApiErrorKind as K;
         match self.kind {
+            K::Unreachable if self.never_sent => false,
             K::ServerError | K::Timeout | K::Unreachable | K::Undecodable | K::Other => true,
             K::NotFound
             | K::AlreadyExists
@@ -139,11 +142,12 @@ impl ApiError {
             causes,
             retry_after: (seconds > 0).then(|| Duration::from_secs(seconds.into())),
             detail: None,
+            never_sent: false,
         }
     }
 
     fn of(kind: ApiErrorKind) -> Self {
-        Self { kind, code: None, reason: "", causes: Vec::new(), retry_after: None, detail: None }
+        Self { kind, code: None, reason: "", causes: Vec::new(), retry_after: None, detail: None, never_sent: false }
     }
 
     fn with(kind: ApiErrorKind, detail: impl Into<String>) -> Self {
@@ -249,6 +253,7 @@ fn decode_place(error: &serde_json::Error) -> String {
 fn transport(error: &(dyn StdError + 'static)) -> ApiError {
     let mut next = Some(error);
     let mut found: Option<String> = None;
+    let mut never_sent = false;
     while let Some(error) = next {
         if let Some(auth) = error.downcast_ref::<kube::client::AuthError>() {
             return ApiError::with(ApiErrorKind::Unauthorized, credentials(auth));
@@ -259,6 +264,8 @@ fn transport(error: &(dyn StdError + 'static)) -> ApiError {
             if io.kind() == io::ErrorKind::TimedOut {
                 return ApiError::with(ApiErrorKind::Timeout, "the connection timed out");
             }
+            // Only who has no connection yet is told so.
+            never_sent |= io.kind() == io::ErrorKind::ConnectionRefused;
             found = Some(io.kind().to_string());
             // An I/O error does not name what it wraps as its source, but the source of that.
             if let Some(inner) = io.get_ref() {
@@ -268,7 +275,7 @@ fn transport(error: &(dyn StdError + 'static)) -> ApiError {
         }
         next = error.source();
     }
-    ApiError { detail: found, ..ApiError::of(ApiErrorKind::Unreachable) }
+    ApiError { detail: found, never_sent, ..ApiError::of(ApiErrorKind::Unreachable) }
 }
 
 /// What is wrong with the credentials. The output of a credential plugin, which may hold a token, is left out.

@@ -257,3 +257,16 @@ async fn a_call_without_an_answer_ends_at_its_deadline() {
     assert_eq!(error.to_string(), "timed out: no answer within 3000 ms");
     assert_eq!(error.kind(), K::Timeout);
 }
+
+#[test]
+fn who_has_no_connection_has_sent_nothing() {
+    let broken = |kind: io::ErrorKind| {
+        let error = io::Error::other(io::Error::from(kind));
+        ApiError::from(kube::Error::Service(Box::new(error)))
+    };
+    let refused = broken(io::ErrorKind::ConnectionRefused);
+    assert_eq!((refused.kind(), refused.outcome_unknown()), (K::Unreachable, false));
+    for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::UnexpectedEof] {
+        assert!(broken(kind).outcome_unknown(), "{kind}");
+    }
+}

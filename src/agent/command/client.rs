@@ -86,6 +86,12 @@ impl Client {
         self.channels.len() + self.patterns.len()
     }
 
+    /// How many commands wait for `EXEC`.
+    #[cfg(test)]
+    pub fn transaction_len(&self) -> Option<usize> {
+        self.transaction.as_ref().map(Transaction::len)
+    }
+
     /// Whether it may send only what subscribers may.
     #[inline]
     pub(super) fn only_listens(&self) -> bool {

@@ -7,7 +7,7 @@ use rand::Rng;
 
 use super::context::Context;
 use super::password::Password;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, bounded};
 use super::scan::Order;
 use super::stats::Stats;
 use super::{Flow, glob, lines};
@@ -26,6 +26,8 @@ pub struct Server {
     pub(super) max_clients: usize,
     /// Bytes that copies may take.
     pub(super) max_memory: usize,
+    /// Bytes that may wait for a client, and so the largest answer.
+    pub(super) output_limit: usize,
     /// Counters.
     pub stats: Stats,
     /// When the agent began.
@@ -96,6 +98,7 @@ impl Server {
             port: listen.map_or(0, |at| at.port()),
             max_clients,
             max_memory,
+            output_limit: limit,
             stats: Stats::default(),
             started: Instant::now(),
             run_id: hex(&random),
@@ -121,6 +124,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// `CONFIG GET parameter ...`
 pub fn get(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> {
+    args.iter().try_for_each(|pattern| bounded(pattern))?;
     let patterns: Vec<Vec<u8>> = args.iter().skip(2).map(|pattern| pattern.to_ascii_lowercase()).collect();
     let wanted = |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name.as_bytes()));
     let found = context.agent.commands.parameters.iter().filter(|(name, _)| wanted(name));

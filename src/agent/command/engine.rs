@@ -1,10 +1,11 @@
 //! Carries out plans: reads the state of a key, lets the plan decide, and makes the change.
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 
 use super::args::Clock;
-use super::op::{Change, Decision, Keys, Need, Op, Plan, Put, SetOptions};
+use super::budget::Budget;
+use super::op::{Change, Decision, Gather, Keys, Need, Op, Plan, Put, SetOptions};
 use super::refusal::Refusal;
 use crate::agent::Agent;
 use crate::agent::server::ClientId;
@@ -19,12 +20,20 @@ const AT_ONCE: usize = 16;
 
 /// Answers from memory, if that is possible without waiting for anybody.
 #[inline]
-pub(super) fn at_once(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -> Option<Reply> {
+pub(super) fn at_once(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -> Option<Result<Reply, Refusal>> {
     match &plan.keys {
-        Keys::One(key) => Some(plan.alone(key_at_once(agent, by, key, &plan.op, now)?)),
+        Keys::One(key) => Some(Ok(plan.alone(key_at_once(agent, by, key, &plan.op, now)?))),
         Keys::Many(keys) => {
-            let answers: Option<Vec<Reply>> = keys.iter().map(|k| key_at_once(agent, by, k, &plan.op, now)).collect();
-            Some(plan.gather(answers?))
+            let budget = Budget::new(agent.commands.output_limit);
+            let mut answers = Vec::with_capacity(keys.len());
+            for key in keys {
+                let answer = key_at_once(agent, by, key, &plan.op, now)?;
+                if let Err(refusal) = budget.take(&answer) {
+                    return Some(Err(refusal));
+                }
+                answers.push(answer);
+            }
+            Some(Ok(plan.gather(answers)))
         }
     }
 }
@@ -47,24 +56,33 @@ fn key_at_once(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -
     Some(reply)
 }
 
-/// Answers, whatever it takes.
-pub(super) async fn run(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -> Reply {
+/// Answers, whatever it takes. An error is not for the client: the answer would be too large.
+pub(super) async fn run(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -> Result<Reply, Refusal> {
+    let budget = Budget::new(agent.commands.output_limit);
     let on_key = async |key: &Bytes| {
-        let answer = on_key(agent, by, key, &plan.op, now).await;
-        answer.unwrap_or_else(|refusal| refusal.reply())
+        let answer = on_key(agent, by, key, &plan.op, now).await.unwrap_or_else(|refusal| refusal.reply());
+        budget.take(&answer).map(|()| answer)
     };
     match &plan.keys {
-        Keys::One(key) => plan.alone(on_key(key).await),
+        Keys::One(key) => Ok(plan.alone(on_key(key).await?)),
         Keys::Many(keys) => {
-            let answers = futures::stream::iter(keys).map(on_key).buffered(AT_ONCE).collect().await;
-            plan.gather(answers)
+            let answers = futures::stream::iter(keys).map(on_key).buffered(AT_ONCE);
+            let answers: Vec<_> = match plan.gather {
+                // Nothing is changed, so there is no reason to read on.
+                Gather::List => answers.try_collect().await?,
+                // Whoever deletes several keys relies on all being gone through. Numbers are no large answer; errors may be.
+                Gather::Sum | Gather::Single => {
+                    answers.collect::<Vec<_>>().await.into_iter().collect::<Result<_, _>>()?
+                }
+            };
+            Ok(plan.gather(answers))
         }
     }
 }
 
 async fn on_key(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -> Result<Reply, Refusal> {
     if let Some(options) = op.blind(now) {
-        return Ok(set(agent, by, key, options).await?);
+        return set(agent, by, key, options).await.map_err(|failure| failure.of_command(op.is_repeatable()).into());
     }
     for attempt in 0..ATTEMPTS {
         let need = if attempt > 0 { Need::FreshFacts } else { op.need() };
@@ -77,7 +95,7 @@ async fn on_key(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) 
                 return Ok(reply);
             }
             Ok(Outcome::TooLate) | Err(Failure::Conflict) => {}
-            Err(failure) => return Err(failure.into()),
+            Err(failure) => return Err(failure.of_command(op.is_repeatable()).into()),
         }
     }
     Err(Failure::Conflict.into())

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::args::Clock;
+use super::budget::{Budget, Turn};
 use super::engine::{ATTEMPTS, Outcome, is, make, read};
 use super::op::{Change, Decision, Made, Need, Op, Plan, Put, State, apply};
 use super::refusal::Refusal;
@@ -22,6 +23,12 @@ use crate::resp::Reply;
 
 /// Keys that are read at once.
 const AT_ONCE: usize = 16;
+/// The sessions that one transaction speaks of may have so many times the bytes that may wait for a client.
+const MOST_READ: usize = 2;
+/// They have more. Nothing is written.
+const TOO_MUCH: Refusal = Refusal::Text(
+    "ERR the transaction is too large: the sessions that it reads and writes are more than can be kept at once",
+);
 /// Other sessions were written already when a watched one turned out to have changed.
 const IN_PART: Refusal = Refusal::Text(
     "ERR the transaction was done in part: a watched session changed while it was carried out, after another one had been \
@@ -130,6 +137,15 @@ impl Slot {
     }
 }
 
+/// The client has read what these commands read, and keeps it.
+pub(super) fn settle(agent: &Agent, by: ClientId, steps: &[Step]) {
+    for step in steps {
+        if let Step::Keys { plan, tracked: true } = step {
+            super::has_read(agent, by, plan.keys.as_slice());
+        }
+    }
+}
+
 impl<'a> Execution<'a> {
     pub fn new(agent: &'a Agent, by: ClientId, now: Clock, watched: Vec<Watched>, steps: Vec<Step>) -> Self {
         let mut needs = BTreeMap::new();
@@ -152,33 +168,29 @@ impl<'a> Execution<'a> {
         let outcome = self.carry_out().await;
         drop(writing);
         // In any case: what was registered before must be settled.
-        for step in &self.steps {
-            if let Step::Keys { plan, tracked: true } = step {
-                super::has_read(self.agent, self.by, plan.keys.as_slice());
-            }
-        }
+        settle(self.agent, self.by, &self.steps);
         outcome
     }
 
     async fn carry_out(&mut self) -> Result<Option<Vec<Reply>>, Refusal> {
         for attempt in 0..ATTEMPTS {
             self.read(attempt > 0).await?;
-            let (answers, slots) = self.decide();
+            let (answers, slots) = self.decide().await?;
             if !self.is_unchanged(&slots).await? {
                 return if self.written.is_empty() { Ok(None) } else { Err(IN_PART) };
             }
             match self.write(slots).await {
                 Ok(true) => return Ok(Some(self.with_failures(answers))),
                 Ok(false) => {}
-                // Nothing is written yet, so all of it may be tried again.
-                Err(failure) => return Err(failure.into()),
+                // Nothing is written, so all of it may be tried again; unless nobody knows that.
+                Err(failure) => return Err(failure.of_command(false).into()),
             }
         }
         Err(Failure::Conflict.into())
     }
 
     /// Reads the keys that are not read yet.
-    async fn read(&mut self, again: bool) -> Result<(), Failure> {
+    async fn read(&mut self, again: bool) -> Result<(), Refusal> {
         let missing = self.needs.iter().filter(|(key, _)| !self.bases.contains_key(*key));
         let missing: Vec<_> = missing.map(|(key, need)| (key.clone(), *need)).collect();
         let agent = self.agent;
@@ -187,27 +199,47 @@ impl<'a> Execution<'a> {
             let entry = read(agent, &key, need).await?;
             Ok::<_, Failure>((key, entry))
         };
-        let read: Vec<_> = futures::stream::iter(missing).map(read).buffered(AT_ONCE).try_collect().await?;
-        self.bases.extend(read);
+        let most = agent.commands.output_limit.saturating_mul(MOST_READ);
+        let mut bytes = 0;
+        let mut read = std::pin::pin!(futures::stream::iter(missing).map(read).buffered(AT_ONCE));
+        while let Some((key, entry)) = read.try_next().await? {
+            // They are kept until the end, whatever becomes of the cache's own copies meanwhile.
+            bytes += entry.as_ref().map_or(0, Entry::json_len);
+            if bytes > most && !again {
+                return Err(TOO_MUCH);
+            }
+            self.bases.insert(key, entry);
+        }
         Ok(())
     }
 
-    /// Runs the commands in the workspace.
-    fn decide(&self) -> (Vec<Reply>, BTreeMap<Bytes, Slot>) {
+    /// Runs the commands in the workspace. Nothing is written yet, so it may well end in the middle.
+    async fn decide(&self) -> Result<(Vec<Reply>, BTreeMap<Bytes, Slot>), Refusal> {
+        let budget = Budget::new(self.agent.commands.output_limit);
         let mut slots: BTreeMap<Bytes, Slot> = BTreeMap::new();
-        let mut answer = |plan: &Plan| {
-            let on_key = |key: &Bytes| {
+        let mut answers = Vec::with_capacity(self.steps.len());
+        let mut turn = Turn::begin();
+        for step in &self.steps {
+            let plan = match step {
+                Step::Done(reply) => {
+                    budget.take(reply)?;
+                    answers.push(reply.clone());
+                    continue;
+                }
+                Step::Keys { plan, .. } => plan,
+            };
+            let mut parts = Vec::with_capacity(plan.keys.as_slice().len());
+            for key in plan.keys.as_slice() {
                 let base = self.bases.get(key).and_then(Option::as_ref);
                 let slot = slots.entry(key.clone()).or_default();
-                slot.run(base, &plan.op, &self.now).unwrap_or_else(|refusal| refusal.reply())
-            };
-            plan.gather(plan.keys.as_slice().iter().map(on_key).collect())
-        };
-        let answers = self.steps.iter().map(|step| match step {
-            Step::Done(reply) => reply.clone(),
-            Step::Keys { plan, .. } => answer(plan),
-        });
-        (answers.collect(), slots)
+                let part = slot.run(base, &plan.op, &self.now).unwrap_or_else(|refusal| refusal.reply());
+                budget.take(&part)?;
+                parts.push(part);
+                turn.give_way().await;
+            }
+            answers.push(plan.gather(parts));
+        }
+        Ok((answers, slots))
     }
 
     /// Whether all that is watched is as it was. A key that will be written must be what it was read as to be written;
@@ -270,7 +302,7 @@ impl<'a> Execution<'a> {
             if let Step::Keys { plan, .. } = step
                 && let Some(failure) = plan.keys.as_slice().iter().find_map(|key| self.failed.get(key))
             {
-                *answer = Reply::Error(failure.text());
+                *answer = Reply::Error(failure.clone().of_command(false).text());
             }
         }
         answers

@@ -205,7 +205,7 @@ fn keyspace(agent: &Agent, out: &mut String) -> std::fmt::Result {
         return Ok(());
     }
     let now = now_millis();
-    let ends = known.iter().filter_map(|key| agent.sessions.hit(key)?.remaining(now));
+    let ends = known.iter().filter_map(|key| agent.sessions.held(key)?.remaining(now));
     let (expires, total) = ends.fold((0_u128, 0), |(n, total), left| (n + 1, total + left.as_millis()));
     let average = total.checked_div(expires).unwrap_or(0);
     write!(out, "db0:keys={},expires={expires},avg_ttl={average}\r\n", known.len())

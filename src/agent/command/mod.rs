@@ -6,6 +6,7 @@
 #![allow(clippy::unnecessary_wraps, reason = "the table asks for one signature, and some commands cannot fail")]
 
 mod args;
+mod budget;
 mod client;
 mod client_command;
 mod config;
@@ -25,6 +26,9 @@ mod subscribe;
 mod table;
 mod tracking;
 mod transaction;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,11 +98,14 @@ pub fn disconnected(agent: &Agent, client: &mut Client) {
 }
 
 fn refused(refusal: &Refusal) -> Flow {
-    Flow::Reply(refusal.reply())
+    match refusal {
+        Refusal::TooLarge => Flow::TooLarge,
+        refusal => Flow::Reply(refusal.reply()),
+    }
 }
 
 fn is_error(flow: &Flow) -> bool {
-    matches!(flow, Flow::Reply(Reply::Error(_)) | Flow::Close(Some(Reply::Error(_))))
+    matches!(flow, Flow::Reply(Reply::Error(_)) | Flow::Close(Some(Reply::Error(_))) | Flow::TooLarge)
 }
 
 /// The subcommand, if there is one, with the right number of arguments.
@@ -166,7 +173,7 @@ fn begin(agent: &Agent, client: &mut Client, command: &'static Command, args: &[
                     if tracked {
                         has_read(agent, client.id(), plan.keys.as_slice());
                     }
-                    Begun::Done(Flow::Reply(reply))
+                    Begun::Done(Flow::Reply(reply?))
                 }
                 None => Begun::Waits(Waiting::Plan { plan, now, tracked }),
             })
@@ -186,7 +193,7 @@ async fn finish(agent: &Agent, client: &mut Client, args: &[Bytes], waiting: Wai
             if tracked {
                 has_read(agent, client.id(), plan.keys.as_slice());
             }
-            Ok(Flow::Reply(reply))
+            reply.map(Flow::Reply)
         }
         Waiting::Watch => transaction::watch(agent, client, args.get(1..).unwrap_or_default()).await,
         Waiting::Exec => transaction::exec(agent, client).await,

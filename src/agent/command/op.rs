@@ -20,7 +20,7 @@ pub use string::SetOptions;
 
 use super::args::{Clock, Unit, When};
 use super::refusal::Refusal;
-use crate::agent::sessions::{Exact, Failure, Form};
+use crate::agent::sessions::{Condition, Exact, Failure, Form};
 use crate::cache::Metadata;
 use crate::resp::Reply;
 
@@ -215,6 +215,17 @@ impl Op {
         }
     }
 
+    /// Whether to do it twice comes to the same as to do it once. What does not must not be done again by a client that does
+    /// not know whether it was done: it would count twice, or be told that somebody else has done it.
+    pub fn is_repeatable(&self) -> bool {
+        match self {
+            Self::HIncrement(..) | Self::HSetAbsent(..) | Self::GetDelete => false,
+            Self::Set(options) => !options.answers_old && options.condition != Condition::Absent,
+            Self::Expire(expire) => expire.only == Only::default(),
+            _ => true,
+        }
+    }
+
     /// What is set without looking at the key first.
     pub fn blind(&self, now: &Clock) -> Option<&SetOptions> {
         match self {
@@ -255,9 +266,7 @@ impl Op {
     fn decide_hash<S: State>(&self, state: Option<&S>) -> Result<Decision, Refusal> {
         match self {
             Self::HGet(field) => Ok(Decision::read(hash::value(state, field))),
-            Self::HMGet(fields) => {
-                Ok(Decision::read(Reply::Array(fields.iter().map(|f| hash::value(state, f)).collect())))
-            }
+            Self::HMGet(fields) => Ok(Decision::read(hash::values(state, fields))),
             Self::HGetAll => Ok(Decision::read(hash::all(state))),
             Self::HKeys => Ok(Decision::read(hash::list(state, |field, _| field))),
             Self::HVals => Ok(Decision::read(hash::list(state, |_, value| value))),

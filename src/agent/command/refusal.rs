@@ -8,6 +8,9 @@ use thiserror::Error;
 use crate::agent::sessions::Failure;
 use crate::resp::Reply;
 
+/// Longest channel, pattern or prefix, in bytes.
+pub const LONGEST_NAME: usize = 1_024;
+
 /// Why a command was not carried out. Its `Display` is the text of the reply.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
@@ -41,6 +44,9 @@ pub enum Refusal {
     /// A text of Redis's with something of the request in it.
     #[error("{0}")]
     Quoting(String),
+    /// The answer is larger than all that may wait for a client: the connection ends, as it would if it had been sent.
+    #[error("ERR the answer is larger than what may wait for a client")]
+    TooLarge,
     /// Sessions could not be read or written, or not like this.
     #[error(transparent)]
     Session(#[from] Failure),
@@ -62,6 +68,15 @@ impl Refusal {
             other => Cow::Owned(other.to_string()),
         })
     }
+}
+
+/// Refuses a name or a pattern that is too long to be kept for a client, or to be compared with many keys. No key of a session
+/// is that long.
+pub fn bounded(name: &[u8]) -> Result<(), Refusal> {
+    if name.len() > LONGEST_NAME {
+        return Err(Refusal::Text("ERR a channel, pattern or prefix may have 1024 bytes at most"));
+    }
+    Ok(())
 }
 
 /// The command does not exist.

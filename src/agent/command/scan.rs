@@ -11,7 +11,7 @@ use super::Flow;
 use super::args::{integer, is};
 use super::context::Context;
 use super::glob;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, bounded};
 use crate::agent::sessions::Form;
 use crate::resp::Reply;
 
@@ -19,6 +19,9 @@ use crate::resp::Reply;
 const COUNT: usize = 10;
 /// How many it looks at, at most.
 const MOST: usize = 10_000;
+
+/// How many keys times bytes of a pattern it looks at, at most.
+const MOST_MATCHING: usize = 1 << 18;
 
 /// How long a list of the keys is good for the calls of one iteration.
 const FRESH: Duration = Duration::from_secs(5);
@@ -122,13 +125,18 @@ pub fn scan(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> 
         return Err(Refusal::Arity("scan"));
     };
     let from = cursor(from)?;
-    let filter = Filter::parse(options)?;
+    let mut filter = Filter::parse(options)?;
+    // A pattern costs its length for each byte of a key, at worst.
+    if let Some(pattern) = filter.pattern {
+        bounded(pattern)?;
+        filter.count = filter.count.min(MOST_MATCHING / pattern.len().max(1));
+    }
     let agent = context.agent;
     let (mut keys, next) = agent.commands.order.page(|| agent.sessions.known(), from, filter.count);
     keys.retain(|key| filter.pattern.is_none_or(|pattern| glob::matches(pattern, key)));
     if let Some(wanted) = filter.form {
         keys.retain(|key| {
-            let form = agent.sessions.hit(key).map(|entry| entry.form());
+            let form = agent.sessions.held(key).map(|entry| entry.form());
             match form {
                 Some(Form::String) => is(wanted, "string"),
                 Some(Form::Hash) => is(wanted, "hash"),

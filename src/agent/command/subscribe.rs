@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::Flow;
 use super::client::Client;
 use super::context::Context;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, bounded};
 use crate::agent::Agent;
 use crate::agent::pubsub::Topic;
 use crate::resp::Reply;
@@ -41,6 +41,7 @@ fn add(context: &mut Context<'_>, args: &[Bytes], topic: Topic, kind: &'static s
     if client.subscriptions() + names.len() > MOST {
         return Err(Refusal::Text("ERR too many subscriptions for one client"));
     }
+    names.iter().try_for_each(|name| bounded(name))?;
     let mut replies = Vec::with_capacity(names.len());
     for name in names {
         // The name must not keep the whole buffer alive that the request came in.

@@ -8,7 +8,7 @@ use super::client::Client;
 use super::client_command::number;
 use super::connection::ok;
 use super::context::Context;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, bounded};
 use crate::agent::Agent;
 use crate::agent::server::ClientId;
 use crate::agent::tracking::{Mode, Options};
@@ -46,6 +46,7 @@ impl Given {
                     args = rest;
                 }
                 [prefix, rest @ ..] if is(option, "PREFIX") => {
+                    bounded(prefix)?;
                     given.prefixes.push(prefix.clone());
                     args = rest;
                 }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::args::Clock;
+use super::budget::{Budget, Turn};
 use super::client::Client;
 use super::connection::ok;
 use super::context::Context;
@@ -139,8 +140,10 @@ pub(super) async fn watch(agent: &Agent, client: &mut Client, keys: &[Bytes]) ->
         return Err(Refusal::Text("ERR too many keys are watched"));
     }
     for key in keys {
-        if client.watched.iter().all(|watched| watched.key != key) {
-            let entry = agent.sessions.get(key).await?;
+        // A key that no session can have never changes, and may be of any length.
+        if client.watched.iter().all(|watched| watched.key != key) && agent.sessions.is_possible(key) {
+            // The client is shown nothing of it.
+            let entry = agent.sessions.find(key).await?;
             // The key must not keep the whole buffer alive that the request came in.
             let key = Bytes::copy_from_slice(key);
             client.watched.push(Watched::new(key, entry.as_ref()));
@@ -160,7 +163,23 @@ pub(super) async fn exec(agent: &Agent, client: &mut Client) -> Result<Flow, Ref
         return Err(Refusal::Text("EXECABORT Transaction discarded because of previous errors."));
     }
     let now = Clock::default();
-    let steps = transaction.queue.into_iter().map(|queued| step(agent, client, &queued, &now)).collect();
+    let budget = Budget::new(agent.commands.output_limit);
+    let mut turn = Turn::begin();
+    let mut steps = Vec::with_capacity(transaction.queue.len());
+    let mut too_large = false;
+    for queued in transaction.queue {
+        let step = step(agent, client, &queued, &now);
+        if let Step::Done(reply) = &step {
+            too_large |= budget.take(reply).is_err();
+        }
+        if too_large {
+            // What was registered before must be settled.
+            super::execution::settle(agent, client.id(), &steps);
+            return Err(Refusal::TooLarge);
+        }
+        steps.push(step);
+        turn.give_way().await;
+    }
     let by = client.id();
     let answers = Execution::new(agent, by, now, watched, steps).run().await?;
     Ok(Flow::Reply(answers.map_or(Reply::NullArray, Reply::Array)))
@@ -173,7 +192,7 @@ fn step(agent: &Agent, client: &mut Client, queued: &Queued, now: &Clock) -> Ste
         return Step::Done(match run_now(agent, client, command, args) {
             Flow::Reply(reply) | Flow::Close(Some(reply)) => reply,
             Flow::Replies(replies) => Reply::Array(replies),
-            Flow::None | Flow::Close(None) => Reply::Null,
+            Flow::None | Flow::TooLarge | Flow::Close(None) => Reply::Null,
         });
     };
     match parse(args, now) {

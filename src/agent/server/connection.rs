@@ -141,6 +141,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Flow::Reply(reply) => reply.encode(protocol, &mut self.output),
                 Flow::Replies(replies) => replies.iter().for_each(|reply| reply.encode(protocol, &mut self.output)),
                 Flow::None => {}
+                Flow::TooLarge => {
+                    self.handle.mailbox().end(Ended::Output);
+                    return Err(self.ended());
+                }
                 Flow::Close(last) => {
                     if let Some(reply) = last {
                         reply.encode(protocol, &mut self.output);

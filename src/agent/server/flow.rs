@@ -15,6 +15,9 @@ pub enum Flow {
     Replies(Vec<Reply>),
     /// None: the client wants to hear nothing.
     None,
+    /// The reply would be larger than all that may wait for the client, so it was not made: the connection ends, as if the
+    /// client had not read it.
+    TooLarge,
     /// The connection ends, perhaps after a last reply.
     Close(Option<Reply>),
 }

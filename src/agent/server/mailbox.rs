@@ -181,7 +181,7 @@ impl Mailbox {
     }
 
     /// Moves what waits to `out`.
-    pub(super) fn take(&self, protocol: Protocol, out: &mut BytesMut) {
+    pub(in crate::agent) fn take(&self, protocol: Protocol, out: &mut BytesMut) {
         let messages = {
             let mut queue = self.queue.lock();
             self.flags.fetch_and(!(MAIL | URGENT), Ordering::AcqRel);

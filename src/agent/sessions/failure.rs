@@ -19,9 +19,24 @@ pub enum Failure {
     /// The session is no longer what a compare-and-set was made from. Nothing was written: read again.
     #[error("TRYAGAIN the session was changed by somebody else at the same time")]
     Conflict,
+    /// Nobody can say whether it was written, and to write it again does no harm.
+    #[error("TRYAGAIN {0}; it may have been, and can be written again")]
+    Unknown(Arc<str>),
+    /// Nobody can say whether it was written, and to write it again is something else. Clients must not try by themselves.
+    #[error("ERR {0}; it may have been: read the session before you repeat the command")]
+    UnknownOnce(Arc<str>),
 }
 
 impl Failure {
+    /// What the failure of a command is, if it is such that doing it twice comes to the same as doing it once, or is not.
+    #[must_use]
+    pub fn of_command(self, repeatable: bool) -> Self {
+        match self {
+            Self::Unknown(reason) if !repeatable => Self::UnknownOnce(reason),
+            other => other,
+        }
+    }
+
     /// The error as it stands in a reply, without the leading `-`: one line.
     pub fn text(&self) -> Cow<'static, str> {
         match self {
@@ -53,7 +68,7 @@ impl From<WriteError> for Failure {
     fn from(error: WriteError) -> Self {
         match &error {
             WriteError::Invalid { .. } => Self::invalid(error.to_string()),
-            WriteError::OutcomeUnknown { .. } => Self::try_again(format!("{error}; it may have been")),
+            WriteError::OutcomeUnknown { .. } => Self::Unknown(one_line(&error.to_string())),
             _ => Self::try_again(error.to_string()),
         }
     }
@@ -90,7 +105,9 @@ mod tests {
         let refused = WriteError::Invalid { reason: "refused as invalid: spec.metadata".into() };
         assert_eq!(Failure::from(refused).text(), "ERR the session is refused as invalid: spec.metadata");
         let unknown = WriteError::OutcomeUnknown { reason: "no answer".into() };
-        let text = Failure::from(unknown).text();
-        assert!(text.starts_with("TRYAGAIN ") && text.ends_with("; it may have been"), "{text}");
+        let text = Failure::from(unknown.clone()).of_command(true).text();
+        assert!(text.starts_with("TRYAGAIN ") && text.contains("; it may have been"), "{text}");
+        let text = Failure::from(unknown).of_command(false).text();
+        assert!(text.starts_with("ERR ") && text.contains("read the session before"), "{text}");
     }
 }

@@ -2,20 +2,27 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 
-/// The keys that clients of this pod used for sessions with hashed names, the latest ones.
+/// The keys that clients of this pod used for sessions with hashed names: the latest ones, and those that are used again.
 #[derive(Debug)]
 pub(super) struct Ids {
-    known: Mutex<Known>,
+    known: RwLock<Known>,
     most: usize,
 }
 
 #[derive(Default)]
 struct Known {
-    by_name: HashMap<Arc<str>, Box<[u8]>>,
+    by_name: HashMap<Arc<str>, Id>,
     order: VecDeque<Arc<str>>,
+}
+
+struct Id {
+    key: Box<[u8]>,
+    /// Whether it was used since it was queued: then it is not forgotten when its turn comes, but queued anew.
+    again: AtomicBool,
 }
 
 impl std::fmt::Debug for Known {
@@ -25,45 +32,105 @@ impl std::fmt::Debug for Known {
     }
 }
 
+impl Known {
+    /// Forgets one that was not used for long.
+    fn forget_one(&mut self) {
+        // Each is passed over once at most: then its mark is gone.
+        while let Some(oldest) = self.order.pop_front() {
+            let again = self.by_name.get(&oldest).is_some_and(|id| id.again.swap(false, Ordering::Relaxed));
+            if !again {
+                self.by_name.remove(&oldest);
+                return;
+            }
+            self.order.push_back(oldest);
+        }
+    }
+}
+
 impl Ids {
     pub fn new(most: usize) -> Self {
-        Self { known: Mutex::default(), most: most.max(1) }
+        Self { known: RwLock::default(), most: most.max(1) }
     }
 
     /// A client used `key` for the object `name`.
     pub fn remember(&self, name: &str, key: &[u8]) {
-        let mut known = self.known.lock();
+        if let Some(id) = self.known.read().by_name.get(name) {
+            id.again.store(true, Ordering::Relaxed);
+            return;
+        }
+        let mut known = self.known.write();
         if known.by_name.contains_key(name) {
             return;
         }
-        if known.by_name.len() >= self.most
-            && let Some(oldest) = known.order.pop_front()
-        {
-            known.by_name.remove(&oldest);
+        if known.by_name.len() >= self.most {
+            known.forget_one();
         }
         let name: Arc<str> = name.into();
         known.order.push_back(name.clone());
-        known.by_name.insert(name, key.into());
+        known.by_name.insert(name, Id { key: key.into(), again: AtomicBool::new(false) });
     }
 
     /// The key of the object `name`.
     pub fn key(&self, name: &str) -> Option<Vec<u8>> {
-        self.known.lock().by_name.get(name).map(|key| key.to_vec())
+        self.known.read().by_name.get(name).map(|id| id.key.to_vec())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::testing::Bench;
+    use crate::resp::Reply;
 
     #[test]
     fn the_latest_are_known_and_none_is_shown() {
         let ids = Ids::new(2);
-        for (name, key) in [("a", b"s:A"), ("b", b"s:B"), ("a", b"s:A"), ("c", b"s:C")] {
+        for (name, key) in [("a", b"s:A"), ("b", b"s:B"), ("c", b"s:C")] {
             ids.remember(name, key);
         }
         assert_eq!((ids.key("a"), ids.key("b").as_deref()), (None, Some(&b"s:B"[..])));
-        assert_eq!(ids.known.lock().order.len(), 2);
+        assert_eq!(ids.known.read().order.len(), 2);
         assert!(!format!("{ids:?}").contains("s:B"), "{ids:?}");
+    }
+
+    #[test]
+    fn what_is_used_again_and_again_is_not_forgotten() {
+        let ids = Ids::new(4);
+        ids.remember("hot", b"s:hot");
+        for n in 0..100 {
+            ids.remember("hot", b"s:hot");
+            ids.remember(&n.to_string(), b"s:cold");
+        }
+        assert_eq!(ids.key("hot").as_deref(), Some(&b"s:hot"[..]));
+        assert_eq!(ids.known.read().by_name.len(), 4);
+        // All of them hot: one must go all the same.
+        for name in ["97", "98", "99", "hot", "new"] {
+            ids.remember(name, b"s:x");
+        }
+        assert_eq!(ids.known.read().by_name.len(), 4);
+        assert!(ids.key("new").is_some());
+    }
+
+    #[tokio::test]
+    async fn whatever_command_a_hashed_session_was_used_by_its_key_is_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        std::fs::write(&file, "0123456789abcdef").unwrap();
+        let bench = Bench::hashing(&file);
+        let mut guest = bench.guest();
+        for key in ["a", "b", "c"] {
+            guest.asks(&format!("HSET {key} f v")).await;
+        }
+        // Another agent finds sessions that it did not make.
+        let other = bench.beside();
+        let mut guest = other.guest();
+        for (known, command) in ["EXISTS a", "TTL b", "HSET c g w"].into_iter().enumerate() {
+            guest.asks(command).await;
+            assert_eq!(guest.asks("DBSIZE").await, Reply::Int(i64::try_from(known).unwrap() + 1), "{command}");
+        }
+        for command in ["GET a", "GET b", "GET c"] {
+            guest.asks(command).await;
+        }
+        assert_eq!(guest.asks("DBSIZE").await, Reply::Int(3));
     }
 }

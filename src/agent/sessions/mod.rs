@@ -12,6 +12,7 @@ mod failure;
 mod ids;
 pub mod key;
 pub mod local;
+mod plan;
 mod read;
 mod timers;
 pub mod ttl;
@@ -95,6 +96,11 @@ impl Sessions {
     /// The name of the object that `key` means; `None` if no session can have this key. Evictions speak of it.
     pub fn name(&self, key: &[u8]) -> Option<String> {
         self.inner.keys.name(key).ok().map(|name| name.as_str().to_owned())
+    }
+
+    /// Whether a session can have this key.
+    pub fn is_possible(&self, key: &[u8]) -> bool {
+        self.inner.keys.name(key).is_ok()
     }
 
     /// The key of the session whose object has this name; `None` if it cannot be told: an id that was hashed is known only

@@ -17,6 +17,7 @@ impl Sessions {
     pub fn hit(&self, key: &[u8]) -> Option<Entry> {
         let name = self.inner.keys.name(key).ok()?;
         let (session, beside) = self.inner.cache.hit_beside(name.as_str())?;
+        self.inner.used(key, &name);
         let entry = Entry::new(session, beside);
         let passed = entry.ends().is_some_and(|deadline| deadline.has_passed(now_millis()));
         // Somebody may have renewed it elsewhere, or given it another timeout: the API server knows.
@@ -28,12 +29,8 @@ impl Sessions {
         if let Some(entry) = self.hit(key) {
             return Ok(Some(entry));
         }
-        let Ok(name) = self.inner.keys.name(key) else {
-            return Ok(None);
-        };
-        let entry = self.inner.alive(name.as_str()).await?;
+        let entry = self.find(key).await?;
         if let Some(entry) = &entry {
-            self.inner.used(key, &name);
             self.inner.cache.given(entry.session());
         }
         Ok(entry)
@@ -42,20 +39,37 @@ impl Sessions {
     /// The session for a command that shows nothing of its fields to the client (`EXISTS`, `DEL`, `TOUCH`, `EXPIRE`). What
     /// clients last saw stays what the next [`set`](Self::set) takes its difference from.
     pub async fn find(&self, key: &[u8]) -> Result<Option<Entry>, Failure> {
-        match self.inner.keys.name(key) {
-            Ok(name) => self.inner.alive(name.as_str()).await,
-            Err(_) => Ok(None),
+        let Ok(name) = self.inner.keys.name(key) else {
+            return Ok(None);
+        };
+        let entry = self.inner.alive(name.as_str()).await?;
+        if entry.is_some() {
+            self.inner.used(key, &name);
         }
+        Ok(entry)
     }
 
     /// The session with its timeout and form as the API server has them now. A copy in the cache knows those only as of its
     /// last GET, since no change of them evicts it; so `TTL`, `PTTL`, `EXPIRETIME`, `TYPE` and the conditions of `EXPIRE`
     /// ask here. It does not count as seen by a client (see [`Self::set`]).
     pub async fn fresh(&self, key: &[u8]) -> Result<Option<Entry>, Failure> {
-        match self.inner.keys.name(key) {
-            Ok(name) => self.inner.fresh(name.as_str()).await,
-            Err(_) => Ok(None),
+        let Ok(name) = self.inner.keys.name(key) else {
+            return Ok(None);
+        };
+        let entry = self.inner.fresh(name.as_str()).await?;
+        if entry.is_some() {
+            self.inner.used(key, &name);
         }
+        Ok(entry)
+    }
+
+    /// The copy that this agent holds of the session, for figures about it: no client is shown a field, and it counts as no
+    /// use.
+    pub fn held(&self, key: &[u8]) -> Option<Entry> {
+        let Inner { cache, keys, .. } = &*self.inner;
+        let session = cache.peek(keys.name(key).ok()?.as_str())?;
+        let beside = cache.beside(&session);
+        Some(Entry::new(session, beside))
     }
 
     /// The keys of all copies that this agent holds, for `SCAN` and `DBSIZE`. It may not list sessions at the API server, so
@@ -120,7 +134,8 @@ impl Inner {
         Err(Failure::try_again("the session changes faster than it can be read"))
     }
 
-    /// A client used this key.
+    /// A client used this key, and there is such a session.
+    #[inline]
     pub(super) fn used(&self, key: &[u8], name: &Name<'_>) {
         if let Name::Hash(_) = name {
             self.ids.remember(name.as_str(), key);

@@ -6,12 +6,11 @@ use std::time::Duration;
 use super::entry::{ANNOTATION_FORM, Entry, Form};
 use super::failure::Failure;
 use super::key::{ANNOTATION_SESSION_ID, KeyError, Name};
-use super::ttl::{ANNOTATION_EXPIRES_AT, ANNOTATION_RENEWED_AT, Timeout, TooLong, Ttl, Wanted};
+use super::plan::{Plan, begins};
+use super::ttl::{ANNOTATION_EXPIRES_AT, TooLong, Ttl, Wanted};
 use super::value::check_limits;
 use super::{Inner, Sessions, now_millis};
-use crate::cache::{
-    Change, CreateOptions, IdleTimeout, LocalChange, LocalValues, Metadata, Session, WriteError, WriteOptions,
-};
+use crate::cache::{Change, CreateOptions, LocalChange, LocalValues, Metadata, Session, WriteError, WriteOptions};
 
 /// How often a write is tried, when others write at the same time.
 const ATTEMPTS: u32 = 8;
@@ -126,6 +125,7 @@ impl Sessions {
     /// Deletes the session that `base` is, in whatever state. False: it was gone already.
     pub async fn delete(&self, base: &Entry) -> Result<bool, Failure> {
         let Inner { cache, timers, .. } = &*self.inner;
+        let _own = cache.deleting(base.session());
         let deleted = cache.delete(base.session(), self.inner.options()).await;
         timers.set(base.session().name(), None);
         existed(deleted)
@@ -135,6 +135,7 @@ impl Sessions {
     /// field, `GETDEL`, `EXEC`).
     pub async fn delete_exact(&self, base: &Entry) -> Result<bool, Failure> {
         let mut session = base.session().clone();
+        let _own = self.inner.cache.deleting(&session);
         for _ in 0..ATTEMPTS {
             match self.inner.cache.delete_unchanged(&session, self.inner.options()).await {
                 Err(WriteError::Changed) => {}
@@ -183,7 +184,7 @@ impl Sessions {
             return Ok(Some(base.clone()));
         }
         let change = plan.change(None);
-        match self.inner.cache.patch(base.session(), change, WriteOptions::default()).await {
+        match self.inner.cache.patch(base.session(), change, self.inner.options()).await {
             Ok(session) => Ok(Some(self.inner.begun(session, &plan, now))),
             Err(WriteError::NotFound | WriteError::Replaced) => Ok(None),
             Err(error) => Err(error.into()),
@@ -266,9 +267,18 @@ impl Inner {
         exact: Exact,
     ) -> Result<Option<Entry>, Failure> {
         let now = now_millis();
-        let plan = Plan::of(base, form, ttl.at(now)?, now);
+        let wanted = ttl.at(now)?;
+        let mut plan = Plan::of(base, form, wanted, now);
         let (shared, local) = self.local.split(map);
         let mut session = base.session().clone();
+        if !self.cache.is_current(&session) {
+            // What clients last had may be long gone, and its timeout with it.
+            if shared == *session.metadata() {
+                let Some(known) = self.alive(session.name()).await? else { return Ok(None) };
+                plan = Plan::of(&known, form, wanted, now);
+            }
+            plan.outdates |= plan.sets_timeout;
+        }
         for _ in 0..ATTEMPTS {
             let mut change = Change { metadata: Some(shared.clone()), ..Change::default() };
             // What is sent anyway says all: the base may not know how the timeout is by now.
@@ -337,66 +347,5 @@ impl Inner {
         let beside = self.cache.beside(&session);
         let entry = Entry::new(session, beside);
         if plan.begins { entry.renewed(now) } else { entry }
-    }
-}
-
-/// What a write does besides the metadata.
-#[derive(Debug, Default)]
-struct Plan {
-    /// Whether anything of this is not so already, as far as the base tells.
-    needed: bool,
-    idle: IdleTimeout,
-    annotations: BTreeMap<String, Option<String>>,
-    sets_timeout: bool,
-    /// Whether a timeout begins.
-    begins: bool,
-    ends_at: Option<u64>,
-}
-
-impl Plan {
-    fn of(base: &Entry, form: Option<Form>, wanted: Wanted, now: u64) -> Self {
-        let mut plan = Self::default();
-        let has = base.timeout();
-        match wanted {
-            Wanted::Keep => {}
-            Wanted::Clear => {
-                plan.idle = IdleTimeout::Clear;
-                plan.sets_timeout = true;
-                plan.needed = has.is_some();
-            }
-            Wanted::Begin(_) | Wanted::Over => {
-                if let Some(timeout) = begins(wanted, now) {
-                    plan.idle = IdleTimeout::Set(Duration::from_secs(timeout.idle_seconds.into()));
-                    plan.ends_at = timeout.expires_at;
-                    (plan.sets_timeout, plan.begins) = (true, true);
-                    plan.needed = has != Some(timeout);
-                }
-            }
-        }
-        if plan.sets_timeout {
-            let begun = (plan.begins && plan.ends_at.is_none()).then_some(now);
-            for (name, instant) in [(ANNOTATION_EXPIRES_AT, plan.ends_at), (ANNOTATION_RENEWED_AT, begun)] {
-                plan.annotations.insert(name.to_owned(), instant.map(|at| at.to_string()));
-            }
-        }
-        if let Some(form) = form {
-            plan.annotations.insert(ANNOTATION_FORM.to_owned(), Some(form.as_str().to_owned()));
-            plan.needed |= form != base.form();
-        }
-        plan
-    }
-
-    fn change(&self, metadata: Option<Metadata>) -> Change {
-        Change { metadata, idle_timeout: self.idle, annotations: self.annotations.clone(), only_if_unchanged: false }
-    }
-}
-
-/// The timeout that begins. One that is over at once is written all the same: whoever reads the session finds that it has
-/// ended.
-fn begins(wanted: Wanted, now: u64) -> Option<Timeout> {
-    match wanted {
-        Wanted::Keep | Wanted::Clear => None,
-        Wanted::Begin(timeout) => Some(timeout),
-        Wanted::Over => Some(Timeout { idle_seconds: 1, expires_at: Some(now) }),
     }
 }

@@ -133,6 +133,36 @@ async fn a_stop_finishes_what_runs() {
     assert!(client.call(&["PING"]).await.is_err(), "the connection is closed");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_keeps_copies_hears_of_changes_while_the_last_requests_are_finished() {
+    let world = world().await;
+    let agent = agent(&world, "agent-1", AgentOptions::default().proxied()).await;
+    let mut client = agent.client3().await.unwrap();
+    ask(&mut client, &["CLIENT", "TRACKING", "ON"]).await;
+    ask(&mut client, &["HSET", "kept", "n", "1"]).await;
+    held(&agent, &mut client, "kept").await;
+    ask(&mut client, &["GET", "kept"]).await;
+    let slow = ProxyMode::Delay { to_server: Duration::ZERO, to_client: Duration::from_secs(3) };
+    agent.api.as_ref().unwrap().set(slow).await.unwrap();
+    let sessions = world.sessions();
+    client.send(&["SET", "s1", "{}"]).await.unwrap();
+    eventually(PATIENCE, "the write is committed", async || sessions.get_opt("s1").await.ok()?).await.unwrap();
+    client.pushes_so_far();
+    // It has told everybody to go before the session is changed.
+    let change = async {
+        eventually(PATIENCE, "nobody is let in any more", async || agent.client().await.is_err().then_some(()))
+            .await
+            .unwrap();
+        world.merge("kept", &json!({"n": "2"})).await;
+    };
+    let ((), status, answer) = tokio::join!(change, agent.process.terminate(PATIENCE), client.answer());
+    assert_eq!(answer.unwrap(), ok());
+    assert!(status.unwrap().success(), "{}", agent.process.log_tail());
+    let kept = Resp::Array(vec!["kept".into()]);
+    let pushes = client.pushes_so_far();
+    assert!(pushes.iter().any(|p| matches!(p, Resp::Push(items) if items.contains(&kept))), "{pushes:?}");
+}
+
 #[tokio::test]
 async fn who_does_not_know_the_password_gets_nothing_and_nobody_is_one_too_many() {
     let world = World::start(ClusterOptions::default().size(0, 0)).await;

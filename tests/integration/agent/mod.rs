@@ -10,13 +10,17 @@ mod clients;
 mod commands;
 mod differential;
 mod flood;
+mod hashed;
+mod hostile;
 mod keyed;
 mod life;
 mod mcp;
 mod redis;
 mod redis_tools;
 mod sessions;
+mod settings;
 mod snippets;
+mod timeouts;
 mod tracking;
 mod wire;
 

@@ -23,6 +23,8 @@ pub struct AgentOptions {
     pub proxied: bool,
     /// More arguments.
     pub args: Vec<String>,
+    /// Variables of its environment.
+    pub env: Vec<(String, String)>,
 }
 
 impl AgentOptions {
@@ -30,6 +32,13 @@ impl AgentOptions {
     #[must_use]
     pub fn args(mut self, args: &[&str]) -> Self {
         self.args.extend(args.iter().map(ToString::to_string));
+        self
+    }
+
+    /// With a variable in its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -109,7 +118,7 @@ impl AgentPod {
         args.extend(options.args);
         let program = cluster.programs.session.clone();
         let command = (program.clone(), args.clone());
-        let launch = Launch::new(cluster, name, &program, args, &access);
+        let launch = Launch::new(cluster, name, &program, args, &access).env(options.env);
         let process = launch.spawn()?;
         let name = name.to_owned();
         let agent = Self { process, address, socket, admin, name, api, streams, access, command, launch, _ip: ip };

@@ -109,6 +109,7 @@ pub(crate) struct Launch {
     kubeconfig: PathBuf,
     log_level: String,
     log: PathBuf,
+    env: Vec<(String, String)>,
 }
 
 impl Launch {
@@ -120,16 +121,23 @@ impl Launch {
             kubeconfig: access.kubeconfig.clone(),
             log_level: cluster.options.log_level.clone(),
             log: cluster.plane.dir().join(format!("{name}.log")),
+            env: Vec::new(),
         }
+    }
+
+    /// With these variables as well.
+    pub(crate) fn env(mut self, env: Vec<(String, String)>) -> Self {
+        self.env = env;
+        self
     }
 
     /// Starts it. Its log goes on where that of the run before ended.
     pub(crate) fn spawn(&self) -> Result<Process> {
-        Process::builder(&self.name, &self.program)
+        let builder = Process::builder(&self.name, &self.program)
             .args(&self.args)
             .env("KUBECONFIG", &self.kubeconfig)
             .env("VMCP_LOG_LEVEL", &self.log_level)
-            .log(&self.log)
-            .spawn()
+            .log(&self.log);
+        self.env.iter().fold(builder, |builder, (name, value)| builder.env(name, value)).spawn()
     }
 }

@@ -159,6 +159,11 @@ impl RespClient {
         Ok(self.pushes.drain(..).collect())
     }
 
+    /// What came unasked before the latest answer.
+    pub fn pushes_so_far(&mut self) -> Vec<Resp> {
+        self.pushes.drain(..).collect()
+    }
+
     /// Whatever comes next.
     pub async fn next(&mut self) -> Result<Resp> {
         let limit = Error::Deadline { what: "an answer".into(), waited: ANSWER };

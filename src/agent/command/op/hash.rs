@@ -1,5 +1,7 @@
 //! Sessions as hashes: the fields are `spec.metadata`.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 
 use super::decide::{Decision, State};
@@ -22,6 +24,13 @@ pub fn field<'a, S: State>(state: Option<&'a S>, field: &[u8]) -> Option<&'a str
 /// What `HGET` says.
 pub fn value<S: State>(state: Option<&S>, name: &[u8]) -> Reply {
     field(state, name).map_or(Reply::Null, bulk)
+}
+
+/// What `HMGET` says. A field that is asked for again and again is copied once.
+pub fn values<S: State>(state: Option<&S>, fields: &[Bytes]) -> Reply {
+    let mut known: HashMap<&[u8], Reply> = HashMap::new();
+    let values = fields.iter().map(|name| known.entry(name).or_insert_with(|| value(state, name)).clone());
+    Reply::Array(values.collect())
 }
 
 /// What `HGETALL` says.

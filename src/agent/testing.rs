@@ -1,0 +1,247 @@
+//! An agent in this process, beside an API server that is a map: for tests of what commands do to sessions.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use kube::client::Body;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::Agent;
+use super::command::{self, Client, ServerSettings};
+use super::pubsub::PubSub;
+use super::server::{Address, Clients, Flow};
+use super::sessions::{Sessions, SessionsConfig};
+use super::tracking::Tracking;
+use crate::cache::{CacheConfig, Visibility};
+use crate::resp::{Reply, Request as Command};
+
+/// What an API server does with writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writes {
+    /// It carries them out, and says so.
+    #[default]
+    Answered,
+    /// It carries them out, and answers with an error that leaves open whether it did.
+    Unanswered,
+}
+
+#[derive(Default)]
+struct Objects {
+    by_name: BTreeMap<String, Value>,
+    version: u64,
+    writes: Writes,
+    down: bool,
+}
+
+/// An API server with the sessions of one namespace.
+#[derive(Clone, Default)]
+pub struct FakeApi(Arc<Mutex<Objects>>);
+
+fn status(code: StatusCode, reason: &str, name: &str) -> (StatusCode, Value) {
+    let details = json!({"name": name, "kind": "vmcpsessions", "group": "vmcp.dev"});
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason,
+        "reason": reason, "code": code.as_u16(), "details": details});
+    (code, status)
+}
+
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in patch {
+        if value.is_null() {
+            target.as_object_mut().unwrap().remove(key);
+        } else {
+            merge(&mut target[key], value);
+        }
+    }
+}
+
+impl Objects {
+    fn put(&mut self, name: &str, mut object: Value) -> Value {
+        self.version += 1;
+        let before = self.by_name.get(name);
+        let generation = before.map_or(0, |b| b["metadata"]["generation"].as_u64().unwrap());
+        let moved = before.is_none_or(|before| before["spec"] != object["spec"]);
+        object["metadata"]["generation"] = json!(generation + u64::from(moved));
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.by_name.insert(name.to_owned(), object.clone());
+        object
+    }
+
+    fn answer(&mut self, method: &Method, name: &str, body: &Value) -> (StatusCode, Value) {
+        let missing = || status(StatusCode::NOT_FOUND, "NotFound", name);
+        let conflict = || status(StatusCode::CONFLICT, "Conflict", name);
+        if self.down {
+            return status(StatusCode::FORBIDDEN, "Forbidden", name);
+        }
+        if *method == Method::GET {
+            return self.by_name.get(name).map_or_else(missing, |object| (StatusCode::OK, object.clone()));
+        }
+        let before = self.by_name.get(name).cloned();
+        let answer = match (method, before) {
+            (&Method::POST, None) => {
+                let mut object = body.clone();
+                object["metadata"]["uid"] = json!(format!("00000000-0000-4000-8000-{:012}", self.version + 1));
+                object["metadata"]["creationTimestamp"] = json!("2020-01-01T00:00:00Z");
+                (StatusCode::CREATED, self.put(name, object))
+            }
+            (&Method::POST, Some(_)) => status(StatusCode::CONFLICT, "AlreadyExists", name),
+            (_, None) => missing(),
+            (method, Some(mut object)) => {
+                let wanted = if *method == Method::DELETE { &body["preconditions"] } else { &body["metadata"] };
+                let differs = |key: &str| !wanted[key].is_null() && wanted[key] != object["metadata"][key];
+                if differs("uid") || differs("resourceVersion") {
+                    return conflict();
+                }
+                if *method == Method::DELETE {
+                    self.by_name.remove(name);
+                    (StatusCode::OK, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
+                } else {
+                    merge(&mut object, body);
+                    (StatusCode::OK, self.put(name, object))
+                }
+            }
+        };
+        match self.writes {
+            Writes::Answered => answer,
+            Writes::Unanswered => status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", name),
+        }
+    }
+}
+
+impl FakeApi {
+    fn client(&self) -> kube::Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await.unwrap();
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let last = parts.uri.path().rsplit('/').next().unwrap().to_owned();
+                let name = if parts.method == Method::POST { body["metadata"]["name"].as_str() } else { Some(&*last) };
+                let (code, answer) = api.0.lock().answer(&parts.method, name.unwrap(), &body);
+                let answer = Body::from(serde_json::to_vec(&answer).unwrap());
+                Ok::<_, Infallible>(Response::builder().status(code).body(answer).unwrap())
+            }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    /// Changes an object as somebody else would.
+    pub fn merge(&self, name: &str, patch: &Value) {
+        let mut objects = self.0.lock();
+        let mut object = objects.by_name[name].clone();
+        merge(&mut object, patch);
+        objects.put(name, object);
+    }
+
+    /// Deletes an object as somebody else would.
+    pub fn remove(&self, name: &str) {
+        self.0.lock().by_name.remove(name);
+    }
+
+    /// The object of a session.
+    pub fn object(&self, name: &str) -> Option<Value> {
+        self.0.lock().by_name.get(name).cloned()
+    }
+
+    /// How writes are answered from now on.
+    pub fn answers(&self, writes: Writes) {
+        self.0.lock().writes = writes;
+    }
+
+    /// Whether it refuses everything from now on.
+    pub fn is_down(&self, down: bool) {
+        self.0.lock().down = down;
+    }
+}
+
+/// An agent that holds a lease, and its API server.
+pub struct Bench {
+    pub agent: Arc<Agent>,
+    pub api: FakeApi,
+    hash_key_file: Option<PathBuf>,
+}
+
+/// Somebody who is connected to it.
+pub struct Guest {
+    agent: Arc<Agent>,
+    pub client: Client,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        Self::at(FakeApi::default(), None)
+    }
+
+    /// One of the same namespace.
+    pub fn beside(&self) -> Self {
+        Self::at(self.api.clone(), self.hash_key_file.clone())
+    }
+
+    /// One that hashes ids with the key in this file.
+    pub fn hashing(key: &std::path::Path) -> Self {
+        Self::at(FakeApi::default(), Some(key.to_owned()))
+    }
+
+    fn at(api: FakeApi, hash_key_file: Option<PathBuf>) -> Self {
+        let sessions = SessionsConfig {
+            prefix: String::new(),
+            pod_local_keys: Vec::new(),
+            hash_key_file: hash_key_file.clone(),
+            visibility: Visibility::Committed,
+        };
+        let clients = Arc::new(Clients::new(8, 1 << 20));
+        let settings = ServerSettings { output_limit: 1 << 20, ..ServerSettings::default() };
+        let agent = Arc::new(Agent {
+            sessions: Sessions::connect(api.client(), CacheConfig::new("default", "test"), &sessions).unwrap(),
+            commands: command::Server::new(settings),
+            tracking: Tracking::new(64, Arc::clone(&clients)),
+            clients,
+            pubsub: PubSub::default(),
+        });
+        agent.sessions.cache().lease_for_tests(Duration::from_hours(1));
+        Self { agent, api, hash_key_file }
+    }
+
+    /// Somebody connects.
+    pub fn guest(&self) -> Guest {
+        let unix = Address::Unix(Arc::default());
+        let handle = self.agent.clients.register(unix.clone(), unix).unwrap();
+        Guest { agent: self.agent.clone(), client: Client::new(handle, false) }
+    }
+}
+
+impl Guest {
+    /// Sends a command.
+    pub async fn sends(&mut self, args: &[&str]) -> Flow {
+        let args = args.iter().map(|arg| Bytes::copy_from_slice(arg.as_bytes())).collect();
+        command::execute(&self.agent, &mut self.client, Command { args }).await
+    }
+
+    /// Sends a command that has one reply, in words without spaces.
+    pub async fn asks(&mut self, line: &str) -> Reply {
+        let words: Vec<&str> = line.split(' ').collect();
+        match self.sends(&words).await {
+            Flow::Reply(reply) => reply,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+}
+
+/// A string.
+pub fn bulk(text: &str) -> Reply {
+    Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()))
+}
