@@ -169,7 +169,7 @@ impl Authenticator {
                 Ok(pod) if pod == pass.pod => {}
                 Ok(_) => return Denied::AnotherPod,
                 Err(Denied::Unchecked(error)) => {
-                    debug!(pod = pass.pod.name, %error, "it is not known whether a stream may go on")
+                    debug!(pod = pass.pod.name, %error, "it is not known whether a stream may go on");
                 }
                 Err(Denied::Busy) => {}
                 Err(denied) => return denied,

@@ -11,7 +11,7 @@ use crate::world::{PATIENCE, World};
 /// Keys and certificates that are made in the test: none may be in a log.
 const SECRET: &str = "vmcp-session-controller-tls";
 /// An authority lives that long, which is as short as it may be.
-const AUTHORITY: Duration = Duration::from_secs(60);
+const AUTHORITY: Duration = Duration::from_mins(1);
 
 /// What the Secret shows to people.
 async fn shown(world: &World, key: &str) -> String {
@@ -46,9 +46,10 @@ async fn certificates_are_replaced_and_nobody_notices() {
         // A signal on the streams that are open,
         n += 1;
         world.merge("s", &json!({"n": n.to_string()})).await;
+        let newest = n.to_string();
         let follows = eventually(PATIENCE, "the pod follows", async || {
             let read = world.pods[0].get("s").await.ok()?;
-            (read.metadata()?["n"] == n.to_string()).then_some(())
+            (read.metadata()?["n"] == *newest).then_some(())
         });
         follows.await.unwrap();
         // and a new stream.

@@ -73,7 +73,7 @@ impl Files {
             }
             match self.look() {
                 Ok(true) => {
-                    info!(file = %self.cert.display(), "the certificate was replaced: new streams get the new one")
+                    info!(file = %self.cert.display(), "the certificate was replaced: new streams get the new one");
                 }
                 Ok(false) => {}
                 Err(_) if failing => continue,

@@ -25,11 +25,11 @@ const FIRST_LOOK: Duration = Duration::from_millis(200);
 #[derive(Debug, Error)]
 enum Failed {
     #[error("cannot read or write the Secret with the keys: {0}")]
-    Vault(#[from] ApiError),
+    Vault(#[source] Box<ApiError>),
     #[error(transparent)]
     Issue(#[from] IssueError),
-    #[error(transparent)]
-    Publish(#[from] PublishError),
+    #[error("{0}")]
+    Publish(#[source] Box<PublishError>),
     #[error("the certificate that is kept cannot be used: {0}")]
     Useless(#[from] IdentityError),
     #[error("the Secret was changed by somebody else meanwhile")]
@@ -52,6 +52,18 @@ pub struct Managed {
     pub serving: Arc<ServingCertificate>,
     /// Whom this replica believes when it connects to another.
     pub trust: Arc<CurrentTrust>,
+}
+
+impl From<ApiError> for Failed {
+    fn from(error: ApiError) -> Self {
+        Self::Vault(Box::new(error))
+    }
+}
+
+impl From<PublishError> for Failed {
+    fn from(error: PublishError) -> Self {
+        Self::Publish(Box::new(error))
+    }
 }
 
 impl Managed {

@@ -112,6 +112,8 @@ mod tests {
 
     use super::*;
 
+    const LIFETIMES: Lifetimes = Lifetimes { authority: Duration::from_mins(20), serving: Duration::from_mins(2) };
+
     /// What is kept, followed through time.
     #[derive(Default)]
     struct Kept {
@@ -182,24 +184,22 @@ mod tests {
 
     #[test]
     fn other_names_need_another_certificate() {
-        let lifetimes = Lifetimes { authority: Duration::from_secs(1_200), serving: Duration::from_secs(120) };
         let (mut kept, names) = (Kept::default(), ["a".to_owned(), "b".to_owned()]);
-        kept.act(&names[..1], lifetimes, 100);
+        kept.act(&names[..1], LIFETIMES, 100);
         let first = kept.shown;
-        kept.act(&names[..1], lifetimes, 101);
+        kept.act(&names[..1], LIFETIMES, 101);
         assert_eq!(kept.shown, first);
-        kept.act(&names, lifetimes, 101);
+        kept.act(&names, LIFETIMES, 101);
         assert_ne!(kept.shown, first);
         assert_eq!(kept.authorities.len(), 1);
     }
 
     #[test]
     fn an_authority_signs_when_its_predecessor_is_in_its_last_third_and_all_have_had_notice() {
-        let lifetimes = Lifetimes { authority: Duration::from_secs(1_200), serving: Duration::from_secs(120) };
         let mut kept = Kept::default();
         let mut signers = Vec::new();
         for now in 0..1_300 {
-            kept.act(&[], lifetimes, now);
+            kept.act(&[], LIFETIMES, now);
             let (by, _) = kept.shown.unwrap();
             let made = by.validity.made;
             if signers.last().is_none_or(|(before, _)| *before != made) {
@@ -213,9 +213,8 @@ mod tests {
 
     #[test]
     fn an_authority_that_not_all_were_told_of_signs_only_when_there_is_no_other() {
-        let lifetimes = Lifetimes { authority: Duration::from_secs(1_200), serving: Duration::from_secs(120) };
         let authority = |made, told| Authority { validity: Validity { made, ends: made + 1_200 }, told };
-        let signer = |authorities: &[Authority], now| next(authorities, None, &[], lifetimes, now);
+        let signer = |authorities: &[Authority], now| next(authorities, None, &[], LIFETIMES, now);
         let (old, untold) = (authority(0, Some(0)), authority(800, None));
         assert_eq!(signer(&[old, untold], 1_199), Some(Step::NewCertificate(0)));
         assert_eq!(signer(&[old, untold], 1_200), Some(Step::Forget(0)));

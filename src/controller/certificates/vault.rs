@@ -135,17 +135,14 @@ impl Vault {
             (CERTIFICATE.to_owned(), ByteString(certificate.into_bytes())),
         ]);
         let params = PostParams::default();
-        let stored = match seen {
-            Some(mut secret) => {
-                secret.data = Some(data);
-                secret.metadata.managed_fields = None;
-                deadline(CALL_DEADLINE, self.api.replace(&self.name, &params, &secret)).await
-            }
-            None => {
-                let mut secret = Secret { data: Some(data), type_: Some("Opaque".to_owned()), ..Secret::default() };
-                secret.metadata.name = Some(self.name.clone());
-                deadline(CALL_DEADLINE, self.api.create(&params, &secret)).await
-            }
+        let stored = if let Some(mut secret) = seen {
+            secret.data = Some(data);
+            secret.metadata.managed_fields = None;
+            deadline(CALL_DEADLINE, self.api.replace(&self.name, &params, &secret)).await
+        } else {
+            let mut secret = Secret { data: Some(data), type_: Some("Opaque".to_owned()), ..Secret::default() };
+            secret.metadata.name = Some(self.name.clone());
+            deadline(CALL_DEADLINE, self.api.create(&params, &secret)).await
         };
         match stored {
             Ok(_) => Ok(true),

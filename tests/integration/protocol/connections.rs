@@ -78,9 +78,10 @@ fn who_says_nothing_is_disconnected_in_time() {
         };
         let plain = async { tokio::join!(silent, half_a_hello) };
         let encrypted = async { tokio::join!(no_preface, half_a_preface, no_stream, half_a_stream) };
-        let ((a, b), (c, d, e, f), ()) = tokio::join!(plain, encrypted, no_hello);
+        let ((nothing, hello), inside, ()) = tokio::join!(plain, encrypted, no_hello);
+        let (empty, preface, settings, headers) = inside;
         let names = ["nothing", "half a handshake", "no preface", "half a preface", "no stream", "half a stream"];
-        for (what, took) in names.into_iter().zip([a, b, c, d, e, f]) {
+        for (what, took) in names.into_iter().zip([nothing, hello, empty, preface, settings, headers]) {
             assert!(IDLE.contains(&took), "{what}: {took:?}");
         }
     });

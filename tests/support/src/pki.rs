@@ -25,6 +25,7 @@ static STREAMS: LazyLock<Result<(String, Identity)>> = LazyLock::new(|| {
 ///
 /// # Panics
 /// If no certificate can be made.
+#[allow(clippy::panic, reason = "a fixture without certificates is of no use to anybody")]
 pub fn stream_authority() -> &'static str {
     match &*STREAMS {
         Ok((authority, _)) => authority,
