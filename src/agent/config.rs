@@ -36,10 +36,9 @@ pub struct AgentArgs {
     #[arg(long, env = "VMCP_TOKEN_FILE", value_name = "PATH")]
     pub token_file: Option<PathBuf>,
 
-    /// File with the authorities, as PEM, that the controllers' certificate is signed by; read again for each connection. Needed
-    /// if there are controllers.
-    #[arg(long, env = "VMCP_CA_FILE", value_name = "PATH")]
-    pub ca_file: Option<PathBuf>,
+    /// File with the authorities, as PEM, that the controllers' certificate is signed by; read again for each connection.
+    #[arg(long, env = "VMCP_CA_FILE", value_name = "PATH", default_value = "/var/run/secrets/vmcp.dev/ca.crt")]
+    pub ca_file: PathBuf,
 
     /// Name in the controllers' certificate. Default: the host in --controllers, if it is a name, or else
     /// vmcp-session-controller.vmcp-system.svc.
@@ -222,7 +221,7 @@ impl AgentArgs {
         CacheConfig {
             controllers: but_empty(&self.controllers),
             token_file: self.token_file.clone(),
-            ca_file: self.ca_file.clone().filter(|path| !path.as_os_str().is_empty()),
+            ca_file: Some(self.ca_file.clone()).filter(|path| !path.as_os_str().is_empty()),
             controllers_name: self.controllers_name.clone().filter(|name| !name.is_empty()),
             server: self.server.clone().filter(|server| !server.is_empty()),
             entries: self.cache_entries,

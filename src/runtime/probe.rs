@@ -49,6 +49,9 @@ pub async fn probe(url: &str) -> Result<String, ProbeError> {
     let (Some("http"), Some(host), Some(port)) = (uri.scheme_str(), uri.host(), uri.port_u16()) else {
         return Err(wrong());
     };
+    if host.is_empty() {
+        return Err(wrong());
+    }
     let address = format!("{host}:{port}");
     let failed = |source| ProbeError::Unreachable { address: address.clone(), source };
     let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
