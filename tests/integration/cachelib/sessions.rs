@@ -234,7 +234,9 @@ async fn a_copy_that_knows_of_a_later_end_goes_when_the_session_ends() {
     let mark = cluster.plane.audit().mark().unwrap();
     let base = get(&a, "mcp:s").await.unwrap();
     let shorter = a.expire(&base, Ttl::Millis(300)).await.unwrap().unwrap();
-    assert!(b.hit(b"mcp:s").is_some(), "no change of a timeout evicts");
+    // The copy of before would be renewed in memory, to a timeout that is no more.
+    assert_eq!(next(&mut at_b).await.0, "s", "who changes a timeout of whole seconds tells those who hold it");
+    assert!(b.hit(b"mcp:s").is_none(), "the answer comes when all were told");
     assert_eq!(b.fresh(b"mcp:s").await.unwrap().map(|e| e.deadline()), Some(shorter.deadline()));
     assert_eq!(next(&mut at_b).await.0, "s", "who set the instant deletes the session then");
     assert!(now_millis() >= shorter.deadline().unwrap());

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::{AuditMark, ControlPlane, ControlPlaneOptions, LoopbackAddr, Process, Verb, eventually, policy_rule};
+use testkit::{
+    AuditMark, ControlPlane, ControlPlaneOptions, LoopbackAddr, Process, StreamFiles, Verb, eventually, policy_rule,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -106,6 +108,7 @@ impl Setup {
             .args([format!("--operator-namespace={OPERATOR}"), format!("--replica-name={name}")])
             .arg(format!("--peer-token-file={}", peer.token_file.display()))
             .args(["--leader-lease-seconds=3", "--leader-renew-deadline-seconds=2", "--leader-retry-seconds=0.5"])
+            .args(StreamFiles::write(self.plane.dir()).unwrap().controller_args())
             .args(&self.args)
             .env("KUBECONFIG", &access.kubeconfig)
             .env("VMCP_LOG_LEVEL", "info,vmcp_session=debug")

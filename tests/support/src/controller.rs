@@ -1,7 +1,7 @@
 //! A replica of the controller, as a process.
 
 use crate::{
-    Cluster, Error, LoopbackAddr, Process, Result, StreamFiles, TcpProxy, TokenAccess,
+    Cluster, Error, LoopbackAddr, Process, Result, TcpProxy, TokenAccess,
     cluster::{CONTROLLER_ACCOUNT, OPERATOR},
     eventually,
     vmcp_pod::http,
@@ -56,9 +56,7 @@ impl Controller {
             "--log-format=json".into(),
         ];
         if !cluster.options.own_certificates {
-            let StreamFiles { cert, key, ca } = &cluster.streams;
-            let files = [("cert", cert), ("key", key), ("ca", ca)];
-            args.extend(files.map(|(what, path)| format!("--tls-{what}-file={}", path.display())));
+            args.extend(cluster.streams.controller_args());
         }
         args.extend(cluster.options.controller_args.iter().cloned());
         let launch = Launch::new(cluster, name, &cluster.programs.session, args, &access);

@@ -45,8 +45,14 @@ pub struct StreamFiles {
 }
 
 impl StreamFiles {
+    /// What a controller is started with to use them.
+    pub fn controller_args(&self) -> [String; 3] {
+        let files = [("cert", &self.cert), ("key", &self.key), ("ca", &self.ca)];
+        files.map(|(what, path)| format!("--tls-{what}-file={}", path.display()))
+    }
+
     /// Writes them to a folder.
-    pub(crate) fn write(folder: &Path) -> Result<Self> {
+    pub fn write(folder: &Path) -> Result<Self> {
         let path = |name: &str| folder.join(format!("streams-{name}"));
         let files = Self { ca: path("ca.crt"), cert: path("tls.crt"), key: path("tls.key") };
         let authority = stream_authority();
