@@ -15,6 +15,7 @@ use hashbrown::HashMap;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tracing::debug;
 
 use super::clock::now;
 use super::object::{Marker, Read, Terms};
@@ -311,8 +312,8 @@ impl Ledger {
 
     /// The next session of whose pods something can be said, with what its status says.
     pub fn next_due(&self) -> Option<(Due, Session)> {
-        let now = now();
         let mut state = self.state.lock();
+        let now = now();
         loop {
             let due = state.progress.next(now)?;
             let session = state.sessions.get(&due.key);
@@ -321,6 +322,11 @@ impl Ledger {
                 let session = session.clone();
                 return Some((due, session));
             }
+            let known = state.sessions.get(&due.key);
+            debug!(
+                session = %due.key, generation = due.generation, known = known.map(|s| s.generation),
+                current = known.map(Session::is_current), "the status cannot be said yet"
+            );
             // The core may know more than was told here yet, when a list comes in.
             state.progress.withdrawn(&due.key);
         }

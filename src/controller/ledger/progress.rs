@@ -206,8 +206,14 @@ impl Progress {
                 continue;
             };
             entry.ticket = None;
-            let Ok(verdict) = entry.verdict(lease, now) else {
-                continue;
+            let verdict = match entry.verdict(lease, now) {
+                Ok(verdict) => verdict,
+                // Whoever asks may have read the clock before whoever told.
+                Err(at) => {
+                    entry.look_at = Some(at);
+                    self.later.insert((at, key));
+                    continue;
+                }
             };
             let waiting = verdict == Verdict::Waiting;
             let offered = entry.offered.filter(|o| o.0 == entry.generation && o.1 == waiting && now < o.2 + AGAIN);

@@ -53,6 +53,18 @@ fn a_new_session_is_settled_at_once_and_said_so_once() {
     assert!(progress.is_empty() && progress.due.is_empty() && progress.later.is_empty());
 }
 
+/// The leader reads the clock, then waits for the lock, while the watch tells of a session at a later time.
+#[test]
+fn who_asks_with_a_time_of_before_loses_nothing() {
+    let mut progress = progress();
+    progress.changed(&key(), A, 1, true, at(10));
+    done(&mut progress, 1, 10);
+    assert_eq!(next(&mut progress, 9), None);
+    assert_eq!(next(&mut progress, 10), Some((1, NOBODY)));
+    progress.forget(&key());
+    assert!(progress.is_empty() && progress.due.is_empty() && progress.later.is_empty());
+}
+
 #[test]
 fn only_the_latest_generation_counts_but_an_eviction_on_the_way_is_not_lost() {
     let mut progress = progress();
