@@ -1,8 +1,8 @@
 //! The same random sequences of commands on a real redis-server and on what is compared with it: no difference in value, type
 //! or error text that a client could see.
 //!
-//! `DIFFERENTIAL_SEQUENCES=n` runs more of them, `DIFFERENTIAL_SEED=n` begins with this seed (one sequence, unless it is said
-//! otherwise). A difference is reported with its seed and the shortest sequence that was found to show it.
+//! The same few are run each time, so that a failure is of what was changed. `DIFFERENTIAL_SEQUENCES=n` runs that many others,
+//! `DIFFERENTIAL_SEED=n` begins with this seed (one sequence, unless it is said otherwise). A difference is reported with its seed and the shortest sequence that was found to show it.
 
 mod compare;
 mod generate;
@@ -39,8 +39,9 @@ fn sequence(seed: u64) -> Vec<Step> {
 /// Compares so many sequences; the first difference, made short.
 async fn compare(pair: Pair, sequences: u64) -> Option<(u64, Vec<Step>, Difference)> {
     let chosen = setting("DIFFERENTIAL_SEED");
-    let sequences = setting("DIFFERENTIAL_SEQUENCES").unwrap_or(if chosen.is_some() { 1 } else { sequences });
-    let first = chosen.unwrap_or_else(|| rand::random::<u32>().into());
+    let others = setting("DIFFERENTIAL_SEQUENCES");
+    let sequences = others.unwrap_or(if chosen.is_some() { 1 } else { sequences });
+    let first = chosen.unwrap_or_else(|| others.map_or(1, |_| rand::random::<u32>().into()));
     println!("seeds {first} to {}", first + sequences - 1);
     for seed in first..first + sequences {
         let steps = sequence(seed);
