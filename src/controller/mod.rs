@@ -296,7 +296,7 @@ mod tests {
     use super::*;
 
     /// A client of an API server that takes connections and never answers.
-    async fn unanswered() -> (kube::Client, TcpListener) {
+    pub(super) async fn unanswered() -> (kube::Client, TcpListener) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         (kube::Client::try_from(kube::Config::new(url)).unwrap(), listener)

@@ -77,18 +77,10 @@ async fn unregister(client: &kube::Client, namespaces: Vec<String>, name: &str) 
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
-
     use super::*;
     use crate::controller::ledger::{Ledger, Settlements};
+    use crate::controller::tests::unanswered;
     use crate::core::replica::{Config, Replica, Settled};
-
-    /// A client of an API server that takes connections and never answers.
-    async fn unanswered() -> (kube::Client, TcpListener) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        (kube::Client::try_from(kube::Config::new(url)).unwrap(), listener)
-    }
 
     #[tokio::test(start_paused = true)]
     async fn an_api_server_that_does_not_answer_is_waited_for_once_at_the_end() {

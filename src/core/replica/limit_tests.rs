@@ -211,17 +211,16 @@ fn an_instance_is_one_of_its_pod() {
     assert_eq!(bench.replica.agents(), (3, 0));
 }
 
+/// A copy of the first generation.
+fn held() -> Holding {
+    Holding { uid: UID, generation: 1, digest: Digest::of(&Metadata::new()), resource_version: ResourceVersion(10) }
+}
+
 #[test]
 fn keys_that_change_while_somebody_does_not_obey_are_not_collected_for_ever() {
     let mut bench = Bench::new(16, 16);
     let (silent, _) = bench.agent(1, "ns", "a", 1);
-    let held = Holding {
-        uid: UID,
-        generation: 1,
-        digest: Digest::of(&Metadata::new()),
-        resource_version: ResourceVersion(10),
-    };
-    assert!(bench.replica.reported(silent, vec![(key(), Report::Held(held))], Some(1), bench.now));
+    assert!(bench.replica.reported(silent, vec![(key(), Report::Held(held()))], Some(1), bench.now));
     let mut summarizer = Summarizer::default();
     for generation in 2..1_000 {
         let object = Object {
@@ -252,13 +251,7 @@ fn pods_that_are_silent_are_told_of_once_while_they_have_leases() {
     let mut bench = Bench::new(16, 16);
     for (stream, pod) in [(1, "b"), (2, "a")] {
         let (silent, _) = bench.agent(stream, "ns", pod, stream.into());
-        let held = Holding {
-            uid: UID,
-            generation: 1,
-            digest: Digest::of(&Metadata::new()),
-            resource_version: ResourceVersion(10),
-        };
-        assert!(bench.replica.reported(silent, vec![(key(), Report::Held(held))], Some(1), bench.now));
+        assert!(bench.replica.reported(silent, vec![(key(), Report::Held(held()))], Some(1), bench.now));
     }
     let object = Object {
         key: key(),
