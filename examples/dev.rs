@@ -3,10 +3,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Parser;
 use testkit::{AgentOptions, AgentPod, Cluster, ClusterOptions, LoopbackAddr, Programs};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,10 +18,19 @@ type Failed = Box<dyn std::error::Error>;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Longer than anybody leaves it running.
 const TOKENS: Duration = Duration::from_hours(30 * 24);
-/// Where the agents of two more pods listen.
-const AGENTS: [&str; 2] = ["127.0.0.1:6390", "127.0.0.1:6391"];
 /// The pod that nobody has started yet: yours.
 const YOURS: &str = "yours";
+
+/// Runs a whole cluster on this machine until it is told to end.
+#[derive(Parser)]
+struct Options {
+    /// Where the agents of two more pods listen.
+    #[arg(long, value_delimiter = ',', num_args = 1.., default_value = "127.0.0.1:6390,127.0.0.1:6391")]
+    agents: Vec<SocketAddr>,
+    /// The file to write for other terminals.
+    #[arg(long, default_value_os_t = Path::new(ROOT).join("target/dev/env"))]
+    env_file: PathBuf,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -33,6 +44,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), Failed> {
+    let Options { agents, env_file } = Options::parse();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let ended = async {
         tokio::select! {
@@ -51,22 +63,22 @@ async fn run() -> Result<(), Failed> {
     let address = LoopbackAddr::claim()?;
     let guest = Guest::admit(&cluster, &address, &programs).await?;
     let agents = tokio::select! {
-        agents = agents(&cluster) => agents?,
+        started = start_agents(&cluster, &agents) => started?,
         () = &mut ended => return Ok(()),
     };
-    let env = EnvFile::write(&cluster, &guest, &agents)?;
-    print!("{}", help(&cluster, &agents));
+    let env = EnvFile::write(env_file, &cluster, &guest, &agents)?;
+    print!("{}", help(&cluster, &agents, &env.0));
     ended.await;
     println!("\nending");
     drop(env);
     Ok(())
 }
 
-/// Two pods with an agent each.
-async fn agents(cluster: &Cluster) -> Result<Vec<AgentPod>, Failed> {
+/// Pods with an agent each.
+async fn start_agents(cluster: &Cluster, addresses: &[SocketAddr]) -> Result<Vec<AgentPod>, Failed> {
     let mut agents = Vec::new();
-    for (at, address) in AGENTS.iter().enumerate() {
-        let options = AgentOptions { listen: Some(address.parse()?), ..AgentOptions::default() };
+    for (at, address) in addresses.iter().enumerate() {
+        let options = AgentOptions { listen: Some(*address), ..AgentOptions::default() };
         agents.push(cluster.agent(&format!("agent-{}", at + 1), options).await?);
     }
     for agent in &agents {
@@ -98,12 +110,11 @@ impl Guest {
     }
 }
 
-/// `target/dev/env`. It goes when the cluster goes.
+/// What other terminals read. It goes when the cluster goes.
 struct EnvFile(PathBuf);
 
 impl EnvFile {
-    fn write(cluster: &Cluster, guest: &Guest, agents: &[AgentPod]) -> Result<Self, Failed> {
-        let path = Path::new(ROOT).join("target/dev/env");
+    fn write(path: PathBuf, cluster: &Cluster, guest: &Guest, agents: &[AgentPod]) -> Result<Self, Failed> {
         fs::create_dir_all(path.with_file_name(""))?;
         let pods: Vec<String> = cluster.pods.iter().map(|p| p.address.to_string()).collect();
         let admin: Vec<String> = cluster.controllers.iter().map(|c| c.admin.to_string()).collect();
@@ -125,7 +136,7 @@ impl EnvFile {
             ("VMCP_CA_FILE", "whom to believe that they are the controllers", cluster.streams.ca.display().to_string()),
             ("VMCP_POD_PROGRAM", "the example pod", guest.program.display().to_string()),
         ];
-        let mut text = "# Made by `make dev`, gone when it ends. Use it with: . target/dev/env\n".to_owned();
+        let mut text = "# Made by `make dev`, gone when it ends. Read it into a shell with `.`\n".to_owned();
         for (name, what, value) in variables {
             writeln!(text, "# {what}\nexport {name}={}", quoted(&value))?;
         }
@@ -148,7 +159,15 @@ fn controllers(cluster: &Cluster) -> String {
     addresses.join(",")
 }
 
-fn help(cluster: &Cluster, agents: &[AgentPod]) -> String {
+fn help(cluster: &Cluster, agents: &[AgentPod], env_file: &Path) -> String {
+    let here = env_file.strip_prefix(ROOT).unwrap_or(env_file).display();
+    // The first and the last: what one writes, the other one reads.
+    let redis_cli = |agent: Option<&AgentPod>| match agent.map(|a| a.address) {
+        Some(address) if address.ip() == Ipv4Addr::LOCALHOST => format!("redis-cli -p {}", address.port()),
+        Some(address) => format!("redis-cli -h {} -p {}", address.ip(), address.port()),
+        None => String::new(),
+    };
+    let (one, other) = (redis_cli(agents.first()), redis_cli(agents.last()));
     let namespace = &cluster.options.namespace;
     let kubeconfig = cluster.plane.kubeconfig_path().display();
     let pod = cluster.pods.first().map_or_else(String::new, |p| p.address.to_string());
@@ -164,7 +183,7 @@ the cluster is running:
 {running}
 in another terminal, from this folder:
 
-  . target/dev/env          # or: export KUBECONFIG={kubeconfig}
+  . {here}          # or: export KUBECONFIG={kubeconfig}
 
 make a session, and read it from a pod (twice: the second time it comes from the cache):
 
@@ -184,9 +203,9 @@ write through a pod, answered when no pod can serve the old state any more:
 
 the same through the Redis protocol, with the agents of two more pods:
 
-  redis-cli -p 6390 hset frank backends weather
-  redis-cli -p 6391 get frank
-  redis-cli -p 6391 -3 subscribe __redis__:invalidate    # or: client tracking on, get frank, and change it elsewhere
+  {one} hset frank backends weather
+  {other} get frank
+  {other} -3 subscribe __redis__:invalidate    # or: client tracking on, get frank, and change it elsewhere
 
 look around:
 

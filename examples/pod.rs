@@ -307,7 +307,7 @@ async fn merge(State(pod): State<Arc<Pod>>, Path(name): Path<String>, uri: Uri, 
     let keys: HashMap<String, Option<String>> = serde_json::from_slice(&body)
         .map_err(|_| told(StatusCode::BAD_REQUEST, &"expected a JSON object of strings and nulls"))?;
     let base = pod.base(&name).await?;
-    let mut metadata = base.metadata().clone();
+    let mut metadata = base.metadata().to_map();
     for (key, value) in keys {
         match value {
             Some(value) => _ = metadata.insert(key, value),

@@ -4,13 +4,20 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use vmcp_session::agent;
 use vmcp_session::agent::debug::{self, AgentCommand};
+use vmcp_session::controller::release::{self, ReleaseArgs};
 use vmcp_session::controller::{self, ControllerArgs};
+use vmcp_session::runtime::environment;
 use vmcp_session::runtime::shutdown::Signals;
 use vmcp_session::runtime::telemetry::{self, LogArgs};
+
+// In images. Of the library's users, each chooses for itself.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Keeps the session caches of vMCP pods coherent with VmcpSession objects in Kubernetes.
 #[derive(Parser)]
@@ -34,12 +41,15 @@ enum Command {
         #[arg(value_name = "URL")]
         url: String,
     },
+    /// Take the finalizer vmcp.dev/confirm-eviction off all sessions. Helm runs it before it uninstalls: without a controller,
+    /// sessions that have it could not be deleted.
+    Release(Box<ReleaseArgs>),
     /// Print the CustomResourceDefinition.
     Crds,
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parsed();
     match cli.command {
         Command::Crds => match vmcp_session::api::crd::crd_yaml() {
             Ok(yaml) => {
@@ -62,8 +72,16 @@ fn main() -> ExitCode {
                 }
             },
         },
+        Command::Release(args) => serve(&cli.log, |shutdown| release::run(*args, shutdown)),
         Command::Controller(args) => serve(&cli.log, |shutdown| controller::run(*args, shutdown)),
     }
+}
+
+/// The command line; clap has no word for it that an empty variable is an unset one.
+fn parsed() -> Cli {
+    let mut command = environment::without_empty(Cli::command());
+    let matches = command.get_matches_mut();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
 fn probe(url: &str) -> ExitCode {

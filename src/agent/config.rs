@@ -1,5 +1,6 @@
 //! The agent's command line.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,10 +9,12 @@ use clap::{Args, ValueEnum};
 use thiserror::Error;
 
 use super::command::Password;
-use super::sessions::SessionsConfig;
+use super::sessions::{MAX_PREFIX, SessionsConfig};
 use crate::cache::{CacheConfig, Visibility};
 use crate::runtime::admin::AdminArgs;
+use crate::runtime::environment::pod_name;
 use crate::runtime::kube_client::KubeArgs;
+use crate::runtime::small_file;
 
 /// Longest password that is read from a file.
 const MAX_PASSWORD: usize = 4_096;
@@ -200,7 +203,7 @@ impl AgentArgs {
         let bound = self.lease_upper_bound;
         range("lease-upper-bound", bound.to_string(), (1.0..=3_600.0).contains(&bound), "1 to 3600 seconds")?;
         let prefix = &self.key_prefix;
-        range("key-prefix", prefix.clone(), prefix.len() <= 512, "at most 512 bytes")
+        range("key-prefix", prefix.clone(), prefix.len() <= MAX_PREFIX, "at most 256 bytes")
     }
 
     /// The password that clients must show.
@@ -215,9 +218,7 @@ impl AgentArgs {
 
     /// Settings of the cache.
     pub fn cache(&self) -> CacheConfig {
-        let host = || std::env::var("HOSTNAME").ok().filter(|h| !h.is_empty());
-        let named = self.pod_name.clone().filter(|name| !name.is_empty());
-        let pod = named.or_else(host).unwrap_or_else(|| "agent".to_owned());
+        let pod = pod_name(self.pod_name.as_deref()).unwrap_or_else(|| "agent".to_owned());
         CacheConfig {
             controllers: but_empty(&self.controllers),
             token_file: self.token_file.clone(),
@@ -249,7 +250,12 @@ fn but_empty(list: &[String]) -> Vec<String> {
 
 /// The first line of a file. It may end in a line break, as files do.
 fn read_password(path: &Path) -> Result<Vec<u8>, ArgsError> {
-    let text = std::fs::read(path).map_err(|source| ArgsError::PasswordFile { path: path.to_owned(), source })?;
+    // With its line break.
+    let text = match small_file::read(path, MAX_PASSWORD as u64 + 2) {
+        Ok(text) => text,
+        Err(long) if long.kind() == ErrorKind::FileTooLarge => return Err(ArgsError::NoPassword(path.to_owned())),
+        Err(source) => return Err(ArgsError::PasswordFile { path: path.to_owned(), source }),
+    };
     let line = text.strip_suffix(b"\n").unwrap_or(&text);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     if line.is_empty() || line.len() > MAX_PASSWORD || line.contains(&b'\n') {
@@ -336,7 +342,7 @@ mod tests {
         for good in [&b"open sesame\n"[..], b"open sesame", b"open sesame\r\n"] {
             assert_eq!(read(good).unwrap(), b"open sesame");
         }
-        for bad in [&b""[..], b"\n", b"two\nlines\n", &[b'x'; MAX_PASSWORD + 1]] {
+        for bad in [&b""[..], b"\n", b"two\nlines\n", &[b'x'; MAX_PASSWORD + 1], &[b'x'; MAX_PASSWORD + 3]] {
             let error = read(bad).unwrap_err();
             assert!(error.contains("holds no password"), "{error}");
         }

@@ -197,7 +197,7 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
     tasks.spawn("events", events::run(agent.clone(), events, served.clone()));
     tasks.spawn("cover", tracking::watch_cover(agent.clone(), served.clone()));
     let registry = Arc::new(metrics::registry(agent.clone()));
-    tasks.spawn("admin", admin.serve(health, registry, shutdown.clone()));
+    tasks.spawn("admin", admin.serve(health, Some(registry), shutdown.clone()));
     let (service, ending) = (Service(agent.clone()), shutdown.clone());
     let finish = finish(Duration::from_secs_f64(args.lease_upper_bound));
     tasks.spawn("serve", async move {

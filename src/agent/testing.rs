@@ -29,6 +29,8 @@ pub enum Writes {
     Answered,
     /// It carries them out, and answers with an error that leaves open whether it did.
     Unanswered,
+    /// So it does with the next one, and refuses everything after it.
+    LastUnanswered,
 }
 
 #[derive(Default)]
@@ -115,7 +117,10 @@ impl Objects {
         };
         match self.writes {
             Writes::Answered => answer,
-            Writes::Unanswered => status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", name),
+            Writes::Unanswered | Writes::LastUnanswered => {
+                self.down = self.writes == Writes::LastUnanswered;
+                status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", name)
+            }
         }
     }
 }
@@ -145,6 +150,12 @@ impl FakeApi {
         let mut object = objects.by_name[name].clone();
         merge(&mut object, patch);
         objects.put(name, object);
+    }
+
+    /// Creates a session as somebody else would.
+    pub fn put(&self, name: &str, metadata: &Value) {
+        let object = json!({"metadata": {"name": name}, "spec": {"metadata": metadata}});
+        self.0.lock().answer(&Method::POST, name, &object);
     }
 
     /// Deletes an object as somebody else would.
@@ -183,25 +194,30 @@ pub struct Guest {
 
 impl Bench {
     pub fn new() -> Self {
-        Self::at(FakeApi::default(), None)
+        Self::showing(Visibility::Committed)
+    }
+
+    /// One whose writes are answered when they are visible so far.
+    pub fn showing(visibility: Visibility) -> Self {
+        Self::at(FakeApi::default(), None, visibility)
     }
 
     /// One of the same namespace.
     pub fn beside(&self) -> Self {
-        Self::at(self.api.clone(), self.hash_key_file.clone())
+        Self::at(self.api.clone(), self.hash_key_file.clone(), Visibility::Committed)
     }
 
     /// One that hashes ids with the key in this file.
     pub fn hashing(key: &std::path::Path) -> Self {
-        Self::at(FakeApi::default(), Some(key.to_owned()))
+        Self::at(FakeApi::default(), Some(key.to_owned()), Visibility::Committed)
     }
 
-    fn at(api: FakeApi, hash_key_file: Option<PathBuf>) -> Self {
+    fn at(api: FakeApi, hash_key_file: Option<PathBuf>, visibility: Visibility) -> Self {
         let sessions = SessionsConfig {
             prefix: String::new(),
             pod_local_keys: Vec::new(),
             hash_key_file: hash_key_file.clone(),
-            visibility: Visibility::Committed,
+            visibility,
         };
         let clients = Arc::new(Clients::new(8, 1 << 20));
         let settings = ServerSettings { output_limit: 1 << 20, ..ServerSettings::default() };

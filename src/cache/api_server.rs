@@ -17,6 +17,7 @@ use super::events::count;
 use crate::api::{self, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use crate::core::cache::{Answer, Copy, Facts, Observed};
 use crate::core::digest::Digest;
+use crate::core::fields::Fields;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
@@ -188,7 +189,7 @@ fn observed(object: VmcpSession, kept: &[Arc<str>]) -> Result<Observed, CallErro
             generation,
             resource_version,
             digest: Digest::of(&metadata),
-            metadata: Arc::new(metadata),
+            metadata: Fields::of(&metadata),
             facts,
         },
         terminating: meta.deletion_timestamp.is_some(),

@@ -108,7 +108,10 @@ impl Cache {
 
     /// A client is given this session, other than by [`Self::hit`] and [`Self::get`].
     pub fn given(&self, session: &Session) {
-        self.shared.store.look(session.name(), |shard| shard.given(session.name(), session.copy(), now()));
+        self.shared.store.change(session.name(), |state, _, now| {
+            state.shard.given(session.name(), session.copy(), now);
+            ((), None)
+        });
     }
 
     /// What clients were last given of the session, or wrote: what to take a difference from when one of them overwrites all

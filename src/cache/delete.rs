@@ -8,6 +8,7 @@ use super::api_server::CallError;
 use super::error::WriteError;
 use super::name::is_object_name;
 use super::shared::Shared;
+use super::unconfirmed::Deletion;
 use super::write::{PAUSE, Visibility, gone, refused};
 use crate::core::cache::Answer;
 use crate::core::session::{ResourceVersion, Uid};
@@ -48,6 +49,11 @@ impl Shared {
             return Err(WriteError::NotFound);
         }
         let name: Arc<str> = name.into();
+        let confirms = visibility == Visibility::Everywhere;
+        if confirms {
+            // From here on this may be given up at any time.
+            self.unconfirmed.insert(&name, Deletion { uid, alive });
+        }
         let deleted = self.run({
             let name = name.clone();
             async move |shared| shared.delete_now(&name, uid, alive, only_at).await
@@ -56,18 +62,34 @@ impl Shared {
             Ok((alive, answered)) => (Ok(()), Some(alive), answered),
             Err(Refused { error, alive }) => (Err(error), alive, Instant::now()),
         };
-        if visibility == Visibility::Everywhere && says_gone(&outcome) {
-            self.confirm_gone(&name, uid, alive, answered).await;
+        if confirms && says_gone(&outcome) {
+            self.confirm_gone(&name, Deletion { uid, alive }, answered).await;
         }
         outcome
     }
 
-    async fn confirm_gone(&self, name: &str, uid: Uid, alive: Option<ResourceVersion>, answered: Instant) {
+    /// Confirms what an earlier deletion of `name` may have done, now that the session is known to be gone.
+    pub async fn confirm_unconfirmed(&self, name: &str, visibility: Visibility) {
+        let now = Instant::now();
+        if visibility == Visibility::Everywhere
+            && let Some((deletion, _)) = self.unconfirmed.gone(name, now)
+        {
+            self.confirm_gone(name, deletion, now).await;
+        }
+    }
+
+    /// Waits until no pod serves the session, which was known to be gone at `heard`.
+    async fn confirm_gone(&self, name: &str, Deletion { uid, alive }: Deletion, heard: Instant) {
+        // Whoever repeats a deletion need not wait for a whole lease again.
+        let earlier = self.unconfirmed.gone(name, heard).filter(|(deletion, _)| deletion.uid == uid);
+        let alive = alive.max(earlier.and_then(|(deletion, _)| deletion.alive));
+        let answered = earlier.map_or(heard, |(_, first)| first.min(heard));
         match alive {
             Some(alive) => _ = self.confirmer.confirm(name, &gone(uid, alive), answered).await,
             // Nothing tells the replicas how far they must have come: only time will do.
             None => self.confirmer.leases_over(answered).await,
         }
+        self.unconfirmed.remove(name, uid);
     }
 
     /// Deletes once. Returns a resourceVersion at which the object lived or was already being deleted.
@@ -125,13 +147,17 @@ impl Shared {
                 Err(error) if unsure && is_gone(&error) => return Ok(None),
                 Err(error) => error,
             };
-            if only_at.is_some() && error.kind() == Some(ApiErrorKind::Conflict) {
-                return Err(WriteError::Changed);
-            }
             unsure |= error.outcome_unknown();
+            let changed = only_at.is_some() && error.kind() == Some(ApiErrorKind::Conflict);
             let again = error.outcome_unknown() || error.kind() == Some(ApiErrorKind::Conflict);
-            if !again || attempt == ATTEMPTS {
-                return Err(refused(&error));
+            if changed || !again || attempt == ATTEMPTS {
+                return Err(match refused(&error) {
+                    // What this attempt was answered says nothing of an earlier one: it may have been done, even if the object is
+                    // still there for its finalizers.
+                    _ if unsure => WriteError::OutcomeUnknown { reason: error.to_string().into() },
+                    _ if changed => WriteError::Changed,
+                    error => error,
+                });
             }
             attempt += 1;
             sleep(pause).await;

@@ -3,12 +3,13 @@
 use serde_json::{Map, Value};
 
 use crate::core::digest::Metadata;
+use crate::core::fields::Fields;
 
 /// The keys in which `new` differs from `base`, as a JSON merge patch; `None` if there are none.
-pub(super) fn difference(base: &Metadata, new: &Metadata) -> Option<Map<String, Value>> {
+pub(super) fn difference(base: &Fields, new: &Metadata) -> Option<Map<String, Value>> {
     let removed = base.keys().filter(|key| !new.contains_key(*key));
-    let removed = removed.map(|key| (key.clone(), Value::Null));
-    let set = new.iter().filter(|(key, value)| base.get(*key) != Some(value));
+    let removed = removed.map(|key| (key.to_owned(), Value::Null));
+    let set = new.iter().filter(|(key, value)| base.get(key) != Some(value));
     let set = set.map(|(key, value)| (key.clone(), Value::from(value.as_str())));
     let difference: Map<_, _> = removed.chain(set).collect();
     (!difference.is_empty()).then_some(difference)
@@ -39,7 +40,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_difference_leads_from_one_map_to_the_other_and_touches_nothing_else(base in metadata(), new in metadata(), other in "[e-h]") {
-            match difference(&base, &new) {
+            match difference(&Fields::of(&base), &new) {
                 None => prop_assert_eq!(base, new),
                 Some(patch) => {
                     prop_assert_eq!(&patched(&base, &patch), &new);

@@ -33,7 +33,7 @@
 //! };
 //!
 //! // Only the keys that differ are sent, so pods that change different keys at once both win.
-//! let mut metadata = session.metadata().clone();
+//! let mut metadata = session.metadata().to_map();
 //! metadata.insert("backends".into(), "weather,search".into());
 //! let session = cache.update(&session, metadata, WriteOptions::default()).await?;
 //!
@@ -80,10 +80,12 @@ mod state;
 mod store;
 mod stream;
 mod transport;
+mod unconfirmed;
 mod write;
 
 pub use crate::core::cache::{Annotations, DropReason, Facts, LocalChange, LocalValues, Renewal};
 pub use crate::core::digest::{Digest, Metadata};
+pub use crate::core::fields::{Fields, is_plain};
 pub use crate::core::session::{ResourceVersion, Uid};
 pub use beside::{Beside, Deleting};
 pub use config::{CacheConfig, ConfigError};
@@ -175,6 +177,13 @@ impl Cache {
     /// Deletes the session `name` if it has this uid.
     pub async fn delete_uid(&self, name: &str, uid: Uid, options: WriteOptions) -> Result<(), WriteError> {
         self.shared.delete(name, uid, None, None, options.visibility).await
+    }
+
+    /// There is no session `name`, as [`find`](Self::find) has just said. If a deletion of it went through this cache whose
+    /// answer was lost, or has not been given yet, waits until no pod serves the session any more: only then has the deletion
+    /// been repeated. Else returns at once.
+    pub async fn confirm_gone(&self, name: &str, options: WriteOptions) {
+        self.shared.confirm_unconfirmed(name, options.visibility).await;
     }
 
     /// Evictions from now on.

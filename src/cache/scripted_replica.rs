@@ -23,7 +23,7 @@ use crate::proto::v1::replica_message::Message as Say;
 use crate::proto::v1::{self, AgentMessage, ReplicaMessage};
 use crate::proto::{PROTOCOL_VERSION, convert};
 use crate::runtime::tls::server::Encrypted;
-use crate::runtime::tls::{ServingCertificate, server_config};
+use crate::runtime::tls::{STREAMS, ServingCertificate, server_config};
 use crate::runtime::transport::CONTROLLER_NAME;
 
 pub const SOON: Duration = Duration::from_secs(10);
@@ -82,7 +82,7 @@ impl Replica {
         let service = CoherenceServer::new(Service(sender)).max_decoding_message_size(crate::proto::MAX_MESSAGE_BYTES);
         let serving = Arc::new(ServingCertificate::default());
         serving.set(CERTIFIED.0.cert.pem().as_bytes(), CERTIFIED.0.signing_key.serialize_pem().as_bytes()).unwrap();
-        let tls = server_config(serving).unwrap();
+        let tls = server_config(serving, STREAMS).unwrap();
         let encrypted = TcpListenerStream::new(listener).map(move |io| io.map(|io| Encrypted::new(io, &tls)));
         tokio::spawn(Server::builder().add_service(service).serve_with_incoming(encrypted));
         Self { address, streams }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::core::cache::{Copy, Facts};
-use crate::core::digest::{Digest, Metadata};
+use crate::core::digest::Digest;
+use crate::core::fields::Fields;
 use crate::core::session::{ResourceVersion, Uid};
 
 /// Where a session came from.
@@ -79,14 +80,14 @@ impl Session {
         self.copy.digest
     }
 
-    /// `spec.metadata`.
-    pub fn metadata(&self) -> &Metadata {
+    /// `spec.metadata`. To change it, take a [map](Fields::to_map) of it.
+    pub fn metadata(&self) -> &Fields {
         &self.copy.metadata
     }
 
     /// The value of a key of the metadata.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.copy.metadata.get(key).map(String::as_str)
+        self.copy.metadata.get(key)
     }
 
     /// Where it came from.

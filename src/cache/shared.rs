@@ -11,6 +11,7 @@ use super::events::Counters;
 use super::flight::Gets;
 use super::state::Streams;
 use super::store::Store;
+use super::unconfirmed::Unconfirmed;
 use super::write::Writes;
 use crate::core::cache::{Habits, Limits};
 
@@ -22,6 +23,7 @@ pub(super) struct Shared {
     pub gets: Gets,
     pub writes: Writes,
     pub confirmer: Confirmer,
+    pub unconfirmed: Unconfirmed,
     pub streams: Streams,
     pub counters: Counters,
     /// Cancelled when the cache ends.
@@ -38,6 +40,7 @@ impl Shared {
             gets: Gets::new(&config),
             writes: Writes::new(&config),
             confirmer: Confirmer::new(config.lease_upper_bound),
+            unconfirmed: Unconfirmed::default(),
             streams: Streams::default(),
             counters: Counters::default(),
             ended: CancellationToken::new(),

@@ -1,6 +1,5 @@
 //! Streams against a replica that says what the test wants.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -11,6 +10,7 @@ use crate::cache::store::now;
 use crate::cache::{Cache, CacheConfig, Event};
 use crate::core::cache::{Answer, Copy, Facts, Holding, Join, Observed, Report};
 use crate::core::digest::{Digest, Metadata};
+use crate::core::fields::Fields;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::Fate;
 use crate::proto::v1::agent_message::Message as Said;
@@ -40,7 +40,7 @@ fn hold(cache: &Cache, name: &str, generation: u64) {
         generation,
         resource_version: ResourceVersion(generation),
         digest: Digest::of(&metadata),
-        metadata: Arc::new(metadata),
+        metadata: Fields::of(&metadata),
         facts: Facts::default(),
     };
     cache.shared.store.change(name, |state, tell, now| {

@@ -19,6 +19,7 @@ use super::shared::Shared;
 use crate::api::VmcpSessionSpec;
 use crate::core::cache::{Copy, FlightId, Observed, Shard};
 use crate::core::digest::{Digest, Metadata};
+use crate::core::fields::Fields;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
 use crate::runtime::api_error::ApiErrorKind;
@@ -167,16 +168,16 @@ impl<'a> Flight<'a> {
 struct Wrote {
     digest: Digest,
     /// The map, if the client gave one.
-    metadata: Option<Arc<Metadata>>,
+    metadata: Option<Fields>,
 }
 
 impl Wrote {
-    fn map(metadata: Arc<Metadata>) -> Self {
-        Self { digest: Digest::of(&metadata), metadata: Some(metadata) }
+    fn map(metadata: &Metadata) -> Self {
+        Self { digest: Digest::of(metadata), metadata: Some(Fields::of(metadata)) }
     }
 
     /// What `base` becomes with this map, or stays without one.
-    fn of(base: &Session, metadata: Option<Arc<Metadata>>) -> Self {
+    fn of(base: &Session, metadata: Option<&Metadata>) -> Self {
         metadata.map_or_else(|| Self { digest: base.digest(), metadata: None }, Self::map)
     }
 }
@@ -199,10 +200,10 @@ impl Shared {
         if !is_object_name(name) {
             return Err(invalid("refused as invalid: metadata.name must be a DNS subdomain"));
         }
-        let wrote = Arc::new(metadata);
+        let wrote = Wrote::map(&metadata);
         let annotations = options.annotations;
         let spec = VmcpSessionSpec {
-            metadata: Metadata::clone(&wrote),
+            metadata,
             server: options.server.or_else(|| self.config.server.clone()),
             idle_timeout_seconds: seconds(options.idle_timeout, "idle timeout")?,
             max_lifetime_seconds: seconds(options.max_lifetime, "maximum lifetime")?,
@@ -212,7 +213,7 @@ impl Shared {
             let flight = Flight::sent(&shared, &name);
             let observed =
                 shared.attempts(false, || shared.api.create(&name, spec.clone(), annotations.clone())).await?;
-            flight.answered(observed, Wrote::map(wrote))
+            flight.answered(observed, wrote)
         });
         let (session, answered) = written.await?;
         self.visible(session, answered, options.visibility, false).await
@@ -253,7 +254,7 @@ impl Shared {
         if spec.is_empty() && annotations.is_empty() {
             return self.unchanged(base, only_if_unchanged, visibility).await;
         }
-        let wrote = metadata.map(Arc::new);
+        let wrote = Wrote::of(base, metadata.as_ref());
         // Never a write to a successor of that name: the API server compares the uid.
         let mut patch = json!({"metadata": {"uid": base.uid().to_string()}});
         if only_if_unchanged {
@@ -270,7 +271,7 @@ impl Shared {
             let flight = Flight::sent(&shared, base.name());
             let observed = shared.attempts(only_if_unchanged, || shared.api.patch(base.name(), &patch)).await;
             let observed = observed.inspect_err(|error| shared.learn(&base, error))?;
-            flight.answered(observed, Wrote::of(&base, wrote))
+            flight.answered(observed, wrote)
         });
         let (session, answered) = written.await?;
         self.visible(session, answered, visibility, outdates_equal).await

@@ -1,10 +1,11 @@
 //! Who is at the other end of a stream: taken from a token that the API server has checked, never from what is said.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenReview, TokenReviewSpec, UserInfo};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authentication::v1::{SelfSubjectReview, UserInfo};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReviewSpec};
 use kube::Client;
 use kube::api::{Api, PostParams};
 use rand::Rng;
@@ -14,11 +15,11 @@ use tonic::metadata::MetadataMap;
 use tracing::debug;
 
 use super::clock::{now, sleep_until};
+use super::question::{self, CALL_DEADLINE};
 use super::reviews::{self, Reviews};
 use super::token::Token;
 use crate::runtime::api_error::{ApiError, deadline};
 
-const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// How often it is looked whether who has a stream may still have it: a little less, so that not all come at once. With the
 /// [`reviews::FRESH`] seconds of an answer, and the ten for which the API server itself goes on to accept the token of a pod
 /// that is gone, a stream ends within 45 s of its pod.
@@ -97,7 +98,16 @@ pub struct Pod {
 /// What a stream was opened with: it is looked at again while the stream is open.
 pub struct Pass {
     token: Token,
-    pod: Pod,
+    from: IpAddr,
+    claim: Claim,
+}
+
+/// What somebody may do who has a token.
+enum Claim {
+    /// Hold sessions, as this pod.
+    Pod(Pod),
+    /// Ask as another replica of the controller.
+    Peer,
 }
 
 /// Whom a token belongs to.
@@ -147,11 +157,19 @@ impl Authenticator {
         Ok(Self { client, audience, own_user, reviews: Arc::default() })
     }
 
-    /// The pod whose token came with a request, if it may read the sessions of its namespace; and what it was known by.
-    pub async fn pod(&self, metadata: &MetadataMap) -> Result<(Pod, Pass), Denied> {
+    /// The pod whose token came with a request `from` an address, if it may read the sessions of its namespace; and what it was
+    /// known by.
+    pub async fn pod(&self, metadata: &MetadataMap, from: IpAddr) -> Result<(Pod, Pass), Denied> {
         let token = Token::of(metadata).ok_or(Denied::NoToken)?;
-        let pod = self.admitted(&token).await?;
-        Ok((pod.clone(), Pass { token, pod }))
+        let pod = self.admitted(&token, from).await?;
+        Ok((pod.clone(), Pass { token, from, claim: Claim::Pod(pod) }))
+    }
+
+    /// Lets only replicas of this controller through: those that share its service account.
+    pub async fn peer(&self, metadata: &MetadataMap, from: IpAddr) -> Result<Pass, Denied> {
+        let token = Token::of(metadata).ok_or(Denied::NoToken)?;
+        self.is_replica(&token, from).await?;
+        Ok(Pass { token, from, claim: Claim::Peer })
     }
 
     /// Returns when, and why, a stream may no longer be open that was opened with `pass`. While the API server does not answer,
@@ -165,80 +183,61 @@ impl Authenticator {
             if expires.is_some_and(|expires| now() >= expires) {
                 return Denied::Expired;
             }
-            match self.admitted(&pass.token).await {
-                Ok(pod) if pod == pass.pod => {}
-                Ok(_) => return Denied::AnotherPod,
+            match self.holds(pass).await {
+                Ok(()) | Err(Denied::Busy) => {}
                 Err(Denied::Unchecked(error)) => {
-                    debug!(pod = pass.pod.name, %error, "it is not known whether a stream may go on");
+                    debug!(from = %pass.from, %error, "it is not known whether a stream may go on");
                 }
-                Err(Denied::Busy) => {}
                 Err(denied) => return denied,
             }
         }
     }
 
-    async fn admitted(&self, token: &Token) -> Result<Pod, Denied> {
-        let Bearer { user, pod, may_read } = self.bearer(token).await?;
+    async fn holds(&self, Pass { token, from, claim }: &Pass) -> Result<(), Denied> {
+        match claim {
+            Claim::Pod(pod) if self.admitted(token, *from).await? == *pod => Ok(()),
+            Claim::Pod(_) => Err(Denied::AnotherPod),
+            Claim::Peer => self.is_replica(token, *from).await,
+        }
+    }
+
+    async fn admitted(&self, token: &Token, from: IpAddr) -> Result<Pod, Denied> {
+        let Bearer { user, pod, may_read } = self.bearer(token, from).await?;
         let pod = pod.ok_or(Denied::NotAPod)?;
         if may_read { Ok(pod) } else { Err(Denied::NotAllowed { user, namespace: pod.namespace }) }
     }
 
-    /// Lets only replicas of this controller through: those that share its service account.
-    pub async fn peer(&self, metadata: &MetadataMap) -> Result<(), Denied> {
-        let bearer = self.bearer(&Token::of(metadata).ok_or(Denied::NoToken)?).await?;
+    async fn is_replica(&self, token: &Token, from: IpAddr) -> Result<(), Denied> {
+        let bearer = self.bearer(token, from).await?;
         if self.own_user.is_empty() || bearer.user != self.own_user {
             return Err(Denied::NotAPeer);
         }
         Ok(())
     }
 
-    async fn bearer(&self, token: &Token) -> Result<Bearer, Denied> {
-        let bearer = self.reviews.who(token.reveal(), async || self.review(token.reveal()).await).await?;
+    async fn bearer(&self, token: &Token, from: IpAddr) -> Result<Bearer, Denied> {
+        let bearer = self.reviews.who(token, from, async || self.review(token.reveal()).await).await?;
         bearer.ok_or_else(|| Denied::NotAccepted { audience: self.audience.clone() })
     }
 
-    /// Asks the API server.
+    /// Asks the API server. Who may not read the sessions of its namespace must not learn of them by holding copies either.
     async fn review(&self, token: &str) -> Result<Option<Bearer>, Denied> {
-        let review = TokenReview {
-            spec: TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![self.audience.clone()]) },
-            ..TokenReview::default()
-        };
-        let api: Api<TokenReview> = Api::all(self.client.clone());
-        let answer = deadline(CALL_DEADLINE, api.create(&PostParams::default(), &review)).await?;
-        let status = answer.status.unwrap_or_default();
-        // An API server that does not know audiences answers without any: the token may be for anybody.
-        let for_us = status.audiences.unwrap_or_default().contains(&self.audience);
-        let accepted = status.authenticated == Some(true) && for_us;
-        let Some(user) = status.user.filter(|_| accepted) else {
+        let Some(user) = question::owner(&self.client, token, Some(&self.audience)).await? else {
             return Ok(None);
         };
         let mut bearer = Bearer::new(user.clone());
         if let Some(pod) = &bearer.pod {
-            bearer.may_read = self.may_read(user, &pod.namespace).await?;
+            let attributes = ResourceAttributes {
+                group: Some("vmcp.dev".to_owned()),
+                resource: Some("vmcpsessions".to_owned()),
+                verb: Some("get".to_owned()),
+                namespace: Some(pod.namespace.clone()),
+                ..ResourceAttributes::default()
+            };
+            let what =
+                SubjectAccessReviewSpec { resource_attributes: Some(attributes), ..SubjectAccessReviewSpec::default() };
+            bearer.may_read = question::may(&self.client, user, what).await?;
         }
         Ok(Some(bearer))
-    }
-
-    /// Whether somebody may read the sessions of a namespace. Who may not must not learn of them by holding copies either.
-    async fn may_read(&self, user: UserInfo, namespace: &str) -> Result<bool, Denied> {
-        let attributes = ResourceAttributes {
-            group: Some("vmcp.dev".to_owned()),
-            resource: Some("vmcpsessions".to_owned()),
-            verb: Some("get".to_owned()),
-            namespace: Some(namespace.to_owned()),
-            ..ResourceAttributes::default()
-        };
-        let spec = SubjectAccessReviewSpec {
-            user: user.username,
-            groups: user.groups,
-            uid: user.uid,
-            extra: user.extra,
-            resource_attributes: Some(attributes),
-            ..SubjectAccessReviewSpec::default()
-        };
-        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
-        let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
-        let answer = deadline(CALL_DEADLINE, api.create(&PostParams::default(), &review)).await?;
-        Ok(answer.status.is_some_and(|status| status.allowed))
     }
 }

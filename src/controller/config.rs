@@ -8,6 +8,7 @@ use clap::Args;
 use thiserror::Error;
 
 use super::certificates::args::{TlsArgs, TlsArgsError};
+use super::injection::InjectionArgs;
 use super::leader::{LeaderArgs, LeaderArgsError};
 use crate::runtime::admin::AdminArgs;
 use crate::runtime::kube_client::KubeArgs;
@@ -59,9 +60,18 @@ pub struct ControllerArgs {
     #[command(flatten)]
     pub tls: TlsArgs,
 
+    /// Adding agents to pods.
+    #[command(flatten)]
+    pub injection: InjectionArgs,
+
     /// How the leader is elected.
     #[command(flatten)]
     pub leader: LeaderArgs,
+
+    /// Address of /metrics for those only who may get it: over TLS, with the certificate of the streams and with a token that the
+    /// API server accepts. Without it, /metrics is one of the admin endpoints, and open.
+    #[arg(long, env = "VMCP_METRICS_LISTEN", value_name = "ADDRESS", help_heading = "Admin endpoints")]
+    pub metrics_listen: Option<SocketAddr>,
 
     /// Where to serve the admin endpoints.
     #[command(flatten)]

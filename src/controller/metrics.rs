@@ -3,19 +3,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+use super::certificates::bundle::Publications;
 use super::events::EventWriter;
 use super::leader::LeadershipGuard;
 use super::ledger::Ledger;
 use super::reconcile::expire::Reaped;
+use super::reconcile::herald::Measured;
 use super::shared::Shared;
 use super::status::SessionStatusWriter;
 use crate::core::expiry::Expired;
@@ -24,6 +26,8 @@ use crate::core::replica::Counts;
 /// Where the numbers come from.
 #[derive(Debug)]
 pub struct Sources {
+    /// Length of a lease.
+    pub lease: Duration,
     /// The replica.
     pub shared: Arc<Shared>,
     /// What is left to be done.
@@ -38,16 +42,22 @@ pub struct Sources {
     pub reaped: Arc<Reaped>,
     /// Markers that were removed.
     pub retired: Arc<AtomicU64>,
+    /// What becomes of the bundle of authorities.
+    pub publications: Arc<Publications>,
 }
 
 /// Names of the numbers begin with this.
 const PREFIX: &str = "vmcp_session";
 
 /// The registry of one replica.
-pub fn registry(sources: Sources, took: Histogram) -> Registry {
+pub fn registry(sources: Sources, measured: Measured) -> Registry {
+    let Measured { took, storms } = measured;
     let mut registry = Registry::with_prefix(PREFIX);
     let help = "Time from the first signal of a change to the last pod's acknowledgement";
     registry.register_with_unit("signal_to_ack", help, prometheus_client::registry::Unit::Seconds, took);
+    let help =
+        "Storms of evictions: a session that is evicted again and again, counted every ten minutes while it goes on";
+    registry.register("storms", help, storms);
     registry.register_collector(Box::new(sources));
     registry
 }
@@ -73,7 +83,7 @@ impl Sources {
             agents: (usize, usize),
             signals: usize,
             confirmations: usize,
-            age: Option<std::time::Duration>,
+            age: Option<Duration>,
             counts: Counts,
         }
         let now = self.shared.with(|replica, now| Now {
@@ -90,6 +100,8 @@ impl Sources {
         let state = |name| Some(("state", name));
         let agents = [(state("connected"), now.agents.0), (state("remembered"), now.agents.1)];
         gauges(encoder, "agents", "Agents: connected, or remembered until their last lease has ended", &agents)?;
+        let help = "How long an agent may serve its copies when nothing more is heard";
+        one(encoder, "lease_seconds", help, &[(None, ConstGauge::new(self.lease.as_secs_f64()))])?;
         // There is no age before the first proof.
         if let Some(age) = now.age {
             let help = "How long ago the watch was proven to be complete";
@@ -119,7 +131,7 @@ impl Sources {
     }
 
     fn encode_work(&self, encoder: &mut DescriptorEncoder) -> Encoded {
-        let Self { statuses, events, guard, reaped, retired, .. } = self;
+        let Self { statuses, events, guard, reaped, retired, publications, .. } = self;
         gauges(encoder, "is_leader", "Whether this replica leads", &[(None, usize::from(guard.is_leader()))])?;
         let result = |name| Some(("result", name));
         let patches = [
@@ -140,7 +152,11 @@ impl Sources {
         let expired = [(reason("idle"), reaped.by(Expired::Idle)), (reason("lifetime"), reaped.by(Expired::Lifetime))];
         counters(encoder, "expired", "Sessions that were deleted because of a timeout", &expired)?;
         let removed = retired.load(Ordering::Relaxed);
-        counters(encoder, "markers_removed", "Markers of replicas that are no more", &[(None, removed)])
+        counters(encoder, "markers_removed", "Markers of replicas that are no more", &[(None, removed)])?;
+        let written = [(result("written"), publications.written()), (result("failed"), publications.failed())];
+        counters(encoder, "bundle_writes", "Attempts to publish the bundle of authorities", &written)?;
+        let help = "Places where the bundle of authorities is not what it should be";
+        gauges(encoder, "bundles_behind", help, &[(None, publications.behind())])
     }
 }
 
@@ -193,8 +209,8 @@ mod tests {
         let guard = LeadershipGuard::default();
         let events = EventWriter::new(client.clone(), REPORTING_CONTROLLER, "own", guard.clone());
         let (herald, _) = Herald::new(client.clone(), events.clone(), guard.clone());
-        let took = herald.took();
-        let second = std::time::Duration::from_secs(1);
+        let measured = herald.measured();
+        let second = Duration::from_secs(1);
         let ledger = Arc::new(Ledger::new("own", second, second, Box::new(herald)));
         let shared = Arc::new(Shared::new(Replica::new(Config::default(), &[]), ledger.clone()));
         shared.with(|replica, now| {
@@ -202,10 +218,10 @@ mod tests {
             replica.marker_answered(scope, now, ResourceVersion(0), ResourceVersion(0), now).unwrap();
         });
         let statuses = StatusWriter::new(KubeStatus::new(client), guard.clone(), StatusLimits::default());
-        let (reaped, retired) = (Arc::default(), Arc::default());
+        let (reaped, retired, publications) = (Arc::default(), Arc::default(), Arc::default());
         let mut text = String::new();
-        let sources = Sources { shared, ledger, statuses, events, guard, reaped, retired };
-        prometheus_client::encoding::text::encode(&mut text, &registry(sources, took)).unwrap();
+        let sources = Sources { lease: second, shared, ledger, statuses, events, guard, reaped, retired, publications };
+        prometheus_client::encoding::text::encode(&mut text, &registry(sources, measured)).unwrap();
         text
     }
 

@@ -5,8 +5,10 @@
 //! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`certificates`] has what they are encrypted
 //!   with, [`auth`] tells who they are by their [`token`], [`connections`] and [`admission`] bound what they may have.
 //! * [`ledger`]: what is left to be done for each session, by whoever leads.
+//! * [`injection`]: adds the agent to pods.
 //! * [`leader`]: who leads; [`reconcile`] is what it does; [`peers`] are its streams to the others.
-//! * [`status`], [`events`]: bounded queues of what is written; [`metrics`]: what Prometheus is told.
+//! * [`status`], [`events`]: bounded queues of what is written; [`metrics`]: what Prometheus is told, and [`scrape`] to whom.
+//! * [`release`]: what is done when no controller will be there any more.
 //! * [`shared`]: the replica's state, where all of these meet.
 
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use crate::api::{LABEL_REPLICA, MARKER_PREFIX};
 use crate::core::replica::{Config, Replica, ScopeId};
 use crate::proto::v1;
 use crate::runtime::admin::{AdminError, BoundAdmin};
+use crate::runtime::environment::pod_name;
 use crate::runtime::health::{Health, Heartbeat};
 use crate::runtime::kube_client::{KubeConfigError, Timeouts};
 use crate::runtime::task_set::{TaskError, TaskSet};
@@ -40,6 +43,7 @@ pub mod clock;
 pub mod config;
 pub mod connections;
 pub mod events;
+pub mod injection;
 pub mod leader;
 pub mod ledger;
 pub mod marker;
@@ -49,9 +53,12 @@ mod paging;
 pub mod peer;
 pub mod peers;
 mod pump;
+mod question;
 pub mod reconcile;
+pub mod release;
 mod remedy;
 mod reviews;
+pub mod scrape;
 pub mod serve;
 pub mod shared;
 pub mod status;
@@ -62,6 +69,7 @@ pub mod watch;
 use certificates::CertificateError;
 pub use config::ControllerArgs;
 use events::{EventWriter, REPORTING_CONTROLLER};
+use injection::InjectionError;
 use leader::Elector;
 use reconcile::Leader;
 use reconcile::herald::Herald;
@@ -96,6 +104,12 @@ pub enum ControllerError {
     /// The streams cannot be served.
     #[error(transparent)]
     Serve(#[from] serve::ServeError),
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Scrape(#[from] scrape::ScrapeError),
+    /// Agents cannot be added to pods.
+    #[error(transparent)]
+    Injection(#[from] InjectionError),
     /// A task ended.
     #[error(transparent)]
     Task(#[from] TaskError),
@@ -107,6 +121,11 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let (lease, renewal) = (args.lease()?, args.renewal()?);
     let admin = BoundAdmin::bind(args.admin.admin_listen).await?;
     let bound = serve::Bound::bind(args.listen).await?;
+    let scrape = match args.metrics_listen {
+        Some(address) => Some(scrape::Bound::bind(address).await?),
+        None => None,
+    };
+    let webhook = args.injection.bind().await?;
     let client = args.kube.client(Timeouts::default()).await?;
     let Some(authenticator) = authenticate(&client, &args.token_audience, &shutdown).await else {
         return Ok(());
@@ -125,7 +144,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let guard = elector.guard();
     let events = EventWriter::new(client.clone(), REPORTING_CONTROLLER, &name, guard.clone());
     let (herald, storms) = Herald::new(client.clone(), events.clone(), guard.clone());
-    let took = herald.took();
+    let measured = herald.measured();
     let ledger = Arc::new(ledger::Ledger::new(&name, lease, renewal, Box::new(herald)));
     let shared = Arc::new(Shared::new(replica, ledger.clone()));
 
@@ -198,14 +217,23 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     };
     let service = serve::Service::new(attach, peer, authenticator);
     let serving = Arc::new(ServingCertificate::default());
-    let certificate =
-        certificates::Keeper { client: &client, operator_namespace: &args.operator_namespace, guard: &guard };
-    let trust = certificate.start(&args.tls, &serving, &mut tasks, &closing)?;
+    let publications = Arc::default();
+    let certificate = certificates::Keeper {
+        client: &client,
+        operator_namespace: &args.operator_namespace,
+        guard: &guard,
+        publications: &publications,
+    };
+    let trust = certificate.start(&args.tls, &args.injection, &serving, &mut tasks, &closing).await?;
     let shown = serving.clone();
     health.readiness_fn("certificate", move || {
         if shown.is_set() { Ok(()) } else { Err("there is no certificate for the streams yet".into()) }
     });
-    tasks.spawn("serve", bound.serve(service, tls::server_config(serving)?, closing.clone()));
+    if let Some(webhook) = webhook {
+        let tls = tls::server_config(serving.clone(), tls::REQUESTS)?;
+        tasks.spawn("webhook", webhook.serve(tls, closing.clone()));
+    }
+    tasks.spawn("serve", bound.serve(service, tls::server_config(serving.clone(), tls::STREAMS)?, closing.clone()));
     tasks.spawn("poll", poll(shared.clone(), health.heartbeat("poll", stuck), closing.clone()));
 
     let leader = Leader {
@@ -216,6 +244,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         ledger,
         events,
         storms,
+        publications,
         transport: Transport {
             trust,
             name: args.tls.name(&args.operator_namespace),
@@ -224,8 +253,15 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         scopes: scopes.iter().map(|(scope, namespace)| (*scope, markers_in(namespace))).collect(),
     };
     let (ending, sources) = leader.start(elector, &mut tasks);
-    let registry = Arc::new(metrics::registry(sources, took));
-    tasks.spawn("admin", admin.serve(health, registry, closing.clone()));
+    let registry = Arc::new(metrics::registry(sources, measured));
+    // One of the two has the metrics.
+    let mut open = Some(registry.clone());
+    if let Some(scrape) = scrape {
+        open = None;
+        let tls = tls::server_config(serving, tls::REQUESTS)?;
+        tasks.spawn("metrics", scrape.serve(registry, client.clone(), tls, closing.clone()));
+    }
+    tasks.spawn("admin", admin.serve(health, open, closing.clone()));
 
     let namespaces = scopes.iter().map(|(_, namespace)| markers_in(namespace)).collect();
     let stop = Stop { shared, client, namespaces, name, marking, markers, ending };
@@ -282,8 +318,7 @@ async fn authenticate(
 /// A name that no other process has or had: a restarted replica does not know what the one before it granted, so it
 /// must not be taken for it.
 fn replica_name(pod: Option<&str>) -> String {
-    let host = || std::env::var("HOSTNAME").ok().filter(|h| !h.is_empty());
-    let pod = pod.map(str::to_owned).or_else(host).unwrap_or_else(|| "vmcp-session-controller".to_owned());
+    let pod = pod_name(pod).unwrap_or_else(|| "vmcp-session-controller".to_owned());
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let pod: String = pod.chars().filter(|c| allowed(*c)).take(200).collect();
     format!("{MARKER_PREFIX}{pod}-{:08x}", rand::rng().random::<u32>())

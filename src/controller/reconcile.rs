@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use super::certificates::bundle::Publications;
 use super::events::EventWriter;
 use super::leader::Elector;
 use super::ledger::Ledger;
@@ -61,6 +62,8 @@ pub struct Leader {
     pub events: EventWriter,
     /// Looks into storms.
     pub storms: StormTeller,
+    /// What becomes of the bundle of authorities.
+    pub publications: Arc<Publications>,
     /// How other replicas are reached.
     pub transport: Transport,
     /// The watched collections, and where the markers of each are.
@@ -96,7 +99,7 @@ impl Ending {
 impl Leader {
     /// Starts everything, and tells how to end it and what to measure.
     pub fn start(self, elector: Elector, tasks: &mut TaskSet) -> (Ending, Sources) {
-        let Self { name, lease, client, shared, ledger, events, storms, transport, scopes } = self;
+        let Self { name, lease, client, shared, ledger, events, storms, publications, transport, scopes } = self;
         let (guard, leadership) = (elector.guard(), elector.subscribe());
         let closing = tasks.shutdown().clone();
         let (work, election) = (closing.child_token(), closing.child_token());
@@ -149,7 +152,7 @@ impl Leader {
         spawn.task("peers", peers.run(work.clone()));
         spawn.untracked("election", elector.run(election.clone()), election.clone());
 
-        let sources = Sources { shared, ledger, statuses, events, guard, reaped, retired };
+        let sources = Sources { lease, shared, ledger, statuses, events, guard, reaped, retired, publications };
         (Ending { work, tracker, election }, sources)
     }
 }

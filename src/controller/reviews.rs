@@ -2,12 +2,14 @@
 //!
 //! A stream's token is checked when the stream is opened, and whoever reaches the port can open streams. So answers are
 //! used again for a few seconds, an answer that is being waited for is waited for by all who ask the same, and questions
-//! come out of token buckets: one for tokens that were good before, one for all others. A flood of made-up tokens empties
-//! only the second one: who was let in before can always come back.
+//! come out of token buckets: one for tokens that were good before, one for all others, of which each address gets a part only.
+//! A flood of made-up tokens empties neither the first one, so who was let in before can come back with the same token, nor, if it
+//! comes from one address, the second, so others get in with new ones.
 //!
 //! What is kept is a hash of each token, never the token.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,19 +17,49 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::clock::now;
+use super::token::Token;
 use crate::core::rate::TokenBucket;
 use crate::core::time::Time;
 
 /// How long an answer is used: the time for which a token that was revoked, or whose pod was deleted, still opens streams.
 pub const FRESH: Duration = Duration::from_secs(5);
-/// Tokens that were good before: questions at once, and the interval after these.
-const KNOWN: (u32, Duration) = (500, Duration::from_millis(5));
-/// All others: as many as pods may start at once, then 50 in a second.
-const STRANGERS: (u32, Duration) = (200, Duration::from_millis(20));
+/// Of pods.
+const OF_PODS: Rates = Rates {
+    known: (500, Duration::from_millis(5)),
+    // As many as pods may start at once, then 50 in a second.
+    strangers: (200, Duration::from_millis(20)),
+    // Pods of one node may share its address.
+    address: (100, Duration::from_millis(50)),
+};
+/// Of those who read metrics, who are few.
+const OF_FEW: Rates = Rates {
+    known: (20, Duration::from_millis(100)),
+    strangers: (10, Duration::from_millis(500)),
+    address: (5, Duration::from_secs(1)),
+};
 /// Hashes of good tokens that are kept: more than there are pods. Which one goes when there are more does not matter.
 const MOST_KNOWN: usize = 16_384;
 /// Hashes of other tokens that are kept. All go when there are more.
 const MOST_STRANGERS: usize = 1_024;
+/// Addresses that are remembered. All are forgotten when more of them ask at once.
+const MOST_ADDRESSES: usize = 1_024;
+
+/// How many questions may be asked: so many at once, then one in each interval.
+#[derive(Clone, Copy)]
+struct Rates {
+    /// About tokens that were good before.
+    known: (u32, Duration),
+    /// About all others.
+    strangers: (u32, Duration),
+    /// About those of them that come from one address.
+    address: (u32, Duration),
+}
+
+impl Rates {
+    fn bucket((burst, interval): (u32, Duration)) -> TokenBucket {
+        TokenBucket::new(burst, interval)
+    }
+}
 
 type Hash = [u8; 32];
 type Slot<T> = Arc<tokio::sync::Mutex<Option<(Time, Option<T>)>>>;
@@ -46,35 +78,70 @@ struct State<T> {
     strangers: HashMap<Hash, Slot<T>>,
     for_known: TokenBucket,
     for_strangers: TokenBucket,
+    by_address: HashMap<IpAddr, TokenBucket>,
+    rates: Rates,
+}
+
+impl<T> State<T> {
+    /// Whether the API server may be asked about it.
+    fn take(&mut self, hash: &Hash, from: IpAddr, now: Time) -> bool {
+        if self.known.contains_key(hash) {
+            return self.for_known.take(now);
+        }
+        if self.by_address.len() >= MOST_ADDRESSES && !self.by_address.contains_key(&from) {
+            // Who has asked nothing for a while is like one who has never asked.
+            self.by_address.retain(|_, bucket| !bucket.is_full(now));
+            if self.by_address.len() >= MOST_ADDRESSES {
+                self.by_address.clear();
+            }
+        }
+        let of_address = self.by_address.entry(from).or_insert_with(|| Rates::bucket(self.rates.address));
+        // What the address may not ask costs the others nothing.
+        of_address.take(now) && self.for_strangers.take(now)
+    }
 }
 
 impl<T> Default for Reviews<T> {
+    /// For the pods of a cluster.
     fn default() -> Self {
-        let bucket = |(burst, interval)| TokenBucket::new(burst, interval);
-        let (for_known, for_strangers) = (bucket(KNOWN), bucket(STRANGERS));
-        let state = State { known: HashMap::new(), strangers: HashMap::new(), for_known, for_strangers };
-        Self { state: Mutex::new(state) }
+        Self::new(OF_PODS)
+    }
+}
+
+impl<T> Reviews<T> {
+    /// For those who read metrics.
+    pub fn of_few() -> Self {
+        Self::new(OF_FEW)
+    }
+
+    fn new(rates: Rates) -> Self {
+        let (for_known, for_strangers) = (Rates::bucket(rates.known), Rates::bucket(rates.strangers));
+        let (known, strangers, by_address) = Default::default();
+        Self { state: Mutex::new(State { known, strangers, for_known, for_strangers, by_address, rates }) }
     }
 }
 
 impl<T: Clone> Reviews<T> {
-    /// Who `token` belongs to, by an answer that is at most [`FRESH`] old or by a new one from `ask`.
+    /// Who `token` belongs to, which came `from` an address: by an answer that is at most [`FRESH`] old, and not older than the
+    /// token's end, or by a new one from `ask`.
     pub async fn who<E: From<Busy>>(
         &self,
-        token: &str,
+        token: &Token,
+        from: IpAddr,
         ask: impl AsyncFnOnce() -> Result<Option<T>, E>,
     ) -> Result<Option<T>, E> {
-        let hash: Hash = Sha256::digest(token).into();
+        let hash: Hash = Sha256::digest(token.reveal()).into();
         let slot = self.slot(hash);
         let mut answer = slot.lock().await;
         // Before the question is sent: what the answer says was true then or later.
         let asked = now();
         if let Some((since, who)) = &*answer
             && asked.saturating_since(*since) < FRESH
+            && token.left() != Some(Duration::ZERO)
         {
             return Ok(who.clone());
         }
-        if !self.may_ask(&hash, asked) {
+        if !self.state.lock().take(&hash, from, asked) {
             return Err(Busy.into());
         }
         let who = ask().await?;
@@ -92,11 +159,6 @@ impl<T: Clone> Reviews<T> {
             state.strangers.clear();
         }
         state.strangers.entry(hash).or_default().clone()
-    }
-
-    fn may_ask(&self, hash: &Hash, now: Time) -> bool {
-        let mut state = self.state.lock();
-        if state.known.contains_key(hash) { state.for_known.take(now) } else { state.for_strangers.take(now) }
     }
 
     fn keep(&self, hash: Hash, slot: &Slot<T>, good: bool) {
@@ -118,14 +180,28 @@ impl<T: Clone> Reviews<T> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::net::Ipv4Addr;
+
+    use data_encoding::BASE64URL_NOPAD;
 
     use super::*;
 
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+    const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
+
+    fn token(text: &str) -> Token {
+        Token::bearer(&format!("Bearer {text}")).unwrap()
+    }
+
+    async fn ask(reviews: &Reviews<u8>, text: &str, asked: &Cell<u32>) -> Result<Option<u8>, Busy> {
+        ask_from(HERE, reviews, text, asked).await
+    }
+
     /// Asks for a token that is good if it begins with `good`, and counts.
-    async fn ask(reviews: &Reviews<u8>, token: &str, asked: &Cell<u32>) -> Result<Option<u8>, Busy> {
-        let good = token.starts_with("good").then_some(1);
+    async fn ask_from(from: IpAddr, reviews: &Reviews<u8>, text: &str, asked: &Cell<u32>) -> Result<Option<u8>, Busy> {
+        let good = text.starts_with("good").then_some(1);
         reviews
-            .who(token, async || {
+            .who(&token(text), from, async || {
                 asked.set(asked.get() + 1);
                 tokio::task::yield_now().await;
                 Ok(good)
@@ -162,8 +238,8 @@ mod tests {
     #[tokio::test]
     async fn an_error_is_no_answer() {
         let reviews = Reviews::<u8>::default();
-        assert_eq!(reviews.who("good", async || Err(Busy)).await, Err(Busy));
-        assert_eq!(reviews.who("good", async || Ok::<_, Busy>(Some(1))).await, Ok(Some(1)));
+        assert_eq!(reviews.who(&token("good"), HERE, async || Err(Busy)).await, Err(Busy));
+        assert_eq!(reviews.who(&token("good"), HERE, async || Ok::<_, Busy>(Some(1))).await, Ok(Some(1)));
     }
 
     #[tokio::test]
@@ -176,24 +252,55 @@ mod tests {
             refused += u32::from(ask(&reviews, &n.to_string(), &asked).await.is_err());
         }
         let seconds = now().saturating_since(begun).as_secs_f64();
-        let allowed = f64::from(STRANGERS.0 + 1) + seconds / STRANGERS.1.as_secs_f64() + 1.0;
+        let (burst, interval) = OF_PODS.address;
+        let allowed = f64::from(burst + 1) + seconds / interval.as_secs_f64() + 1.0;
         assert!(f64::from(asked.get()) <= allowed, "{} asked in {seconds} s", asked.get());
         assert_eq!(asked.get() - 1 + refused, 20_000);
         let hash = Sha256::digest("good").into();
         *reviews.slot(hash).lock().await = None;
         assert_eq!(ask(&reviews, "good", &asked).await, Ok(Some(1)));
+        // And others have come with new ones meanwhile.
+        assert_eq!(ask(&reviews, "good, and new", &asked).await, Err(Busy));
+        assert_eq!(ask_from(THERE, &reviews, "good, and new", &asked).await, Ok(Some(1)));
         let state = reviews.state.lock();
         assert!(state.strangers.len() <= MOST_STRANGERS);
-        assert_eq!(state.known.len(), 1);
+        assert_eq!(state.known.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_flood_from_many_addresses_is_cut_and_takes_no_memory() {
+        let (reviews, asked) = (Reviews::default(), Cell::new(0));
+        let begun = now();
+        for n in 0..20_000_u32 {
+            let _ = ask_from(IpAddr::V4(n.into()), &reviews, &n.to_string(), &asked).await;
+        }
+        let seconds = now().saturating_since(begun).as_secs_f64();
+        let (burst, interval) = OF_PODS.strangers;
+        let allowed = f64::from(burst) + seconds / interval.as_secs_f64() + 1.0;
+        assert!(f64::from(asked.get()) <= allowed, "{} asked in {seconds} s", asked.get());
+        assert!(reviews.state.lock().by_address.len() <= MOST_ADDRESSES);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_not_used_beyond_the_tokens_end() {
+        let (reviews, asked) = (Reviews::default(), Cell::new(0));
+        let ends = |at: &str| format!("good.{}.x", BASE64URL_NOPAD.encode(format!("{{\"exp\":{at}}}").as_bytes()));
+        for (at, questions) in [("4000000000", 1), ("1", 2)] {
+            asked.set(0);
+            for _ in 0..2 {
+                ask(&reviews, &ends(at), &asked).await.unwrap();
+            }
+            assert_eq!(asked.get(), questions, "{at}");
+        }
     }
 
     #[tokio::test]
     async fn a_token_that_is_good_no_more_is_a_stranger_again() {
         let reviews = Reviews::<u8>::default();
         let hash: Hash = Sha256::digest("t").into();
-        reviews.who("t", async || Ok::<_, Busy>(Some(1))).await.unwrap();
+        reviews.who(&token("t"), HERE, async || Ok::<_, Busy>(Some(1))).await.unwrap();
         *reviews.slot(hash).lock().await = None;
-        assert_eq!(reviews.who("t", async || Ok::<_, Busy>(None)).await, Ok(None));
+        assert_eq!(reviews.who(&token("t"), HERE, async || Ok::<_, Busy>(None)).await, Ok(None));
         assert!(reviews.state.lock().known.is_empty());
     }
 }

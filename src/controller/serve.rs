@@ -1,7 +1,7 @@
 //! The gRPC service: the one place where streams come in, are decrypted and authenticated.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +92,11 @@ fn outgoing<T: Send + 'static>() -> (mpsc::Sender<T>, oneshot::Sender<Status>, O
     (outbox, end, Box::pin(ReceiverStream::new(messages).map(Ok).chain(ended)))
 }
 
+/// Where a stream comes from.
+fn from(extensions: &Extensions) -> IpAddr {
+    extensions.get::<Connection>().map_or(Ipv4Addr::UNSPECIFIED.into(), |connection| connection.from.ip())
+}
+
 /// Whoever opened a stream is known: the connection that it came on counts.
 fn busy(extensions: &Extensions) -> Option<Busy> {
     extensions.get::<Connection>().map(Connection::busy)
@@ -107,7 +112,8 @@ impl Coherence for Service {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let refused = |denied: Denied| self.refused(request.extensions(), denied);
-        let (pod, pass) = self.authenticator.pod(request.metadata()).await.map_err(refused)?;
+        let from = from(request.extensions());
+        let (pod, pass) = self.authenticator.pod(request.metadata(), from).await.map_err(refused)?;
         let too_much = |too_much| self.refused(request.extensions(), too_much);
         let admitted = self.admission.admit(&pod.uid).map_err(too_much)?;
         let busy = busy(request.extensions());
@@ -131,12 +137,19 @@ impl Coherence for Service {
 
     async fn peer(&self, request: Request<Streaming<v1::PeerRequest>>) -> Result<Response<Self::PeerStream>, Status> {
         let refused = |denied: Denied| self.refused(request.extensions(), denied);
-        self.authenticator.peer(request.metadata()).await.map_err(refused)?;
+        let from = from(request.extensions());
+        let pass = self.authenticator.peer(request.metadata(), from).await.map_err(refused)?;
         let busy = busy(request.extensions());
         let (outbox, end, outgoing) = outgoing();
-        let peer = self.peer.clone();
+        let (peer, authenticator) = (self.peer.clone(), self.authenticator.clone());
         tokio::spawn(async move {
-            let status = peer.serve(request.into_inner(), outbox).await;
+            let status = tokio::select! {
+                status = peer.serve(request.into_inner(), outbox) => status,
+                denied = authenticator.revoked(&pass) => {
+                    info!(%from, reason = %denied, "a stream of a replica was ended");
+                    denied.into()
+                }
+            };
             drop(busy);
             end.send(status)
         });

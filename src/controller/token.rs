@@ -20,7 +20,11 @@ struct Claims {
 impl Token {
     /// The token in `authorization: Bearer TOKEN`.
     pub fn of(metadata: &MetadataMap) -> Option<Self> {
-        let value = metadata.get("authorization")?.to_str().ok()?;
+        Self::bearer(metadata.get("authorization")?.to_str().ok()?)
+    }
+
+    /// The token in the header's `value`.
+    pub fn bearer(value: &str) -> Option<Self> {
         let token = value.strip_prefix("Bearer ")?;
         (!token.is_empty() && token.len() <= MAX_BYTES).then(|| Self(token.to_owned()))
     }

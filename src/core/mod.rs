@@ -4,6 +4,7 @@
 //! checker and a unit test drive exactly what the controller and the pods run.
 //!
 //! * [`digest`]: when two metadata maps are equal.
+//! * [`fields`]: what a pod keeps of such a map.
 //! * [`signal`]: what replicas and agents tell each other, and which answers such a signal outdates.
 //! * [`lease`]: how long an agent may serve a copy without asking.
 //! * [`replica`]: the controller's side: the truth as its watch shows it, and who holds what.
@@ -20,6 +21,7 @@ pub mod digest;
 pub mod election;
 pub mod events;
 pub mod expiry;
+pub mod fields;
 pub mod lease;
 pub mod notes;
 pub mod rate;

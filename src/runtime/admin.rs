@@ -1,11 +1,8 @@
 //! The admin endpoints: `/livez`, `/readyz` and `/metrics`, on a port of their own.
 
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,16 +10,13 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::serve::Listener;
 use clap::Args;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::bounded::{self, BoundedListener};
 use super::health::{Health, Report};
 
 /// Where to serve the admin endpoints.
@@ -34,14 +28,14 @@ pub struct AdminArgs {
     pub admin_listen: SocketAddr,
 }
 
-/// More connections than this wait to be accepted: probes and a few scrapers need no more.
-const MAX_CONNECTIONS: usize = 64;
-
-/// A connection ends when it has carried no answer for that long, be it idle, slow to ask or slow to read.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(90);
-
 /// What Prometheus asks for, and what the encoder writes.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Of more connections than this, the one that was answered longest ago ends: probes and a few scrapers need no more.
+pub const MAX_CONNECTIONS: usize = 64;
+
+/// A connection ends when it has carried no answer for that long, be it idle, slow to ask or slow to read.
+pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The admin endpoints could not be served.
 #[derive(Debug, Error)]
@@ -80,11 +74,11 @@ impl BoundAdmin {
         self.address
     }
 
-    /// Serves until `shutdown` is cancelled. The registry is encoded anew for each scrape.
+    /// Serves until `shutdown` is cancelled. The registry is encoded anew for each scrape; without one there is no `/metrics`.
     pub async fn serve(
         self,
         health: Health,
-        registry: Arc<Registry>,
+        registry: Option<Arc<Registry>>,
         shutdown: CancellationToken,
     ) -> Result<(), AdminError> {
         self.serve_bounded(health, registry, shutdown, MAX_CONNECTIONS, CONNECTION_TIMEOUT).await
@@ -93,39 +87,26 @@ impl BoundAdmin {
     async fn serve_bounded(
         self,
         health: Health,
-        registry: Arc<Registry>,
+        registry: Option<Arc<Registry>>,
         shutdown: CancellationToken,
         connections: usize,
         timeout: Duration,
     ) -> Result<(), AdminError> {
-        let router = Router::new()
-            .route("/livez", get(livez))
-            .route("/readyz", get(readyz))
-            .route("/metrics", get(metrics))
-            .with_state(Endpoints { health, registry });
-        let listener =
-            BoundedListener { inner: self.listener, permits: Arc::new(Semaphore::new(connections)), timeout };
-        // Not axum's graceful shutdown: it waits for connections that a scraper keeps open. An answer takes
-        // microseconds, and nobody depends on the last one.
-        tokio::select! {
-            served = axum::serve(listener, router).into_future() => served.map_err(AdminError::Serve),
-            () = shutdown.cancelled() => Ok(()),
+        let mut router = Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).with_state(health);
+        if let Some(registry) = registry {
+            router = router.merge(Router::new().route("/metrics", get(metrics)).with_state(registry));
         }
+        let listener = BoundedListener::new(self.listener, connections, timeout);
+        bounded::serve(listener, router, &shutdown).await.map_err(AdminError::Serve)
     }
 }
 
-#[derive(Clone)]
-struct Endpoints {
-    health: Health,
-    registry: Arc<Registry>,
+async fn livez(State(health): State<Health>) -> Response {
+    answer(health.livez())
 }
 
-async fn livez(State(endpoints): State<Endpoints>) -> Response {
-    answer(endpoints.health.livez())
-}
-
-async fn readyz(State(endpoints): State<Endpoints>) -> Response {
-    answer(endpoints.health.readyz())
+async fn readyz(State(health): State<Health>) -> Response {
+    answer(health.readyz())
 }
 
 fn answer(report: Report) -> Response {
@@ -133,88 +114,15 @@ fn answer(report: Report) -> Response {
     (status, report.text).into_response()
 }
 
-async fn metrics(State(endpoints): State<Endpoints>) -> Response {
+/// The numbers as Prometheus reads them.
+pub async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &endpoints.registry) {
+    match prometheus_client::encoding::text::encode(&mut text, &registry) {
         Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "cannot encode the metrics");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
-    }
-}
-
-/// Accepts a bounded number of connections at a time.
-struct BoundedListener {
-    inner: TcpListener,
-    permits: Arc<Semaphore>,
-    timeout: Duration,
-}
-
-impl Listener for BoundedListener {
-    type Io = BoundedStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
-        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
-            // The semaphore is never closed.
-            return poll_fn(|_| Poll::Pending).await;
-        };
-        // axum's own accept logs and retries errors.
-        let (stream, peer) = Listener::accept(&mut self.inner).await;
-        let deadline = Box::pin(sleep(self.timeout));
-        (BoundedStream { stream, deadline, timeout: self.timeout, _permit: permit }, peer)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
-    }
-}
-
-/// A connection that fails when it has written nothing for too long. Bytes that come in do not count, so that nobody
-/// keeps it open by asking slowly.
-struct BoundedStream {
-    stream: TcpStream,
-    deadline: Pin<Box<Sleep>>,
-    timeout: Duration,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl BoundedStream {
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.deadline.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
-            Poll::Pending => Ok(()),
-        }
-    }
-}
-
-impl AsyncRead for BoundedStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for BoundedStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if matches!(written, Poll::Ready(Ok(1..))) {
-            let next = Instant::now() + self.timeout;
-            self.deadline.as_mut().reset(next);
-        }
-        written
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -7,12 +7,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use http::Uri;
+use http::header::USER_AGENT;
+use http::{HeaderValue, Uri};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
 
 use super::api_error::ApiError;
+
+/// How this program names itself to the API server. An audit log tells its requests from those of others with the same account.
+const PROGRAM: HeaderValue = HeaderValue::from_static(concat!("vmcp-session/", env!("CARGO_PKG_VERSION")));
 
 /// How to reach the Kubernetes API.
 #[derive(Args, Clone, Debug, Default)]
@@ -135,6 +139,7 @@ impl KubeArgs {
         config.reset_reader_on_write = true;
         // Our callers decide on retries: a write that is repeated unseen cannot be told from somebody else's.
         config.default_retry = false;
+        config.headers.push((USER_AGENT, PROGRAM));
         Ok(config)
     }
 

@@ -46,6 +46,7 @@ async fn explicit_settings_are_taken_with_rotating_files_and_timeouts() {
     assert_eq!(config.read_timeout, Some(timeouts.read));
     assert_eq!(config.write_timeout, Some(timeouts.write));
     assert!(config.reset_reader_on_write && !config.default_retry && !config.accept_invalid_certs);
+    assert!(config.headers.contains(&(USER_AGENT, PROGRAM)), "an audit log should tell who asked");
 }
 
 #[tokio::test]

@@ -3,11 +3,14 @@
 
 pub mod admin;
 pub mod api_error;
+pub mod bounded;
 pub mod clock;
+pub mod environment;
 pub mod health;
 pub mod kube_client;
 pub mod probe;
 pub mod shutdown;
+pub mod small_file;
 pub mod task_set;
 pub mod telemetry;
 pub mod tls;

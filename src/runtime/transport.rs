@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::fs::File;
-use tokio::io::AsyncReadExt;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+use super::small_file;
 use super::tls::trust::{Trust, TrustError};
 
 /// How long a connection may take.
@@ -90,12 +89,9 @@ impl Transport {
             return Ok(());
         };
         let unreadable = |error: io::Error| TransportError::TokenFile { path: path.clone(), kind: error.kind() };
-        let mut bytes = Vec::new();
-        let file = File::open(path).await.map_err(unreadable)?;
-        file.take(MAX_TOKEN_BYTES + 1).read_to_end(&mut bytes).await.map_err(unreadable)?;
+        let bytes = small_file::load(path, MAX_TOKEN_BYTES).await.map_err(unreadable)?;
         let token = std::str::from_utf8(&bytes).unwrap_or_default().trim();
-        let fits = !token.is_empty() && bytes.len() as u64 <= MAX_TOKEN_BYTES;
-        let value = format!("Bearer {token}").parse::<MetadataValue<Ascii>>().ok().filter(|_| fits);
+        let value = format!("Bearer {token}").parse::<MetadataValue<Ascii>>().ok().filter(|_| !token.is_empty());
         let mut value = value.ok_or_else(|| TransportError::NoToken(path.clone()))?;
         value.set_sensitive(true);
         request.metadata_mut().insert("authorization", value);
@@ -139,11 +135,12 @@ mod tests {
     #[tokio::test]
     async fn the_token_is_read_from_its_file() {
         assert_eq!(authorized(Some(b"canary-4b1d\n")).await, Ok(Some("Bearer canary-4b1d".to_owned())));
-        let long = b"a".repeat(16 * 1024 + 1);
-        for bad in [&b""[..], b"\n", b"canary\x00b", b"canary\xff", &long] {
+        for bad in [&b""[..], b"\n", b"canary\x00b", b"canary\xff"] {
             let error = authorized(Some(bad)).await.unwrap_err();
             assert!(error.contains("holds no token") && !error.contains("canary"), "{error}");
         }
+        let error = authorized(Some(&b"a".repeat(16 * 1024 + 1))).await.unwrap_err();
+        assert!(error.contains("cannot read the token file") && error.contains("too large"), "{error}");
         let error = authorized(None).await.unwrap_err();
         assert!(error.contains("cannot read the token file") && error.contains("not found"), "{error}");
     }

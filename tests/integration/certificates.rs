@@ -1,12 +1,15 @@
-//! The certificate of the streams, as the controllers make it themselves.
+//! The certificate of the streams: as the controllers make it themselves, and as others put it into files.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 use testkit::{AgentOptions, ClusterOptions, eventually};
+use vmcp_session::controller::certificates::issue;
+use vmcp_session::controller::certificates::plan::Validity;
 
-use crate::world::{PATIENCE, World};
+use crate::world::{Evictions, PATIENCE, World};
 
 /// Keys and certificates that are made in the test: none may be in a log.
 const SECRET: &str = "vmcp-session-controller-tls";
@@ -88,4 +91,61 @@ async fn keys_that_were_lost_are_made_anew() {
         world.add_pod().await.unwrap();
         world.pods.last().unwrap().wait_leases(2).await.unwrap();
     }
+}
+
+/// Somebody else replaces the files, as the kubelet does with a Secret of cert-manager: new streams find the new certificate, no
+/// open one ends, no signal is lost, and nothing is restarted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_are_replaced_and_nobody_notices() {
+    let world = World::start(ClusterOptions::default().size(2, 1)).await;
+    world.apply("s", &json!({"n": "0"})).await.unwrap();
+    world.hold("s", &[0]).await;
+    let streams = |text: &str| {
+        let lines = |log: String| log.lines().filter(|line| line.contains(text)).count();
+        world.controllers.iter().map(|controller| lines(controller.process.log())).sum::<usize>()
+    };
+    let opened = streams("agent connected");
+
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let validity = Validity::new(now, Duration::from_hours(1));
+    let authority = issue::authority("another one", validity).unwrap();
+    let name = "vmcp-session-controller.vmcp-system.svc".to_owned();
+    let pair = issue::serving(&[name], &authority, validity).unwrap();
+    let replace = |path: &Path, text: &str| {
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, path).unwrap();
+    };
+    // First all hear of the new authority,
+    let files = &world.streams;
+    replace(&files.ca, &format!("{}{}", testkit::stream_authority(), authority.cert));
+    replace(&files.key, &pair.key);
+    replace(&files.cert, &pair.cert);
+    let replaced = async || (streams("the certificate was replaced") == 2).then_some(());
+    eventually(PATIENCE, "both replicas have seen it", replaced).await.unwrap();
+    // as pods do, which the leader tells,
+    let told = async |expected: &str| {
+        let get =
+            ["get", "configmap", "vmcp-session-ca", "--namespace=vmcp-system", r"--output=jsonpath={.data.ca\.crt}"];
+        let is = world.plane.kubectl(&get).await.ok()?;
+        (is.trim() == expected.trim()).then_some(())
+    };
+    let both = format!("{}{}", testkit::stream_authority(), authority.cert);
+    eventually(PATIENCE, "pods are told of both", async || told(&both).await).await.unwrap();
+    // and then nobody need believe the old one. What is no authority is not passed on.
+    replace(&files.ca, "nothing of use");
+    let refused = async || (streams("there is no bundle of authorities to publish") > 0).then_some(());
+    eventually(PATIENCE, "the leader says what is wrong", refused).await.unwrap();
+    told(&both).await.expect("what pods were told stays");
+    replace(&files.ca, &authority.cert);
+    eventually(PATIENCE, "pods are told of the new one", async || told(&authority.cert).await).await.unwrap();
+    let fresh = world.agent("fresh", AgentOptions::default()).await.unwrap();
+    fresh.wait_leases(2).await.unwrap();
+
+    let watched = Evictions::of(&world.pods[0]).await;
+    world.merge("s", &json!({"n": "1"})).await;
+    watched.wait("s", 1).await;
+    assert_eq!(streams("agent connected"), opened + 2, "those of the fresh pod, and no other");
+    assert_eq!(streams("agent disconnected") + streams("stream ended"), 0);
+    assert!(world.controllers.iter().all(|controller| controller.process.is_running()));
 }

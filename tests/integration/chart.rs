@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use testkit::{ClusterOptions, ControlPlane, ControlPlaneOptions};
+use testkit::{ClusterOptions, ControlPlane, ControlPlaneOptions, eventually};
 
-use crate::world::World;
+use crate::world::{PATIENCE, World};
 
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/vmcp-session-operator");
+pub(crate) const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/vmcp-session-operator");
 const NAMESPACES: [&str; 3] = ["vmcp-system", "team-a", "team-b"];
 /// An agent of team-a, and what is watched.
 const TEAM_A: [&str; 2] = ["agents.namespaces[0].name=team-a", "agents.namespaces[0].serviceAccounts[0]=vmcp-server"];
 /// Kinds of other operators, whose definitions are not there.
-const OF_OTHERS: [&str; 2] = ["ServiceMonitor", "PrometheusRule"];
+const OF_OTHERS: [&str; 3] = ["ServiceMonitor", "PodMonitor", "PrometheusRule"];
 
-fn file(path: &str) -> String {
+pub(crate) fn file(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
@@ -30,14 +30,14 @@ async fn plane() -> ControlPlane {
 }
 
 /// What the chart makes of values.
-async fn rendered(plane: &ControlPlane, values: &[&str]) -> String {
+pub(crate) async fn rendered(plane: &ControlPlane, values: &[&str]) -> String {
     let sets = values.iter().flat_map(|value| ["--set", value]);
     let args: Vec<&str> = ["template", "release", CHART, "--namespace=vmcp-system"].into_iter().chain(sets).collect();
     plane.helm(&args).await.unwrap()
 }
 
 /// Objects of a text with several YAML documents.
-fn objects(text: &str) -> Vec<Value> {
+pub(crate) fn objects(text: &str) -> Vec<Value> {
     let documents = text.split("\n---").filter(|document| document.lines().any(|line| line.starts_with("kind:")));
     documents.map(|document| serde_norway::from_str(document.trim_start_matches("---")).unwrap()).collect()
 }
@@ -54,6 +54,14 @@ fn rules(objects: &[Value]) -> BTreeMap<String, BTreeSet<String>> {
     all
 }
 
+/// Policies about sessions and their bindings: kind and name, and what they say.
+fn policies(objects: &[Value]) -> BTreeMap<String, &Value> {
+    let about_agents = |o: &Value| o["metadata"]["name"].as_str().unwrap().contains("-agents");
+    let these = objects.iter().filter(|o| o["kind"].as_str().unwrap().starts_with("ValidatingAdmissionPolicy"));
+    let these = these.filter(|o| !about_agents(o));
+    these.map(|o| (format!("{} {}", o["kind"], o["metadata"]["name"]), &o["spec"])).collect()
+}
+
 /// Each of these is taken by the API server as it is, by all of its admission and with restricted pod security.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_server_takes_it_with_whatever_values() {
@@ -63,14 +71,37 @@ async fn an_api_server_takes_it_with_whatever_values() {
     let crd = objects(&crd).into_iter().find(|object| object["kind"] == "CustomResourceDefinition").unwrap();
     plane.kubectl_with_input(&["create", "--filename=-"], &crd.to_string()).await.unwrap();
     let digest = format!("image.digest=sha256:{}", "a".repeat(64));
-    let matrix: [&[&str]; 8] = [
+    let matrix: [&[&str]; 19] = [
         &[],
         &TEAM_A,
         &["controller.replicas=1", "crds.install=false", "serviceAccount.create=false", "serviceAccount.name=mine"],
         &["controller.namespaces={team-a,team-b}", "fullnameOverride=other", "networkPolicy.create=false"],
+        &[
+            "controller.namespaces={vmcp-system}",
+            "policy.create=false",
+            "controller.priorityClassName=system-cluster-critical",
+        ],
+        &["controller.priorityClass.create=true", "controller.resources=null", "controller.nodeSelector=null"],
+        &[
+            "metrics.dashboard.create=true",
+            "metrics.dashboard.namespace=team-a",
+            "metrics.dashboard.annotations.folder=vmcp",
+        ],
         &["tls.existingSecret=mine", TEAM_A[0], TEAM_A[1], &digest],
         &["roles.aggregate=true", "controller.topologySpread=false", "podDisruptionBudget.create=false"],
-        &["metrics.serviceMonitor.create=true", "metrics.prometheusRule.create=true"],
+        &["metrics.serviceMonitor.create=true", "metrics.podMonitor.create=true", "metrics.prometheusRule.create=true"],
+        &["metrics.serviceMonitor.create=true", "metrics.auth=true", "tls.existingSecret=mine"],
+        &["tls.bundle=clusterTrustBundle", TEAM_A[0], TEAM_A[1]],
+        &["tls.bundle=configMap", TEAM_A[0], TEAM_A[1]],
+        &["injection.mode=policy", TEAM_A[0]],
+        &["injection.mode=policy", "injection.agent.runAsUser=null", "injection.agent.resources=null", digest.as_str()],
+        &["injection.mode=webhook", "injection.failurePolicy=Ignore", "injection.excludedNamespaces={team-a}"],
+        &[
+            "injection.mode=webhook",
+            "injection.webhook.keepBundle=false",
+            r"injection.webhook.annotations.cert-manager\.io/inject-ca-from=a/b",
+        ],
+        &["injection.mode=none", "injection.agent.env[0].name=A"],
         &["networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring", "controller.log.format=text"],
     ];
     for values in matrix {
@@ -93,7 +124,7 @@ async fn the_program_knows_what_it_is_told() {
     let help = std::process::Command::new(crate::programs().session).args(["controller", "--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let mut seen = 0;
-    for values in [&TEAM_A[..], &["tls.existingSecret=mine", "controller.namespaces={team-a}"]] {
+    for values in [&TEAM_A[..], &["tls.existingSecret=mine", "controller.namespaces={team-a}", "metrics.auth=true"]] {
         for object in objects(&rendered(&plane, values).await).iter().filter(|object| object["kind"] == "Deployment") {
             for variable in object["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap() {
                 let name = variable["name"].as_str().unwrap();
@@ -106,27 +137,31 @@ async fn the_program_knows_what_it_is_told() {
     assert!(seen > 20);
 }
 
-/// Alerts ask for metrics that a controller has.
+/// The controller has in an agent's namespace what it takes to tell its pods whom to believe.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn alerts_ask_for_metrics_that_there_are() {
-    let mut world = World::start(ClusterOptions::default().size(1, 1)).await;
-    world.apply("s", &json!({"n": "0"})).await.unwrap();
-    world.hold("s", &[0]).await;
-    world.merge("s", &json!({"n": "1"})).await;
-    world.fence().await;
-    let metrics = world.controllers[0].metrics().await.unwrap();
-    let alerts = file("charts/vmcp-session-operator/files/alerts.yaml");
-    let asked: BTreeSet<&str> = alerts
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("expr: "))
-        .flat_map(|query| query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'))
-        .filter(|word| word.starts_with("vmcp_"))
-        .collect();
-    assert!(asked.len() >= 3, "{asked:?}");
-    for metric in asked {
-        let there = metrics.lines().any(|line| line.split(['{', ' ']).next() == Some(metric));
-        assert!(there, "there is no {metric}");
-    }
+async fn the_authorities_reach_a_namespace_of_agents() {
+    let options = ClusterOptions { own_certificates: true, ..ClusterOptions::default() };
+    let mut world = World::start(options.size(0, 0).controller_args(&["--ca-namespaces=vmcp"])).await;
+    let values = ["agents.namespaces[0].name=vmcp", "agents.namespaces[0].serviceAccounts[0]=vmcp-server"];
+    let mut objects = objects(&rendered(&world.plane, &values).await);
+    objects.retain(|object| object["metadata"]["name"] == "vmcp-session-controller-ca");
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+    world.plane.kubectl_with_input(&["create", "--filename=-"], &list).await.unwrap();
+    let account = "--as=system:serviceaccount:vmcp-system:vmcp-session-controller";
+    eventually(PATIENCE, "the role is in force", async || {
+        let may = ["auth", "can-i", "-q", "create", "configmaps/vmcp-session-ca", "-n", "vmcp", account];
+        world.plane.kubectl_output(&may, None).await.ok()?.status.success().then_some(())
+    })
+    .await
+    .unwrap();
+
+    world.add_controller().await.unwrap();
+    let bundle = async || {
+        let get = ["get", "configmap", "vmcp-session-ca", r"--output=jsonpath={.data.ca\.crt}"];
+        let bundle = world.kubectl(&get).await.ok()?;
+        bundle.contains("BEGIN CERTIFICATE").then_some(())
+    };
+    eventually(PATIENCE, "the authorities are told", bundle).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,18 +178,37 @@ async fn a_typing_error_in_the_values_is_refused() {
         "agents.namespaces[0].serviceAccounts[0]=a",
         "image.digest=sha256:abc",
         "tls.existingsecret=a",
+        "fullnameOverride=Other",
+        "policies.create=false",
+        "controller.resources.request.cpu=1",
+        "controller.priorityClass.value=high",
+        "metrics.dashboard.labels.grafana_dashboard=1",
+        "metrics.podMonitor.interval=30",
+        "tls.bundle=configmap",
+        "metrics.auth=maybe",
+        "injection.mode=maybe",
+        "injection.failurepolicy=Fail",
+        "injection.agent.runAsUser=0",
+        "injection.agent.program=vmcp-session",
     ] {
         let refused = plane.helm(&["template", "release", CHART, "--set", wrong]).await.unwrap_err().to_string();
         assert!(refused.contains("values don't meet the specifications"), "{wrong}: {refused}");
     }
 }
 
-/// What tests and the demo run with is what the chart grants.
+/// What tests and the demo run with is what the chart grants and refuses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn its_rights_and_its_definition_are_those_that_are_tested() {
+async fn its_rights_policies_and_definition_are_those_that_are_tested() {
     let plane = plane().await;
     let tested = rules(&objects(&file("deploy/rbac/controller.yaml")));
     let all = objects(&rendered(&plane, &[]).await);
+    assert_eq!(policies(&all), policies(&objects(&file("deploy/policy/sessions.yaml"))));
+    assert_eq!(policies(&all).len(), 4);
+    let hook = |object: &Value| object["metadata"]["annotations"]["helm.sh/hook"].is_string();
+    let (hooks, all): (Vec<Value>, Vec<Value>) = all.into_iter().partition(hook);
+    let uninstall = json!([{"apiGroups": ["vmcp.dev"], "resources": ["vmcpsessions"], "verbs": ["list", "patch"]}]);
+    let rules_of_hooks: Vec<&Value> = hooks.iter().map(|o| &o["rules"]).filter(|rules| !rules.is_null()).collect();
+    assert_eq!(rules_of_hooks, [&uninstall], "no more than to take finalizers off, and no longer than the uninstall");
     let agents = |object: &Value| object["metadata"]["name"] == "vmcp-session-agent";
     let (agents, controller): (Vec<Value>, Vec<Value>) = all.into_iter().partition(agents);
     assert_eq!(rules(&controller), tested);

@@ -4,28 +4,37 @@
 
 mod agent;
 mod balancer;
+mod bundles;
 mod cachelib;
 mod certificates;
 mod chart;
+mod dev;
+mod encryption;
 mod events;
 mod eviction;
 mod expiry;
 mod failover;
 mod hostile;
 mod idle;
+mod injection;
 mod leader;
+mod monitoring;
 mod namespaces;
 mod observer;
+mod policy;
 mod protocol;
 mod rbac;
 mod reconcile;
+mod release;
 mod resource;
 mod restore;
 mod revocation;
+mod scrape;
 mod shutdown;
 mod staleness;
 mod status;
 mod telling;
+mod tokens;
 mod world;
 mod writes;
 

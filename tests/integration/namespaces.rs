@@ -12,8 +12,8 @@ use crate::world::{Evictions, World, serves};
 /// Longer than anything takes that works, so that it shows whether a lease was waited for.
 const LEASE: Duration = Duration::from_secs(10);
 
-async fn start(namespaces: &str) -> World {
-    let options = ClusterOptions::default().size(0, 0).lease(LEASE);
+async fn start(options: ClusterOptions, namespaces: &str) -> World {
+    let options = options.size(0, 0).lease(LEASE);
     let mut world = World::start(options.controller_args(&[&format!("--namespaces={namespaces}")])).await;
     for namespace in namespaces.split(',') {
         if namespace != "vmcp" {
@@ -53,7 +53,7 @@ async fn apply(world: &World, namespace: &str, metadata: &serde_json::Value, n: 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_marker_that_a_tenant_forged_reaches_nobody_and_blocks_nothing() {
-    let world = start("vmcp").await;
+    let world = start(ClusterOptions::default().without_policies(), "vmcp").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     for n in 0..40 {
@@ -102,7 +102,7 @@ async fn what_only_looks_like_a_marker_is_a_session() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_are_followed_in_each_chosen_namespace_and_in_no_other() {
-    let mut world = start("vmcp,second").await;
+    let mut world = start(ClusterOptions::default(), "vmcp,second").await;
     world.plane.create_namespace("third").await.unwrap();
     world.plane.create_service_account("second", "vmcp-server").await.unwrap();
     let rules = vec![testkit::policy_rule("vmcp.dev", &["vmcpsessions"], &["get", "create", "patch", "delete"])];

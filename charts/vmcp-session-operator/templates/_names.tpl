@@ -29,9 +29,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "vmcp.keys" -}}{{ include "vmcp.name" . }}-tls{{- end -}}
 {{- define "vmcp.bundle" -}}vmcp-session-ca{{- end -}}
 
-{{/* Namespaces whose pods run agents. */}}
+{{/* The ClusterTrustBundle that does so for all namespaces; nothing, if there is none. The signer of its name is in the rights. */}}
+{{- define "vmcp.trustBundle" -}}
+{{- if ne .Values.tls.bundle "configMap" -}}vmcp.dev:session-controller:{{ .Release.Namespace }}{{- end -}}
+{{- end -}}
+
+{{/* What the API server asks which pods get an agent, if it does not know it itself; and what it asks for. */}}
+{{- define "vmcp.webhook" -}}{{ include "vmcp.name" . }}-webhook{{- end -}}
+{{- define "vmcp.agents" -}}{{ include "vmcp.name" . }}-agents{{- end -}}
+
+{{/* Namespaces that have the ConfigMap, besides the operator's own. */}}
 {{- define "vmcp.told" -}}
 {{- $names := list -}}
+{{- if ne .Values.tls.bundle "clusterTrustBundle" -}}
 {{- range .Values.agents.namespaces -}}{{- $names = append $names .name -}}{{- end -}}
+{{- end -}}
 {{- join "," (uniq $names) -}}
 {{- end -}}

@@ -67,7 +67,7 @@ struct Backend {
 
 impl Connected {
     async fn open(session: &Held, addresses: &Addresses) -> Self {
-        let wanted = session.metadata().get(BACKENDS).map(String::as_str).unwrap_or_default();
+        let wanted = session.metadata().get(BACKENDS).unwrap_or_default();
         // A name that is not configured gives no tools: which it was is a metadata value, and not for the log.
         let known = wanted.split(',').filter_map(|name| addresses.get_key_value(name.trim()));
         let opened = known.map(|(name, url)| async move {

@@ -11,7 +11,8 @@ use redis::{
 use thiserror::Error;
 use tokio::sync::{Mutex, broadcast};
 use vmcp_session::cache::{
-    Cache, CreateOptions, DropReason, Event, GetError, Metadata, Session, Subscription, WriteError, WriteOptions,
+    Cache, CreateOptions, DropReason, Event, Fields, GetError, Metadata, Session, Subscription, WriteError,
+    WriteOptions,
 };
 
 /// How long the agent may take to accept a connection, and to answer.
@@ -41,7 +42,7 @@ pub struct Held {
 #[derive(Clone, Debug)]
 enum State {
     Copy(Session),
-    Value(Arc<Metadata>),
+    Value(Fields),
 }
 
 impl Held {
@@ -51,7 +52,7 @@ impl Held {
     }
 
     /// What it is.
-    pub fn metadata(&self) -> &Metadata {
+    pub fn metadata(&self) -> &Fields {
         match &self.state {
             State::Copy(session) => session.metadata(),
             State::Value(metadata) => metadata,
@@ -94,7 +95,7 @@ impl Store {
                 Err(GetError::NotFound) => None,
                 Err(error) => return Err(StoreError::Unavailable(error.to_string())),
             },
-            Self::Agent(agent) => agent.get(id).await?.map(|metadata| State::Value(Arc::new(metadata))),
+            Self::Agent(agent) => agent.get(id).await?.map(|metadata| State::Value(Fields::of(&metadata))),
         };
         Ok(state.map(|state| Held { id: id.clone(), state }))
     }

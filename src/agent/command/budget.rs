@@ -85,6 +85,7 @@ mod tests {
         assert!(is_too_large(guest.sends(&["MULTI"]).await) || guest.client.transaction_len() == Some(0));
         guest.sends(&[&["HMGET", "k"], &["a"; 1_000][..]].concat()).await;
         assert!(is_too_large(guest.sends(&["EXEC"]).await));
+        assert!(is_too_large(guest.sends(&[&["HMGET", "k"], &["a"; 1_000][..]].concat()).await));
     }
 
     #[tokio::test]

@@ -104,6 +104,14 @@ impl Client {
         self.tracking.as_ref().is_some_and(|options| options.registers(self.caching.is_some()))
     }
 
+    /// A command of this name is done: what `CLIENT CACHING` said was about it, or is about the transaction that goes on.
+    #[inline]
+    pub(super) fn answered(&mut self, name: &str) {
+        if self.caching.is_some() && self.transaction.is_none() && name != "client" {
+            self.caching = None;
+        }
+    }
+
     /// A command was refused: if it was meant for a transaction, that is refused as well.
     pub(super) fn refuse(&mut self) {
         if let Some(transaction) = &mut self.transaction {

@@ -9,7 +9,6 @@ use super::client::Replies;
 use super::connection::ok;
 use super::context::Context;
 use super::refusal::{Refusal, quoted};
-use super::tracking::redirect;
 use super::{Flow, lines};
 use crate::agent::server::{ClientHandle, ClientId};
 use crate::resp::{Protocol, Reply};
@@ -74,7 +73,6 @@ fn verbatim(text: String) -> Flow {
 
 /// `CLIENT INFO`
 pub fn info(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> {
-    refresh(context);
     let mut line = String::new();
     describe(&context.client.handle, &mut line);
     Ok(verbatim(line))
@@ -82,7 +80,6 @@ pub fn info(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> {
 
 /// `CLIENT LIST [TYPE type] [ID id ...]`
 pub fn list(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> {
-    refresh(context);
     let clients = &context.agent.clients;
     let mut lines = String::new();
     match args.get(2..).unwrap_or_default() {
@@ -103,9 +100,9 @@ pub fn list(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> 
         }
         [option, ids @ ..] if is(option, "ID") && !ids.is_empty() => {
             for id in ids {
-                let id = parse_integer(id).and_then(|id| u64::try_from(id).ok()).filter(|id| *id > 0);
-                let id = id.ok_or(Refusal::Text("ERR Invalid client ID"))?;
-                if let Some(handle) = clients.get(ClientId(id)) {
+                let id = parse_integer(id).ok_or(Refusal::Text("ERR Invalid client ID"))?;
+                // Nobody has a number below one.
+                if let Some(handle) = u64::try_from(id).ok().and_then(|id| clients.get(ClientId(id))) {
                     describe(&handle, &mut lines);
                 }
             }
@@ -115,21 +112,22 @@ pub fn list(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> 
     Ok(verbatim(lines))
 }
 
-/// Shows what others cannot see of this client but in its handle.
-fn refresh(context: &mut Context<'_>) {
-    let client = &*context.client;
-    client.handle.set_tracking(client.tracking.is_some(), redirect(client));
-}
-
 /// A line of `CLIENT LIST`.
 fn describe(handle: &ClientHandle, out: &mut String) {
     let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
     let (channels, patterns) = handle.subscriptions();
-    let (tracks, redirect) = handle.tracking();
+    let caching = handle.caching();
+    let redirect = caching.map_or(-1, |caching| caching.redirect.map_or(0, number));
     let queued = handle.queued();
     let mut flags = String::new();
-    for (flag, set) in [('P', channels + patterns > 0), ('x', queued.is_some()), ('t', tracks), ('U', handle.is_unix())]
-    {
+    let set = [
+        ('P', channels + patterns > 0),
+        ('x', queued.is_some()),
+        ('t', caching.is_some()),
+        ('B', caching.is_some_and(|caching| caching.broadcast)),
+        ('U', handle.is_unix()),
+    ];
+    for (flag, set) in set {
         if set {
             flags.push(flag);
         }

@@ -22,7 +22,12 @@ const AT_ONCE: usize = 16;
 #[inline]
 pub(super) fn at_once(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -> Option<Result<Reply, Refusal>> {
     match &plan.keys {
-        Keys::One(key) => Some(Ok(plan.alone(key_at_once(agent, by, key, &plan.op, now)?))),
+        Keys::One(key) => {
+            let answer = key_at_once(agent, by, key, &plan.op, now)?;
+            // One field may be asked for a thousand times.
+            let weighed = Budget::new(agent.commands.output_limit).take(&answer);
+            Some(weighed.map(|()| plan.alone(answer)))
+        }
         Keys::Many(keys) => {
             let budget = Budget::new(agent.commands.output_limit);
             let mut answers = Vec::with_capacity(keys.len());
@@ -82,7 +87,7 @@ pub(super) async fn run(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -
 
 async fn on_key(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -> Result<Reply, Refusal> {
     if let Some(options) = op.blind(now) {
-        return set(agent, by, key, options).await.map_err(|failure| failure.of_command(op.is_repeatable()).into());
+        return set(agent, by, key, options).await.map_err(|failure| failure.of_command(op.is_repeatable(now)).into());
     }
     for attempt in 0..ATTEMPTS {
         let need = if attempt > 0 { Need::FreshFacts } else { op.need() };
@@ -95,7 +100,7 @@ async fn on_key(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) 
                 return Ok(reply);
             }
             Ok(Outcome::TooLate) | Err(Failure::Conflict) => {}
-            Err(failure) => return Err(failure.of_command(op.is_repeatable()).into()),
+            Err(failure) => return Err(failure.of_command(op.is_repeatable(now)).into()),
         }
     }
     Err(Failure::Conflict.into())
@@ -144,7 +149,11 @@ pub(super) async fn make(
     let sessions = &agent.sessions;
     let changed = |is_there: bool| if is_there { Outcome::Changed { by_others: false } } else { Outcome::TooLate };
     match (entry, change) {
-        (_, Change::Nothing) | (None, Change::Delete(_) | Change::Expire(_)) => Ok(Outcome::Nothing),
+        (_, Change::Nothing) | (None, Change::Expire(_)) => Ok(Outcome::Nothing),
+        (None, Change::Delete(_)) => {
+            sessions.confirm_gone(key).await;
+            Ok(Outcome::Nothing)
+        }
         (Some(base), Change::Delete(Exact::No)) => Ok(changed(sessions.delete(base).await?)),
         (Some(base), Change::Delete(Exact::Yes)) => Ok(changed(sessions.delete_exact(base).await?)),
         (Some(base), Change::Expire(ttl)) => Ok(changed(sessions.expire(base, ttl).await?.is_some())),

@@ -127,8 +127,8 @@ impl Slot {
     pub fn change<S: State>(&self, base: Option<&S>) -> Change {
         let ttl = self.ttl.unwrap_or(Ttl::Keep);
         match (base, &self.became) {
-            (_, Became::Same) | (None, Became::Nothing) => Change::Nothing,
-            (Some(_), Became::Nothing) => Change::Delete(Exact::Yes),
+            (_, Became::Same) => Change::Nothing,
+            (_, Became::Nothing) => Change::Delete(Exact::Yes),
             (Some(_), Became::Other(_)) if !self.put => Change::Expire(ttl),
             (_, Became::Other(made)) => {
                 Change::Put(Put { map: made.map.clone(), form: Some(made.form), ttl, exact: Exact::Yes })
@@ -254,7 +254,7 @@ impl<'a> Execution<'a> {
                 match slot.change(base.as_ref()) {
                     // What makes no difference may never be sent.
                     Change::Put(put) => base.as_ref().is_none_or(|base| !is(base, &put.map)),
-                    Change::Delete(_) => true,
+                    Change::Delete(_) => base.is_some(),
                     Change::Nothing | Change::Expire(_) => false,
                 }
             });

@@ -81,7 +81,7 @@ fn clients(agent: &Agent, out: &mut String) -> std::fmt::Result {
     agent.clients.each(|client| {
         connected += 1;
         pubsub += usize::from(client.subscriptions() != (0, 0));
-        tracking += usize::from(client.tracking().0);
+        tracking += usize::from(client.caching().is_some());
         output = client.output_bytes().max(output);
     });
     write!(

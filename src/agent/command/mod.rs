@@ -75,6 +75,7 @@ pub async fn execute(agent: &Arc<Agent>, client: &mut Client, request: Request) 
     let args = &request.args;
     let Some(command) = args.first().and_then(|name| table::lookup(name)) else {
         client.refuse();
+        client.answered("");
         agent.commands.stats.unknown();
         return client.heard(Flow::Reply(unknown_command(args).reply()), replies);
     };
@@ -84,10 +85,7 @@ pub async fn execute(agent: &Arc<Agent>, client: &mut Client, request: Request) 
         // What is rare must not make what is common larger.
         Begun::Waits(waiting) => Box::pin(finish(agent, client, args, waiting)).await,
     };
-    // `CLIENT CACHING` is about the next command, or transaction.
-    if client.caching.is_some() && client.transaction.is_none() && command.name != "client" {
-        client.caching = None;
-    }
+    client.answered(command.name);
     agent.commands.stats.done(command, started.elapsed(), is_error(&flow));
     client.heard(flow, replies)
 }

@@ -217,11 +217,19 @@ impl Op {
 
     /// Whether to do it twice comes to the same as to do it once. What does not must not be done again by a client that does
     /// not know whether it was done: it would count twice, or be told that somebody else has done it.
-    pub fn is_repeatable(&self) -> bool {
+    pub fn is_repeatable(&self, now: &Clock) -> bool {
         match self {
             Self::HIncrement(..) | Self::HSetAbsent(..) | Self::GetDelete => false,
-            Self::Set(options) => !options.answers_old && options.condition != Condition::Absent,
+            Self::Set(options) => match options.condition {
+                _ if options.answers_old => false,
+                Condition::Absent => false,
+                // What has ended by then is deleted, and the condition is not met a second time.
+                Condition::Present => !options.has_ended(now),
+                Condition::Always => true,
+            },
             Self::Expire(expire) => expire.only == Only::default(),
+            // What has ended by then is deleted, and its value is in no second answer.
+            Self::GetExpire(what) => !string::has_ended(what, now),
             _ => true,
         }
     }
@@ -244,7 +252,7 @@ impl Op {
                 Some(Form::Hash) => "hash".into(),
             }))),
             Self::Delete => Ok(match state {
-                None => Decision::read(Reply::Int(0)),
+                None => Decision::stays_gone(Reply::Int(0)),
                 Some(_) => Decision::delete(Reply::Int(1), Exact::No, &["del"]),
             }),
             Self::Ttl(unit) => Ok(Decision::read(Reply::Int(expire::remaining(state, *unit, now)))),

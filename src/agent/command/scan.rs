@@ -112,6 +112,9 @@ fn cursor(arg: &[u8]) -> Result<u64, Refusal> {
         Some(digits) => (true, digits),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
+    if text.is_empty() {
+        return Ok(0);
+    }
     if !digits.starts_with(|c: char| c.is_ascii_digit()) {
         return Err(Refusal::Cursor);
     }
@@ -209,7 +212,8 @@ mod tests {
         assert_eq!(cursor(b"0"), Ok(0));
         assert_eq!(cursor(b"18446744073709551615"), Ok(u64::MAX));
         assert_eq!(cursor(b"-1"), Ok(u64::MAX));
-        for bad in [&b"x"[..], b"", b"18446744073709551616", b"1x", b"--1", b"\xff"] {
+        assert_eq!(cursor(b""), Ok(0));
+        for bad in [&b"x"[..], b"-", b"18446744073709551616", b"1x", b"--1", b"\xff"] {
             assert_eq!(cursor(bad), Err(Refusal::Cursor));
         }
     }

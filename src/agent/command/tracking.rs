@@ -10,7 +10,7 @@ use super::connection::ok;
 use super::context::Context;
 use super::refusal::{Refusal, bounded};
 use crate::agent::Agent;
-use crate::agent::server::ClientId;
+use crate::agent::server::{Caching, ClientId};
 use crate::agent::tracking::{Mode, Options};
 use crate::resp::Reply;
 
@@ -101,7 +101,8 @@ impl Given {
     }
 }
 
-/// The prefixes that a client has, and those that come. None may begin with another one, or keys would be told of twice.
+/// The prefixes that a client has, and those that come; if none come, the one that all keys have. None may begin with another one,
+/// or keys would be told of twice: only the empty one comes unasked, as in Redis.
 fn joined(before: &[Bytes], new: &[Bytes]) -> Result<Vec<Bytes>, Refusal> {
     let overlap = |a: &Bytes, b: &Bytes| a.starts_with(b) || b.starts_with(a);
     let refused = |new: &Bytes, with: &Bytes, which: &str| {
@@ -120,6 +121,9 @@ fn joined(before: &[Bytes], new: &[Bytes]) -> Result<Vec<Bytes>, Refusal> {
     }
     let copied = new.iter().map(|prefix| Bytes::copy_from_slice(prefix));
     let mut all: Vec<Bytes> = before.iter().cloned().chain(copied).collect();
+    if new.is_empty() && !before.iter().any(Bytes::is_empty) {
+        all.push(Bytes::new());
+    }
     if all.len() > MOST_PREFIXES {
         return Err(Refusal::Text("ERR too many prefixes for one client"));
     }
@@ -143,7 +147,11 @@ pub fn tracking(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refus
     } else {
         return Err(Refusal::Syntax);
     }
-    client.handle.set_tracking(client.tracking.is_some(), redirect(client));
+    let caching = |options: &Options| Caching {
+        broadcast: matches!(options.mode, Mode::Broadcast { .. }),
+        redirect: options.redirect,
+    };
+    client.handle.set_caching(client.tracking.as_ref().map(caching));
     Ok(ok())
 }
 
@@ -151,13 +159,13 @@ pub fn tracking(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refus
 pub(super) fn disable(agent: &Agent, client: &mut Client) {
     if client.tracking.take().is_some() {
         agent.tracking.disable(client.id());
-        client.handle.set_tracking(false, -1);
+        client.handle.set_caching(None);
     }
     client.caching = None;
 }
 
 /// Where invalidations go, as replies show it: -1 without tracking, 0 without a redirection.
-pub(super) fn redirect(client: &Client) -> i64 {
+fn redirect(client: &Client) -> i64 {
     client.tracking.as_ref().map_or(-1, |options| options.redirect.map_or(0, number))
 }
 
@@ -165,7 +173,7 @@ pub(super) fn redirect(client: &Client) -> i64 {
 pub fn caching(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> {
     let client = &mut *context.client;
     let mode = client.tracking.as_ref().map(|options| &options.mode);
-    if !matches!(mode, Some(Mode::OptIn | Mode::OptOut)) {
+    if mode.is_none() {
         return Err(Refusal::Text(
             "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
         ));
@@ -206,10 +214,6 @@ pub fn trackinginfo(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refu
                 Mode::Broadcast { prefixes: those } => {
                     flags.push(text("bcast"));
                     prefixes.extend(those.iter().cloned().map(Reply::Bulk));
-                    // Without any, it is about all keys: Redis shows that as the prefix that they all have.
-                    if prefixes.is_empty() {
-                        prefixes.push(text(""));
-                    }
                 }
             }
             match client.caching {

@@ -62,6 +62,15 @@ struct Names {
     library_version: Bytes,
 }
 
+/// What others see of a client's own copies (`CLIENT TRACKING`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caching {
+    /// It hears of all keys with its prefixes, whether it has read them or not.
+    pub broadcast: bool,
+    /// The client that hears in its stead.
+    pub redirect: Option<ClientId>,
+}
+
 /// A connection as others see it: its facts, and a way to send it something. Cheap to read, and never waited for.
 #[derive(Debug)]
 pub struct ClientHandle {
@@ -76,8 +85,7 @@ pub struct ClientHandle {
     names: Mutex<Names>,
     last_command: Mutex<&'static str>,
     resp3: AtomicBool,
-    tracked: AtomicBool,
-    redirect: AtomicI64,
+    caching: Mutex<Option<Caching>>,
     channels: AtomicU32,
     patterns: AtomicU32,
     /// Requests since `MULTI`; -1 outside of it.
@@ -108,8 +116,7 @@ impl ClientHandle {
             names: Mutex::default(),
             last_command: Mutex::new("NULL"),
             resp3: AtomicBool::new(false),
-            tracked: AtomicBool::new(false),
-            redirect: AtomicI64::new(-1),
+            caching: Mutex::default(),
             channels: AtomicU32::new(0),
             patterns: AtomicU32::new(0),
             queued: AtomicI64::new(-1),
@@ -227,16 +234,14 @@ impl ClientHandle {
         self.patterns.store(number(patterns), Ordering::Relaxed);
     }
 
-    /// Whether it keeps copies of its own, and the client that hears of their end in its stead: -1 without tracking, 0 if it
-    /// hears itself, as `CLIENT GETREDIR` shows it.
-    pub fn tracking(&self) -> (bool, i64) {
-        (self.tracked.load(Ordering::Relaxed), self.redirect.load(Ordering::Relaxed))
+    /// How it is told of the end of copies of its own; `None`: it keeps none.
+    pub fn caching(&self) -> Option<Caching> {
+        *self.caching.lock()
     }
 
-    /// Changes both.
-    pub fn set_tracking(&self, on: bool, redirect: i64) {
-        self.tracked.store(on, Ordering::Relaxed);
-        self.redirect.store(redirect, Ordering::Relaxed);
+    /// Changes that.
+    pub fn set_caching(&self, caching: Option<Caching>) {
+        *self.caching.lock() = caching;
     }
 
     /// How many requests wait for `EXEC`; `None` without `MULTI`.

@@ -4,6 +4,8 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::ttl::{Deadline, Timeout, expires_at};
 use super::value;
 use crate::cache::{Beside, Digest, LocalValues, Metadata, Session};
@@ -59,9 +61,10 @@ impl Entry {
 
     /// The fields, sorted by name.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        let shared = self.session.metadata().iter().map(text as fn(_) -> _);
+        let shared = self.session.metadata().iter();
         let local = self.local.as_deref().map(LocalValues::iter).unwrap_or_default();
-        Fields { shared: shared.peekable(), local: local.map(text as fn(_) -> _).peekable() }
+        let local = local.map(|(field, value)| (field.as_str(), value.as_str()));
+        Merged { shared: shared.peekable(), local: local.peekable() }
     }
 
     /// The value of a field.
@@ -99,21 +102,24 @@ impl Entry {
     }
 
     /// The session as a string: a JSON object with its keys sorted, without spaces.
-    pub fn json(&self) -> String {
-        let mut json = Vec::with_capacity(self.json_len());
-        self.write_json(&mut json);
-        // It is made of strings.
-        String::from_utf8(json).unwrap_or_default()
-    }
-
-    /// Appends [`Self::json`] to `out`.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
-        value::write_object(self.fields(), out);
+    pub fn json(&self) -> Bytes {
+        if let Some(json) = self.ready_json() {
+            return Bytes::copy_from_slice(json.as_bytes());
+        }
+        let mut json = Vec::with_capacity(value::plain_length(self.fields()));
+        value::write_object(self.fields(), &mut json);
+        json.into()
     }
 
     /// Bytes of [`Self::json`].
     pub fn json_len(&self) -> usize {
-        value::object_length(self.fields())
+        self.ready_json().map_or_else(|| value::object_length(self.fields()), str::len)
+    }
+
+    /// [`Self::json`], if the copy has it so.
+    #[inline]
+    fn ready_json(&self) -> Option<&str> {
+        self.session.metadata().json().filter(|_| self.local.is_none())
     }
 
     /// When it ends as far as this agent knows, in milliseconds since 1970; `None` if it has no timeout.
@@ -154,17 +160,13 @@ impl Entry {
     }
 }
 
-fn text<'a>((field, value): (&'a String, &'a String)) -> (&'a str, &'a str) {
-    (field, value)
-}
-
 /// Two sorted sequences of fields as one. Where both have a field, that of this pod stands.
-struct Fields<S: Iterator, L: Iterator> {
+struct Merged<S: Iterator, L: Iterator> {
     shared: Peekable<S>,
     local: Peekable<L>,
 }
 
-impl<'a, S, L> Iterator for Fields<S, L>
+impl<'a, S, L> Iterator for Merged<S, L>
 where
     S: Iterator<Item = (&'a str, &'a str)>,
     L: Iterator<Item = (&'a str, &'a str)>,
@@ -184,6 +186,15 @@ where
             _ => self.local.next(),
         }
     }
+
+    /// Most sessions have no values of this pod: then there is nothing to compare, field by field.
+    fn fold<B, F: FnMut(B, Self::Item) -> B>(mut self, mut folded: B, mut f: F) -> B {
+        while self.local.peek().is_some() {
+            let Some(field) = self.next() else { break };
+            folded = f(folded, field);
+        }
+        self.shared.fold(folded, f)
+    }
 }
 
 #[cfg(test)]
@@ -193,7 +204,7 @@ mod tests {
     use super::*;
 
     fn fields(map: &Metadata) -> impl Iterator<Item = (&str, &str)> {
-        map.iter().map(text)
+        map.iter().map(|(field, value)| (field.as_str(), value.as_str()))
     }
 
     proptest! {
@@ -202,8 +213,15 @@ mod tests {
             shared in proptest::collection::btree_map("[a-d]{1,2}", "s", 0..6),
             local in proptest::collection::btree_map("[a-d]{1,2}", "l", 0..6),
         ) {
-            let merged = Fields { shared: fields(&shared).peekable(), local: fields(&local).peekable() };
-            let merged: Vec<_> = merged.collect();
+            let merged = || Merged { shared: fields(&shared).peekable(), local: fields(&local).peekable() };
+            let mut folded = Vec::new();
+            merged().for_each(|field| folded.push(field));
+            let merged: Vec<_> = std::iter::from_fn({
+                let mut merged = merged();
+                move || merged.next()
+            })
+            .collect();
+            prop_assert_eq!(&folded, &merged);
             let mut expected = shared.clone();
             expected.extend(local.clone());
             let expected: Vec<_> = fields(&expected).collect();

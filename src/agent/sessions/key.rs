@@ -6,6 +6,7 @@
 //! name, and all agents with the same settings agree.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
@@ -14,6 +15,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::cache::is_object_name;
+use crate::runtime::small_file;
 
 /// Annotation in which an object keeps the id that its name does not show.
 pub const ANNOTATION_SESSION_ID: &str = "vmcp.dev/session-id";
@@ -77,12 +79,12 @@ impl fmt::Debug for HashKey {
 impl HashKey {
     /// Reads the key from a file. White space around it does not count, so that agents agree whoever wrote the file.
     pub fn read(file: &Path) -> Result<Self, HashKeyError> {
-        let length = std::fs::metadata(file)?.len();
         // Some spare room for white space.
-        if length > 2 * MAX_HASH_KEY as u64 {
-            return Err(HashKeyError::Length);
+        match small_file::read(file, 2 * MAX_HASH_KEY as u64) {
+            Ok(bytes) => Self::new(bytes.trim_ascii()),
+            Err(long) if long.kind() == ErrorKind::FileTooLarge => Err(HashKeyError::Length),
+            Err(error) => Err(error.into()),
         }
-        Self::new(std::fs::read(file)?.trim_ascii())
     }
 
     /// The key with these bytes.

@@ -34,6 +34,7 @@ pub use write::{Condition, Exact};
 use crate::cache::{Cache, CacheConfig, Visibility};
 use ids::Ids;
 use key::Keys;
+pub use key::MAX_PREFIX;
 use local::LocalKeys;
 use timers::Timers;
 

@@ -66,6 +66,14 @@ impl Sessions {
         if condition == Condition::Absent {
             return self.create(key, map, form, ttl).await;
         }
+        // What no client here knows may well be new. To create it is the question whether it is, and no look-up of an unknown name,
+        // of which there may be a few only.
+        if condition == Condition::Always
+            && self.inner.cache.base(name.as_str()).is_none()
+            && let Some(created) = self.create(key, map.clone(), form, ttl).await?
+        {
+            return Ok(Some(created));
+        }
         let mut pause = PAUSE;
         for _ in 0..ATTEMPTS {
             let Some(base) = self.inner.base(name.as_str()).await? else {
@@ -150,6 +158,14 @@ impl Sessions {
             session = again;
         }
         Err(Failure::Conflict)
+    }
+
+    /// There is no such session, and somebody wants it deleted: waits for what an earlier deletion through this agent has done,
+    /// if its answer was lost.
+    pub async fn confirm_gone(&self, key: &[u8]) {
+        if let Ok(name) = self.inner.keys.name(key) {
+            self.inner.cache.confirm_gone(name.as_str(), self.inner.options()).await;
+        }
     }
 
     /// Gives the session this timeout from now on, in memory only, if that is all it takes. `None`: use [`Self::expire`].
@@ -269,11 +285,20 @@ impl Inner {
         let now = now_millis();
         let wanted = ttl.at(now)?;
         let mut plan = Plan::of(base, form, wanted, now);
-        let (shared, local) = self.local.split(map);
+        let (mut shared, mut local) = self.local.split(map);
         let mut session = base.session().clone();
+        // What the object has under a key of this pod was written by others: it stays there, and is not this pod's because it
+        // was seen.
+        for (key, value) in session.metadata().iter().filter(|(key, _)| self.local.has(key)) {
+            let is_same = local.get(key).is_some_and(|local| local == value);
+            if is_same && base.local().is_none_or(|had| !had.contains_key(key)) {
+                local.remove(key);
+            }
+            shared.insert(key.to_owned(), value.to_owned());
+        }
         if !self.cache.is_current(&session) {
             // What clients last had may be long gone, and its timeout with it.
-            if shared == *session.metadata() {
+            if *session.metadata() == shared {
                 let Some(known) = self.alive(session.name()).await? else { return Ok(None) };
                 plan = Plan::of(&known, form, wanted, now);
             }
@@ -282,7 +307,7 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             let mut change = Change { metadata: Some(shared.clone()), ..Change::default() };
             // What is sent anyway says all: the base may not know how the timeout is by now.
-            if plan.needed || shared != *session.metadata() {
+            if plan.needed || *session.metadata() != shared {
                 change = plan.change(Some(shared.clone()));
             }
             change.only_if_unchanged = exact == Exact::Yes;

@@ -26,7 +26,7 @@ pub enum Mode {
     OptIn,
     /// Of the keys that it reads, but not in the command after `CLIENT CACHING NO`.
     OptOut,
-    /// Of all keys that begin with one of these; of all keys if there are none.
+    /// Of all keys that begin with one of these.
     Broadcast {
         /// The prefixes.
         prefixes: Vec<Bytes>,
@@ -59,7 +59,7 @@ impl Options {
 
     fn broadcasts(&self, key: &[u8]) -> bool {
         match &self.mode {
-            Mode::Broadcast { prefixes } => prefixes.is_empty() || prefixes.iter().any(|p| key.starts_with(p)),
+            Mode::Broadcast { prefixes } => prefixes.iter().any(|p| key.starts_with(p)),
             _ => false,
         }
     }
@@ -314,7 +314,7 @@ impl Table {
     /// Prefixes that clients track by.
     pub fn prefixes(&self) -> usize {
         let count = |client| match self.clients.get(client).map(|o| &o.mode) {
-            Some(Mode::Broadcast { prefixes }) => prefixes.len().max(1),
+            Some(Mode::Broadcast { prefixes }) => prefixes.len(),
             _ => 0,
         };
         self.broadcasting.iter().map(count).sum()

@@ -63,7 +63,7 @@ fn a_write_is_told_of_when_it_takes_effect_and_by_prefix_only_once() {
     let mut table = Table::new(10);
     table.enable(A, Options { no_loop: true, ..options(Mode::Default) });
     table.enable(B, options(Mode::Default));
-    table.enable(C, by_prefix(&[]));
+    table.enable(C, by_prefix(&[""]));
     let begin = |table: &mut Table| {
         for client in [A, B] {
             table.reading(client, b"k");
@@ -101,7 +101,7 @@ fn a_write_is_told_of_when_it_takes_effect_and_by_prefix_only_once() {
 fn prefixes_decide_for_those_who_track_by_them() {
     let mut table = Table::new(10);
     table.enable(A, by_prefix(&["a:", "b:"]));
-    table.enable(B, by_prefix(&[]));
+    table.enable(B, by_prefix(&[""]));
     table.enable(C, Options { no_loop: true, redirect: Some(ClientId(9)), ..by_prefix(&["a:"]) });
     assert_eq!(told(&table.stale(b"a:1")), [1, 2, 3]);
     assert_eq!(told(&table.stale(b"c:1")), [2]);
@@ -166,7 +166,7 @@ fn cover_is_looked_at_when_it_may_end_and_when_it_was_extended_later() {
 fn who_is_gone_is_not_told_and_the_last_one_takes_everything_along() {
     let mut table = Table::new(10);
     table.enable(A, options(Mode::Default));
-    table.enable(B, by_prefix(&[]));
+    table.enable(B, by_prefix(&[""]));
     table.reading(A, b"k");
     table.disable(A);
     assert_eq!(told(&table.stale(b"k")), [2]);

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use thiserror::Error;
 
+use super::bundle::trust_bundle::signer;
 use super::plan::Lifetimes;
 
 const DAY: u64 = 24 * 60 * 60;
@@ -36,7 +37,16 @@ pub struct TlsArgs {
     #[arg(long, env = "VMCP_TLS_SECRET", value_name = "NAME", default_value = "vmcp-session-controller-tls")]
     pub tls_secret: String,
 
-    /// `ConfigMap` that tells the pods whom to believe, if the leader makes the certificate.
+    /// Where the leader tells the pods whom to believe: the authorities that it makes, or those in --tls-ca-file.
+    #[arg(long, env = "VMCP_CA_BUNDLE", value_name = "WHERE", default_value = "auto")]
+    pub ca_bundle: BundleArg,
+
+    /// `ClusterTrustBundle` that does so: DOMAIN:PATH:NAME, where DOMAIN/PATH is a signer that the controller may attest for.
+    /// Default: vmcp.dev:session-controller:NAMESPACE, with the controller's own namespace.
+    #[arg(long, env = "VMCP_CA_TRUST_BUNDLE", value_name = "NAME", value_parser = parse_trust_bundle)]
+    pub ca_trust_bundle: Option<String>,
+
+    /// `ConfigMap` that does so.
     #[arg(long, env = "VMCP_CA_CONFIG_MAP", value_name = "NAME", default_value = "vmcp-session-ca")]
     pub ca_config_map: String,
 
@@ -52,6 +62,26 @@ pub struct TlsArgs {
     /// For how many seconds a certificate is valid that the leader makes: 30 to half of that of the authority.
     #[arg(long, env = "VMCP_TLS_LIFETIME", value_name = "SECONDS", default_value_t = 30 * DAY)]
     pub tls_lifetime: u64,
+}
+
+/// Where pods find whom to believe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BundleArg {
+    /// In the `ConfigMap`s, and in the `ClusterTrustBundle` if the cluster has these (since Kubernetes 1.37).
+    Auto,
+    /// In the `ClusterTrustBundle`; in a `ConfigMap` in the controller's own namespace only.
+    ClusterTrustBundle,
+    /// In the `ConfigMap`s.
+    ConfigMap,
+}
+
+/// A name that no `ClusterTrustBundle` of a signer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("expected DOMAIN:PATH:NAME, as in vmcp.dev:session-controller:vmcp-system")]
+pub struct InvalidTrustBundle;
+
+fn parse_trust_bundle(name: &str) -> Result<String, InvalidTrustBundle> {
+    signer(name).map(|_| name.to_owned()).ok_or(InvalidTrustBundle)
 }
 
 /// The certificate is not said completely.
@@ -118,6 +148,11 @@ impl TlsArgs {
         given.unwrap_or_else(|| format!("vmcp-session-controller.{operator_namespace}.svc"))
     }
 
+    /// The `ClusterTrustBundle` that tells the pods whom to believe. Another controller in the cluster has another one.
+    pub fn trust_bundle(&self, operator_namespace: &str) -> String {
+        self.ca_trust_bundle.clone().unwrap_or_else(|| format!("vmcp.dev:session-controller:{operator_namespace}"))
+    }
+
     /// All names that a certificate has which the leader makes: a Service is known by several.
     pub fn names(&self, operator_namespace: &str) -> Vec<String> {
         let name = self.name(operator_namespace);
@@ -129,7 +164,8 @@ impl TlsArgs {
 
     /// Namespaces that are told whom to believe.
     pub fn told(&self, operator_namespace: &str) -> Vec<String> {
-        let mut all: Vec<String> = self.ca_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect();
+        let others: &[String] = if self.ca_bundle == BundleArg::ClusterTrustBundle { &[] } else { &self.ca_namespaces };
+        let mut all: Vec<String> = others.iter().filter(|name| !name.is_empty()).cloned().collect();
         all.push(operator_namespace.to_owned());
         all.sort();
         all.dedup();
@@ -177,6 +213,17 @@ mod tests {
         let expected = ["controller.ops.svc", "controller.ops", "controller.ops.svc.cluster.local"];
         assert_eq!(names, expected.map(|name| format!("vmcp-session-{name}")));
         assert_eq!(parsed(&["--tls-name=a.example"]).names("ops"), ["a.example"]);
-        assert_eq!(parsed(&["--ca-namespaces=b,a,ops,a"]).told("ops"), ["a", "b", "ops"]);
+        let told = |bundle: &str| parsed(&["--ca-namespaces=b,a,ops,a", bundle]).told("ops");
+        assert_eq!(told("--ca-bundle=auto"), ["a", "b", "ops"]);
+        assert_eq!(told("--ca-bundle=config-map"), ["a", "b", "ops"]);
+        assert_eq!(told("--ca-bundle=cluster-trust-bundle"), ["ops"]);
+    }
+
+    #[test]
+    fn a_cluster_trust_bundle_is_one_of_a_signer() {
+        let refused = Command::try_parse_from(["test", "--ca-trust-bundle=ca"]).err().unwrap().to_string();
+        assert!(refused.contains("DOMAIN:PATH:NAME"), "{refused}");
+        assert_eq!(parsed(&["--ca-trust-bundle=a.example:b:c"]).trust_bundle("ops"), "a.example:b:c");
+        assert_eq!(parsed(&[]).trust_bundle("ops"), "vmcp.dev:session-controller:ops");
     }
 }

@@ -1,6 +1,7 @@
 //! A certificate in files that somebody else replaces: cert-manager, or an administrator, by a mounted Secret.
 
 use std::convert::Infallible;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::runtime::small_file;
 use crate::runtime::tls::{IdentityError, ServingCertificate};
 
 /// How often it is looked whether the files have changed. The kubelet takes a minute to write them.
@@ -21,16 +23,13 @@ const MAX_BYTES: u64 = 256 * 1024;
 #[derive(Debug, Error)]
 pub enum FilesError {
     /// One cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {kind}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        kind: io::ErrorKind,
     },
-    /// One is no certificate, or no key.
-    #[error("{} is too long: expected a certificate or a key", .0.display())]
-    TooLong(PathBuf),
     /// They are of no use.
     #[error("cannot use the certificate in {} with the key in {}: {source}", cert.display(), key.display())]
     Useless {
@@ -55,9 +54,9 @@ pub struct Files {
 
 impl Files {
     /// Shows the certificate in `cert` with the key in `key`.
-    pub fn load(cert: PathBuf, key: PathBuf, serving: Arc<ServingCertificate>) -> Result<Self, FilesError> {
+    pub async fn load(cert: PathBuf, key: PathBuf, serving: Arc<ServingCertificate>) -> Result<Self, FilesError> {
         let mut files = Self { cert, key, serving, shown: Default::default() };
-        files.look()?;
+        files.look().await?;
         Ok(files)
     }
 
@@ -71,7 +70,7 @@ impl Files {
                 () = shutdown.cancelled() => return Ok(()),
                 _ = ticks.tick() => {}
             }
-            match self.look() {
+            match self.look().await {
                 Ok(true) => {
                     info!(file = %self.cert.display(), "the certificate was replaced: new streams get the new one");
                 }
@@ -87,9 +86,9 @@ impl Files {
         }
     }
 
-    /// Looks whether the files have changed. They are small, and in memory.
-    fn look(&mut self) -> Result<bool, FilesError> {
-        let now = (read(&self.cert)?, read(&self.key)?);
+    /// Looks whether the files have changed.
+    async fn look(&mut self) -> Result<bool, FilesError> {
+        let now = (read(&self.cert).await?, read(&self.key).await?);
         if now == self.shown {
             return Ok(false);
         }
@@ -100,42 +99,39 @@ impl Files {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, FilesError> {
-    let failed = |source| FilesError::Read { path: path.to_owned(), source };
-    if std::fs::metadata(path).map_err(failed)?.len() > MAX_BYTES {
-        return Err(FilesError::TooLong(path.to_owned()));
-    }
-    std::fs::read(path).map_err(failed)
+async fn read(path: &Path) -> Result<Vec<u8>, FilesError> {
+    let failed = |error: io::Error| FilesError::Read { path: path.to_owned(), kind: error.kind() };
+    small_file::load(path, MAX_BYTES).await.map_err(failed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn replaced_files_are_shown_and_broken_ones_change_nothing() {
+    #[tokio::test]
+    async fn replaced_files_are_shown_and_broken_ones_change_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let (cert, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
         let serving = Arc::new(ServingCertificate::default());
         let load = || Files::load(cert.clone(), key.clone(), serving.clone());
-        assert!(load().unwrap_err().to_string().contains("tls.crt"));
+        assert!(load().await.unwrap_err().to_string().contains("tls.crt"));
         let pair = || rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
         let write = |pair: &rcgen::CertifiedKey<rcgen::KeyPair>| {
             std::fs::write(&cert, pair.cert.pem()).unwrap();
             std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
         };
         write(&pair());
-        let mut files = load().unwrap();
-        assert!(serving.is_set() && !files.look().unwrap());
+        let mut files = load().await.unwrap();
+        assert!(serving.is_set() && !files.look().await.unwrap());
         write(&pair());
-        assert!(files.look().unwrap() && !files.look().unwrap());
+        assert!(files.look().await.unwrap() && !files.look().await.unwrap());
         // Half of a replacement: it is looked again.
         std::fs::write(&cert, pair().cert.pem()).unwrap();
-        let error = files.look().unwrap_err().to_string();
+        let error = files.look().await.unwrap_err().to_string();
         assert!(error.contains("tls.crt") && error.contains("tls.key") && !error.contains("BEGIN"), "{error}");
         std::fs::write(&key, "k".repeat(300_000)).unwrap();
-        assert!(matches!(files.look(), Err(FilesError::TooLong(_))));
+        assert!(files.look().await.unwrap_err().to_string().contains("too large"));
         write(&pair());
-        assert!(files.look().unwrap());
+        assert!(files.look().await.unwrap());
     }
 }

@@ -4,15 +4,16 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use k8s_openapi::api::core::v1::Secret;
 use thiserror::Error;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::bundle::{PublishError, Publisher};
+use super::bundle::Publisher;
 use super::issue::IssueError;
 use super::plan::Lifetimes;
-use super::vault::{Keys, Vault};
+use super::vault::{Keys, Serving, Vault};
 use crate::controller::leader::LeadershipGuard;
 use crate::runtime::api_error::ApiError;
 use crate::runtime::tls::trust::CurrentTrust;
@@ -28,8 +29,6 @@ enum Failed {
     Vault(#[source] Box<ApiError>),
     #[error(transparent)]
     Issue(#[from] IssueError),
-    #[error("{0}")]
-    Publish(#[source] Box<PublishError>),
     #[error("the certificate that is kept cannot be used: {0}")]
     Useless(#[from] IdentityError),
     #[error("the Secret was changed by somebody else meanwhile")]
@@ -54,21 +53,22 @@ pub struct Managed {
     pub trust: Arc<CurrentTrust>,
 }
 
+/// What is shown, and who is believed.
+#[derive(PartialEq, Eq)]
+struct Shown {
+    serving: Serving,
+    bundle: String,
+}
+
 impl From<ApiError> for Failed {
     fn from(error: ApiError) -> Self {
         Self::Vault(Box::new(error))
     }
 }
 
-impl From<PublishError> for Failed {
-    fn from(error: PublishError) -> Self {
-        Self::Publish(Box::new(error))
-    }
-}
-
 impl Managed {
     /// Looks again and again, until `shutdown`. A failure is told once, and tried again.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Infallible> {
         // A certificate is replaced when a third of its life is left; it is looked often enough to be in time for that.
         let calm = LOOK.min(self.lifetimes.serving / 30).max(FIRST_LOOK);
         let mut ticks = interval(FIRST_LOOK);
@@ -95,41 +95,44 @@ impl Managed {
         }
     }
 
-    async fn look(&self, shown: &mut Option<Keys>) -> Result<(), Failed> {
+    /// The certificate is shown before the bundle is published, since somebody may be told late, or not at all: the plan lets
+    /// only those authorities sign that all were told of in time, or the first one.
+    async fn look(&mut self, shown: &mut Option<Shown>) -> Result<(), Failed> {
         let loaded = self.vault.load().await?;
         let (mut keys, mut secret) = loaded.map_or_else(Default::default, |(keys, secret)| (keys, Some(secret)));
-        if self.guard.is_leader() {
-            let now = unix_now();
-            if keys.renew(&self.names, self.lifetimes, now)? {
-                self.store(&keys, secret.take()).await?;
-                info!(authorities = keys.authorities.len(), "a new certificate for the streams was made");
-                secret = self.vault.load().await?.map(|(_, secret)| secret);
-            }
-            self.publisher.publish(&keys.bundle()).await?;
-            // Only now does the time begin in which all hear of it.
-            if keys.told(now) {
-                self.store(&keys, secret).await?;
-            }
+        if !self.guard.is_leader() {
+            self.publisher.rest();
+            return self.show(shown, &keys);
         }
-        self.show(shown, keys)
+        let now = unix_now();
+        if keys.renew(&self.names, self.lifetimes, now)? {
+            secret = Some(self.store(&keys, secret).await?);
+            info!(authorities = keys.authorities.len(), "a new certificate for the streams was made");
+        }
+        self.show(shown, &keys)?;
+        // Only when all are told does the time begin in which they hear of it.
+        if self.publisher.publish(&keys.bundle()).await && keys.told(now) {
+            self.store(&keys, secret).await?;
+        }
+        Ok(())
     }
 
-    async fn store(&self, keys: &Keys, seen: Option<k8s_openapi::api::core::v1::Secret>) -> Result<(), Failed> {
-        if self.vault.store(keys, seen).await? { Ok(()) } else { Err(Failed::Conflict) }
+    async fn store(&self, keys: &Keys, seen: Option<Secret>) -> Result<Secret, Failed> {
+        self.vault.store(keys, seen).await?.ok_or(Failed::Conflict)
     }
 
-    fn show(&self, shown: &mut Option<Keys>, keys: Keys) -> Result<(), Failed> {
-        let Some(serving) = keys.serving.as_ref().filter(|_| shown.as_ref() != Some(&keys)) else {
+    fn show(&self, shown: &mut Option<Shown>, keys: &Keys) -> Result<(), Failed> {
+        let Some(serving) = keys.serving.clone() else { return Ok(()) };
+        let now = Shown { serving, bundle: keys.bundle() };
+        if shown.as_ref() == Some(&now) {
             return Ok(());
-        };
-        self.serving.set(serving.pair.cert.as_bytes(), serving.pair.key.as_bytes())?;
-        self.trust.set(keys.bundle().into());
-        info!(
-            ends = serving.pair.validity.ends,
-            authorities = keys.authorities.len(),
-            "the certificate is shown from now on"
-        );
-        *shown = Some(keys);
+        }
+        let pair = &now.serving.pair;
+        self.serving.set(pair.cert.as_bytes(), pair.key.as_bytes())?;
+        self.trust.set(now.bundle.as_str().into());
+        let (ends, authorities) = (pair.validity.ends, keys.authorities.len());
+        info!(ends, authorities, "the certificate is shown from now on");
+        *shown = Some(now);
         Ok(())
     }
 }

@@ -28,6 +28,11 @@ impl Validity {
         now.saturating_sub(self.made) * 3 >= self.ends.saturating_sub(self.made) * 2
     }
 
+    /// Whether it goes on for so long at least.
+    fn lasts(&self, now: u64, least: Duration) -> bool {
+        self.ends.saturating_sub(now) >= least.as_secs()
+    }
+
     fn is_over(&self, now: u64) -> bool {
         now >= self.ends
     }
@@ -95,10 +100,13 @@ pub fn next(
     if authorities.last().is_none_or(|newest| newest.validity.is_late(now)) {
         return Some(Step::NewAuthority);
     }
-    // The newest that everybody knows. If there is none, the oldest is, or will be first.
-    let notice = lifetimes.notice().as_secs();
-    let known = |authority: &Authority| authority.told.is_some_and(|told| now.saturating_sub(told) >= notice);
-    let signer = authorities.iter().rposition(known).unwrap_or(0);
+    // The newest that everybody knows. If there is none, the oldest is, or will be first. One that is about to end signs no more:
+    // where the next one could not be told, nobody would be helped by waiting for the end, and all others would be harmed.
+    let notice = lifetimes.notice();
+    let known = |authority: &Authority| authority.told.is_some_and(|told| now.saturating_sub(told) >= notice.as_secs());
+    let lasts = |authority: &Authority| authority.validity.lasts(now, notice);
+    let signer = authorities.iter().rposition(|authority| known(authority) && lasts(authority));
+    let signer = signer.or_else(|| authorities.iter().position(lasts)).unwrap_or(0);
     let good =
         shown.is_some_and(|shown| shown.by == Some(signer) && !shown.validity.is_late(now) && shown.names == names);
     if good { None } else { Some(Step::NewCertificate(signer)) }
@@ -167,13 +175,12 @@ mod tests {
             for pause in pauses {
                 kept.act(&names, lifetimes, now);
                 bundles.push_back((now, kept.authorities.clone()));
+                let heard = now.saturating_sub(lifetimes.notice().as_secs());
                 // Up to a twentieth of a certificate's life may pass until the next look.
-                let step = pause * (authority / part) / 2_000;
-                now += step.max(1);
+                now += (pause * (authority / part) / 2_000).max(1);
                 let (by, validity) = kept.shown.unwrap();
                 prop_assert!(!validity.is_over(now) && !by.validity.is_over(now), "it has ended");
                 prop_assert!(kept.authorities.len() <= 3);
-                let heard = now.saturating_sub(lifetimes.notice().as_secs() + step + 1);
                 let bundle = bundles.iter().rfind(|(at, _)| *at <= heard);
                 if let Some((_, bundle)) = bundle {
                     prop_assert!(bundle.contains(&by), "somebody does not believe it yet");
@@ -216,7 +223,8 @@ mod tests {
         let authority = |made, told| Authority { validity: Validity { made, ends: made + 1_200 }, told };
         let signer = |authorities: &[Authority], now| next(authorities, None, &[], LIFETIMES, now);
         let (old, untold) = (authority(0, Some(0)), authority(800, None));
-        assert_eq!(signer(&[old, untold], 1_199), Some(Step::NewCertificate(0)));
+        assert_eq!(signer(&[old, untold], 1_100), Some(Step::NewCertificate(0)));
+        assert_eq!(signer(&[old, untold], 1_101), Some(Step::NewCertificate(1)), "the old one is about to end");
         assert_eq!(signer(&[old, untold], 1_200), Some(Step::Forget(0)));
         assert_eq!(signer(&[untold], 1_200), Some(Step::NewCertificate(0)));
     }

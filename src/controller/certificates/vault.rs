@@ -26,7 +26,7 @@ const CERTIFICATE: &str = "tls.crt";
 pub struct Authority {
     /// Its certificate and key.
     pub pair: Pair,
-    /// Since when it is in all bundles: seconds since 1970.
+    /// Since when it is in all bundles, or has signed without having been there: seconds since 1970.
     #[serde(default)]
     pub told: Option<u64>,
 }
@@ -67,7 +67,9 @@ impl Keys {
                 Step::NewAuthority => {
                     let name = format!("vmcp-session-controller {now}");
                     let pair = issue::authority(&name, Validity::new(now, lifetimes.authority))?;
-                    self.authorities.push(Authority { pair, told: None });
+                    // The first one signs at once: there is nobody whom an older one could spare anything.
+                    let told = self.authorities.is_empty().then_some(now);
+                    self.authorities.push(Authority { pair, told });
                 }
                 Step::NewCertificate(by) => {
                     let Some(authority) = self.authorities.get(by) else { break };
@@ -125,8 +127,8 @@ impl Vault {
         Ok(Some((keys.unwrap_or_default(), secret)))
     }
 
-    /// Keeps `keys`, if the Secret is still as it was `seen`. False: somebody else was faster.
-    pub async fn store(&self, keys: &Keys, seen: Option<Secret>) -> Result<bool, ApiError> {
+    /// Keeps `keys`, if the Secret is still as it was `seen`, and returns it as it is now. `None`: somebody else was faster.
+    pub async fn store(&self, keys: &Keys, seen: Option<Secret>) -> Result<Option<Secret>, ApiError> {
         let text = serde_json::to_vec(keys).unwrap_or_default();
         let certificate = keys.serving.as_ref().map(|serving| serving.pair.cert.clone()).unwrap_or_default();
         let data = BTreeMap::from([
@@ -145,8 +147,8 @@ impl Vault {
             deadline(CALL_DEADLINE, self.api.create(&params, &secret)).await
         };
         match stored {
-            Ok(_) => Ok(true),
-            Err(error) if matches!(error.kind(), ApiErrorKind::Conflict | ApiErrorKind::AlreadyExists) => Ok(false),
+            Ok(secret) => Ok(Some(secret)),
+            Err(error) if matches!(error.kind(), ApiErrorKind::Conflict | ApiErrorKind::AlreadyExists) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -163,7 +165,7 @@ mod tests {
         let (mut keys, names, now) = (Keys::default(), ["a".to_owned()], 1_800_000_000);
         assert!(keys.renew(&names, LIFETIMES, now).unwrap());
         assert!(!keys.renew(&names, LIFETIMES, now + 60).unwrap());
-        assert!(keys.told(now) && !keys.told(now + 1));
+        assert!(!keys.told(now + 1), "the first one needs no notice");
         let first = keys.clone();
         assert!(keys.renew(&names, LIFETIMES, now + 2_400).unwrap());
         assert_eq!(keys.authorities, first.authorities);
@@ -173,7 +175,7 @@ mod tests {
         assert_eq!(keys.authorities.len(), 2);
         assert_eq!(keys.serving.as_ref().unwrap().by, first.authorities[0].pair.cert, "nobody was told of the new one");
         assert!(keys.bundle().matches("BEGIN CERTIFICATE").count() == 2 && !keys.bundle().contains("KEY"));
-        keys.told(late);
+        assert!(keys.told(late) && !keys.told(late + 1));
         assert!(keys.renew(&names, LIFETIMES, late + 3_600).unwrap());
         assert_eq!(keys.serving.as_ref().unwrap().by, keys.authorities[1].pair.cert);
         assert!(!format!("{keys:?}").contains("PRIVATE"));

@@ -8,6 +8,7 @@ use kube::api::Api;
 use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt};
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -43,7 +44,23 @@ pub struct Herald {
     storms: Mutex<StormDetector>,
     lines: Mutex<Lines>,
     told: mpsc::Sender<(SessionRef, Storm)>,
-    took: Histogram,
+    measured: Measured,
+}
+
+/// What a herald measures; clones share it.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// How long pods took to acknowledge.
+    pub took: Histogram,
+    /// Storms that were found.
+    pub storms: Counter,
+}
+
+impl Default for Measured {
+    fn default() -> Self {
+        // From 100 µs to 52 s: from the first signal of a change to the last acknowledgement.
+        Self { took: Histogram::new(exponential_buckets(0.0001, 2.0, 20)), storms: Counter::default() }
+    }
 }
 
 /// Looks into storms: asks the API server who writes.
@@ -59,15 +76,13 @@ impl Herald {
     pub fn new(client: Client, events: EventWriter, guard: LeadershipGuard) -> (Self, StormTeller) {
         let (told, storms) = mpsc::channel(STORMS);
         let teller = StormTeller { client, events: events.clone(), guard: guard.clone(), storms };
-        // From 100 µs to 52 s: from the first signal of a change to the last acknowledgement.
-        let took = Histogram::new(exponential_buckets(0.0001, 2.0, 20));
         let storms = Mutex::new(StormDetector::new(StormLimits::default()));
-        (Self { events, guard, storms, lines: Mutex::default(), told, took }, teller)
+        (Self { events, guard, storms, lines: Mutex::default(), told, measured: Measured::default() }, teller)
     }
 
-    /// How long pods took to acknowledge.
-    pub fn took(&self) -> Histogram {
-        self.took.clone()
+    /// What it measures.
+    pub fn measured(&self) -> Measured {
+        self.measured.clone()
     }
 
     fn tell(&self, settled: &Settled) {
@@ -84,6 +99,7 @@ impl Herald {
         let keys = changed_keys.iter().map(AsRef::as_ref);
         self.events.note(session.clone(), Note::metadata_changed(keys, pods.len(), *took));
         if let Some(storm) = self.storms.lock().evicted(session.uid, changed_keys, now()) {
+            self.measured.storms.inc();
             warn!(session = %key, rounds = storm.rounds, keys = storm.keys.join(","), "evicted again and again");
             if self.told.try_send((session, storm)).is_err() {
                 warn!("too many storms at once: one goes without an event");
@@ -114,7 +130,7 @@ impl Settlements for Herald {
             }
             None => {}
         }
-        self.took.observe(settled.took.as_secs_f64());
+        self.measured.took.observe(settled.took.as_secs_f64());
         if self.guard.is_leader() {
             self.tell(settled);
         }

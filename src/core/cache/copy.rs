@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::facts::Facts;
-use crate::core::digest::{Digest, Metadata};
+use crate::core::digest::Digest;
+use crate::core::fields::Fields;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::time::Time;
 
@@ -23,7 +24,7 @@ pub struct Copy {
     /// Digest of the metadata.
     pub digest: Digest,
     /// The metadata.
-    pub metadata: Arc<Metadata>,
+    pub metadata: Fields,
     /// What else was read with it. No part of what is compared.
     pub facts: Facts,
 }
@@ -37,7 +38,7 @@ impl fmt::Debug for Copy {
             .field("generation", &self.generation)
             .field("resource_version", &self.resource_version.0)
             .field("digest", &self.digest)
-            .field("keys", &self.metadata.keys().collect::<Vec<_>>())
+            .field("keys", &self.metadata)
             .field("facts", &self.facts)
             .finish()
     }
@@ -46,12 +47,9 @@ impl fmt::Debug for Copy {
 impl Copy {
     /// Bytes of memory that the copy takes, roughly and rather more than less.
     pub(super) fn footprint(&self) -> usize {
-        /// Entry, table slots, reference counts and allocator overhead.
-        const PER_COPY: usize = 400;
-        /// Two strings in a tree node, with allocator overhead.
-        const PER_KEY: usize = 96;
-        let text: usize = self.metadata.iter().map(|(k, v)| k.len() + v.len() + PER_KEY).sum();
-        PER_COPY + self.name.len() + text + self.facts.annotations.footprint()
+        /// Entry, table slots, what is told to replicas, reference counts and allocator overhead.
+        const PER_COPY: usize = 800;
+        PER_COPY + self.name.len() + self.metadata.footprint() + self.facts.annotations.footprint()
     }
 }
 

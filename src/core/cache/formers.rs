@@ -95,6 +95,7 @@ mod tests {
     use super::*;
     use crate::core::cache::facts::Facts;
     use crate::core::digest::{Digest, Metadata};
+    use crate::core::fields::Fields;
     use crate::core::session::{ResourceVersion, Uid};
 
     fn copy(name: &str, bytes: usize) -> Arc<Copy> {
@@ -105,7 +106,7 @@ mod tests {
             generation: 1,
             resource_version: ResourceVersion(1),
             digest: Digest::of(&metadata),
-            metadata: Arc::new(metadata),
+            metadata: Fields::of(&metadata),
             facts: Facts::default(),
         })
     }

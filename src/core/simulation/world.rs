@@ -1,9 +1,10 @@
 //! The truth: what etcd holds, and all it ever held.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use crate::core::cache::{Answer, Copy, Facts, Observed};
 use crate::core::digest::{Digest, Metadata, Summarizer, Summary};
+use crate::core::fields::Fields;
 use crate::core::replica::{Kind, Object};
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 
@@ -19,7 +20,7 @@ pub const MAPS: Map = 16;
 
 /// What is asked of a map again and again, computed once.
 pub struct Known {
-    pub metadata: Arc<Metadata>,
+    pub metadata: Fields,
     pub digest: Digest,
     pub summary: Summary,
 }
@@ -40,7 +41,7 @@ pub fn known(map: Map) -> &'static Known {
                 Known {
                     digest: Digest::of(&metadata),
                     summary: summarizer.summarize(&metadata),
-                    metadata: Arc::new(metadata),
+                    metadata: Fields::of(&metadata),
                 }
             })
             .collect()

@@ -8,8 +8,8 @@ use parking_lot::RwLock;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use thiserror::Error;
-use tokio::fs::File;
-use tokio::io::AsyncReadExt;
+
+use crate::runtime::small_file;
 
 /// A bundle is no longer than this.
 const MAX_BYTES: u64 = 1 << 20;
@@ -69,11 +69,8 @@ impl Trust {
             Self::Current(current) => current.pem.read().clone().ok_or(TrustError::Unknown),
             Self::File(path) => {
                 let unreadable = |error: io::Error| TrustError::File { path: path.clone(), kind: error.kind() };
-                let mut bytes = Vec::new();
-                let file = File::open(path).await.map_err(unreadable)?;
-                file.take(MAX_BYTES + 1).read_to_end(&mut bytes).await.map_err(unreadable)?;
-                let text =
-                    String::from_utf8(bytes).ok().filter(|text| text.len() as u64 <= MAX_BYTES && holds_one(text));
+                let bytes = small_file::load(path, MAX_BYTES).await.map_err(unreadable)?;
+                let text = String::from_utf8(bytes).ok().filter(|text| holds_one(text));
                 text.map(Arc::from).ok_or_else(|| TrustError::Useless(path.clone()))
             }
         }
@@ -97,8 +94,10 @@ mod tests {
         let error = trust.pem().await.unwrap_err().to_string();
         assert!(error.contains("cannot read the authorities") && error.contains("not found"), "{error}");
         let cert = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
-        let long = format!("{cert}{}", "#".repeat(1 << 20));
-        for useless in ["", "canary", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n", &long] {
+        std::fs::write(&path, format!("{cert}{}", "#".repeat(1 << 20))).unwrap();
+        let error = trust.pem().await.unwrap_err().to_string();
+        assert!(error.contains("cannot read the authorities") && error.contains("too large"), "{error}");
+        for useless in ["", "canary", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"] {
             std::fs::write(&path, useless).unwrap();
             let error = trust.pem().await.unwrap_err().to_string();
             assert!(error.contains("holds no PEM certificate") && !error.contains("canary"), "{error}");

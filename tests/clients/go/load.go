@@ -26,6 +26,8 @@ type Load struct {
 	Connections int
 	Pipeline    int
 	Requests    int
+	// No value is written twice: what is equal need not be written at all.
+	run string
 }
 
 // Figures are what came of it. Times are in microseconds; with pipelines that of all requests of one.
@@ -37,7 +39,7 @@ type Figures struct {
 
 // load sends requests with go-redis, or reads from the memory of rueidis ("cached"), and prints the figures as JSON.
 func load(args []string) error {
-	var l Load
+	l := Load{run: fmt.Sprintf("%d-", time.Now().UnixNano())}
 	flags := flag.NewFlagSet("load", flag.ExitOnError)
 	flags.StringVar(&l.Address, "address", "127.0.0.1:6379", "the server")
 	flags.StringVar(&l.Command, "command", "get", "get, getex, set-xx, hgetall, or cached")
@@ -77,8 +79,7 @@ func (l Load) queue(ctx context.Context, pipe redis.Pipeliner, n int) error {
 	case "getex":
 		pipe.GetEx(ctx, l.key(n), ttl)
 	case "set-xx":
-		// Another value each time: what is equal need not be written.
-		pipe.SetXX(ctx, l.key(n), strings.ReplaceAll(l.Value, "#", fmt.Sprint(n)), ttl)
+		pipe.SetXX(ctx, l.key(n), strings.ReplaceAll(l.Value, "#", l.run+fmt.Sprint(n)), ttl)
 	case "hgetall":
 		pipe.HGetAll(ctx, l.key(n))
 	default:

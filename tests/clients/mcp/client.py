@@ -4,7 +4,8 @@
 
 connects there, reads requests and writes answers, each a JSON object on a line:
 
-    {"do": "open", "url": URL}                       begins a session
+    {"do": "open", "url": URL, "reuse": true}        begins a session; if connections are not to be used again, each request
+                                                     comes to whichever pod a balancer of connections takes
     {"do": "tools"}                                  lists the tools
     {"do": "call", "tool": NAME, "arguments": {}}    calls one
     {"do": "look"}                                   does nothing
@@ -44,9 +45,10 @@ class Session:
         self.http: list[dict] = []
         self.changed = 0
 
-    async def open(self, url: str) -> dict:
+    async def open(self, url: str, reuse: bool) -> dict:
         timeout = httpx2.Timeout(ANSWER, read=SILENCE)
-        http = httpx2.AsyncClient(timeout=timeout, event_hooks={"response": [self.answered]})
+        limits = httpx2.Limits() if reuse else httpx2.Limits(max_keepalive_connections=0)
+        http = httpx2.AsyncClient(timeout=timeout, limits=limits, event_hooks={"response": [self.answered]})
         await self.stack.enter_async_context(http)
         transport = streamable_http_client(url, http_client=http)
         client = Client(transport, message_handler=self.told, read_timeout_seconds=ANSWER)
@@ -68,8 +70,8 @@ class Session:
 
 async def obey(request: dict, session: Session) -> object:
     match request:
-        case {"do": "open", "url": url}:
-            return await session.open(url)
+        case {"do": "open", "url": url, "reuse": reuse}:
+            return await session.open(url, reuse)
         case {"do": "tools"}:
             listed = await session.client.list_tools()
             return sorted(tool.name for tool in listed.tools)

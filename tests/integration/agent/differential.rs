@@ -4,6 +4,7 @@
 //! The same few are run each time, so that a failure is of what was changed. `DIFFERENTIAL_SEQUENCES=n` runs that many others,
 //! `DIFFERENTIAL_SEED=n` begins with this seed (one sequence, unless it is said otherwise). A difference is reported with its seed and the shortest sequence that was found to show it.
 
+mod caching;
 mod compare;
 mod generate;
 mod run;
@@ -37,7 +38,7 @@ fn sequence(seed: u64) -> Vec<Step> {
 }
 
 /// Compares so many sequences; the first difference, made short.
-async fn compare(pair: Pair, sequences: u64) -> Option<(u64, Vec<Step>, Difference)> {
+async fn compare(pair: &Pair, sequences: u64) -> Option<(u64, Vec<Step>, Difference)> {
     let chosen = setting("DIFFERENTIAL_SEED");
     let others = setting("DIFFERENTIAL_SEQUENCES");
     let sequences = others.unwrap_or(if chosen.is_some() { 1 } else { sequences });
@@ -64,7 +65,7 @@ fn report((seed, steps, difference): &(u64, Vec<Step>, Difference)) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_redis_servers_show_no_difference() {
     let (one, two) = (RedisServer::start(&[]).await, RedisServer::start(&[]).await);
-    let found = compare(Pair { reference: one.address, subject: two.address }, 40).await;
+    let found = compare(&Pair::new(one.address, two.address), 40).await;
     assert!(found.is_none(), "{}", report(&found.unwrap()));
 }
 
@@ -74,8 +75,10 @@ async fn an_agent_answers_as_redis_does() {
     let world = World::start(ClusterOptions::default().size(1, 0)).await;
     let agent = agent(&world, "agent", AgentOptions::default()).await;
     let redis = RedisServer::start(&[]).await;
-    let found = compare(Pair { reference: redis.address, subject: agent.address }, 12).await;
+    let pair = Pair::new(redis.address, agent.address);
+    let found = compare(&pair, 12).await;
     assert!(found.is_none(), "{}", report(&found.unwrap()));
+    assert!(pair.told() > 0, "no client was told anything");
 }
 
 /// Sequences that have shown a difference once.
@@ -89,7 +92,7 @@ async fn what_has_differed_once_does_not_again() {
     let world = World::start(ClusterOptions::default().size(1, 0)).await;
     let agent = agent(&world, "agent", AgentOptions::default()).await;
     let redis = RedisServer::start(&[]).await;
-    let pair = Pair { reference: redis.address, subject: agent.address };
+    let pair = Pair::new(redis.address, agent.address);
     for line in FOUND {
         let steps: Vec<Step> = line.split("; ").map(Step::typed).collect();
         let found = pair.run(&steps).await;
@@ -103,7 +106,7 @@ async fn a_difference_is_found_and_made_short() {
     let one = RedisServer::start(&[]).await;
     for missing in ["GETDEL", "HSETNX", "PERSIST", "EXEC"] {
         let two = RedisServer::start(&["--rename-command", missing, ""]).await;
-        let found = compare(Pair { reference: one.address, subject: two.address }, 200).await;
+        let found = compare(&Pair::new(one.address, two.address), 200).await;
         let found = found.unwrap_or_else(|| panic!("nobody missed {missing}"));
         println!("{}", report(&found));
         assert!(found.1.len() <= 4, "{}", report(&found));
@@ -115,10 +118,14 @@ async fn a_difference_is_found_and_made_short() {
 #[test]
 fn sequences_try_every_command() {
     let mut seen = std::collections::BTreeSet::new();
+    let mut inline = 0;
     for seed in 0..60 {
         for step in sequence(seed) {
             match step {
-                Step::Command { command, .. } => seen.insert(step::name(&command)),
+                Step::Command { command, inline: typed, .. } => {
+                    inline += usize::from(typed);
+                    seen.insert(step::name(&command))
+                }
                 Step::Scan { .. } => seen.insert("scan".into()),
             };
         }
@@ -130,4 +137,5 @@ fn sequences_try_every_command() {
     for command in all.split_whitespace() {
         assert!(seen.contains(command), "{command} is never tried");
     }
+    assert!(inline > 100, "hardly any command is a line: {inline}");
 }

@@ -106,13 +106,13 @@ async fn object(world: &World, session: &str) -> Value {
 /// kubectl makes of it, and is gone when the object is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_mcp_session_is_its_object_in_every_pod() {
-    is_its_object_in_every_pod([McpSessions::Library; 3]).await;
+    Box::pin(is_its_object_in_every_pod([McpSessions::Library; 3])).await;
 }
 
 /// The same where a server speaks to the agent of its pod, with a Redis client; beside a pod that needs none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_mcp_session_is_its_object_in_every_pod_through_agents() {
-    is_its_object_in_every_pod([McpSessions::Agent, McpSessions::Library, McpSessions::Agent]).await;
+    Box::pin(is_its_object_in_every_pod([McpSessions::Agent, McpSessions::Library, McpSessions::Agent])).await;
 }
 
 async fn is_its_object_in_every_pod(sessions: [McpSessions; 3]) {
@@ -189,13 +189,13 @@ async fn is_its_object_in_every_pod(sessions: [McpSessions; 3]) {
 /// What nobody can vouch for is refused so that clients try again. A 404 would end the session for them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_mcp_session_that_nobody_can_vouch_for_is_refused_and_not_called_ended() {
-    is_refused_and_not_called_ended([McpSessions::Library; 3]).await;
+    Box::pin(is_refused_and_not_called_ended([McpSessions::Library; 3])).await;
 }
 
 /// The same with agents.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_mcp_session_that_no_agent_can_vouch_for_is_refused_and_not_called_ended() {
-    is_refused_and_not_called_ended([McpSessions::Agent; 3]).await;
+    Box::pin(is_refused_and_not_called_ended([McpSessions::Agent; 3])).await;
 }
 
 async fn is_refused_and_not_called_ended(sessions: [McpSessions; 3]) {

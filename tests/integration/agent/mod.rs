@@ -15,7 +15,7 @@ mod hostile;
 mod keyed;
 mod life;
 mod mcp;
-mod redis;
+pub mod redis;
 mod redis_tools;
 mod sessions;
 mod settings;

@@ -44,6 +44,36 @@ async fn what_clients_may_take_is_set_by_variables() {
     assert!(client.call(&["HGETALL", "s1"]).await.is_err(), "more than may wait for it");
 }
 
+/// The variables that a subcommand knows, all of them empty.
+fn empty_variables(subcommand: &str) -> Vec<(String, String)> {
+    let help = Command::new(crate::programs().session).args([subcommand, "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let names = help.split("[env: ").skip(1).map(|rest| rest.split(['=', ']']).next().unwrap().to_owned());
+    // These the test kit sets.
+    let names = names.filter(|name| !["KUBECONFIG", "VMCP_LOG_LEVEL"].contains(&&**name));
+    names.map(|name| (name, String::new())).collect()
+}
+
+/// Manifests and shells have no other way to unset what somebody else has set.
+#[tokio::test]
+async fn an_empty_variable_is_an_unset_one() {
+    let world = World::start(ClusterOptions::default().size(0, 0)).await;
+    let variables = empty_variables("agent");
+    assert!(variables.len() > 25, "{variables:?}");
+    let options = AgentOptions { env: variables, ..AgentOptions::default() };
+    let agent = world.agent("agent-1", options).await.unwrap();
+    let mut client = agent.client().await.unwrap();
+    ask(&mut client, &["HSET", "s1", "user", "alice"]).await;
+    assert_eq!(ask(&mut client, &["HGET", "s1", "user"]).await, "alice".into());
+    let writer = ["get", "vmcps", "s1", "--show-managed-fields", "-o", "jsonpath={.metadata.managedFields[*].manager}"];
+    assert_eq!(world.kubectl(&writer).await.unwrap(), "vmcp/agent-1");
+
+    let variables = empty_variables("controller");
+    assert!(variables.len() > 25, "{variables:?}");
+    let options = ClusterOptions { controller_env: variables, ..ClusterOptions::default() };
+    World::start(options.size(1, 1)).await;
+}
+
 #[tokio::test]
 async fn an_agent_is_ready_with_an_api_server_and_without_a_lease() {
     let world = World::start(ClusterOptions::default().size(0, 0)).await;

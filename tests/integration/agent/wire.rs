@@ -139,9 +139,14 @@ impl Connection {
 
     /// Reads an answer; pushes that come before it are passed over.
     pub async fn answer(&mut self) -> io::Result<Value> {
+        self.answer_behind(&mut Vec::new()).await
+    }
+
+    /// Reads an answer, and the pushes that come before it.
+    pub async fn answer_behind(&mut self, pushes: &mut Vec<Value>) -> io::Result<Value> {
         loop {
             match self.read().await? {
-                Value::Push(_) => {}
+                push @ Value::Push(_) => pushes.push(push),
                 answer => return Ok(answer),
             }
         }

@@ -47,7 +47,7 @@ async fn under_a_lease_a_session_is_served_without_asking_until_it_changes() {
     // A pod: the other one drops it, itself does not.
     let base = cached(&a, "s").await;
     cached(&b, "s").await;
-    let mut metadata = base.metadata().clone();
+    let mut metadata = base.metadata().to_map();
     metadata.insert("k".into(), "2".into());
     a.update(&base, metadata, WriteOptions::default()).await.unwrap();
     assert_eq!(next(&mut at_b).await, ("s".into(), DropReason::Stale));

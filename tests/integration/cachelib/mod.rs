@@ -11,6 +11,7 @@ use vmcp_session::runtime::kube_client::{KubeArgs, Timeouts};
 use crate::programs;
 
 mod everywhere;
+mod hits;
 mod leases;
 mod misses;
 mod sessions;
@@ -28,7 +29,11 @@ fn map<const N: usize>(pairs: [(&str, &str); N]) -> Metadata {
 
 /// An API server with the definition and the accounts, and no controller.
 async fn without_controller() -> Cluster {
-    let cluster = Cluster::start(programs(), ClusterOptions::default().size(0, 0)).await.unwrap();
+    bare(ClusterOptions::default()).await
+}
+
+async fn bare(options: ClusterOptions) -> Cluster {
+    let cluster = Cluster::start(programs(), options.size(0, 0)).await.unwrap();
     // The first write of a new type takes an API server two seconds; some tests have shorter deadlines.
     let first = VmcpSession::new("first", VmcpSessionSpec::default());
     objects(&cluster).create(&PostParams::default(), &first).await.unwrap();

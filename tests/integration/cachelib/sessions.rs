@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
-use testkit::{Cluster, ProxyMode, TcpProxy, Verb, eventually};
+use testkit::{Cluster, ClusterOptions, ProxyMode, TcpProxy, Verb, eventually};
 use vmcp_session::agent::sessions::{
     Condition, Entry, Exact, Failure, Form, Sessions, SessionsConfig, Ttl, now_millis, parse_value,
 };
 use vmcp_session::api::{LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use vmcp_session::cache::{Metadata, Visibility};
 
-use super::{CANARY, SOON, cached, leased, map, next, objects, pod, with_controllers, without_controller};
+use super::{CANARY, SOON, bare, cached, leased, map, next, objects, pod, with_controllers, without_controller};
 
 const HOUR: Ttl = Ttl::Millis(3_600_000);
 
@@ -106,6 +106,15 @@ async fn a_key_lives_as_in_redis_and_is_an_object_of_kubernetes() {
     assert!(!b.delete(&hash).await.unwrap());
     assert!(b.replace(&hash, Metadata::new(), None, Ttl::Keep, Exact::No).await.unwrap().is_none());
     assert!(b.expire(&hash, Ttl::Millis(90_000)).await.unwrap().is_none());
+
+    // What nobody here knows is made without a look-up, of which there may be a few only.
+    let mark = cluster.plane.audit().mark().unwrap();
+    set(&b, "mcp:new", "{}", HOUR).await;
+    let asked = requests(&cluster, mark, "new").await;
+    assert!(matches!(asked[..], [(verb, 201)] if verb.is_write()), "{asked:?}");
+    // It may be there all the same.
+    let a_user = set(&a, "mcp:new", r#"{"user":"u"}"#, HOUR).await;
+    assert_eq!(a_user.json(), r#"{"user":"u"}"#);
 
     let refused = a.set(b"other", map_("{}"), Form::String, HOUR, Condition::Always).await.unwrap_err();
     assert!(refused.text().starts_with("ERR ") && refused.text().contains("'mcp:'"), "{refused}");
@@ -313,6 +322,19 @@ async fn values_of_one_pod_evict_nobody_and_reach_nobody() {
     assert_eq!(next(&mut at_b).await.0, "s");
     assert_eq!(get(&b, "mcp:s").await.unwrap().json(), r#"{"user":"other"}"#);
     assert_eq!((a.cache().state().evictions, b.cache().state().evictions).0.iter().map(|(_, n)| n).sum::<u64>(), 1);
+
+    // What others have put into the object under such a key stays there, and does not become this pod's by being seen.
+    cluster.patch("s", &json!({"conn-q": "theirs"})).await.unwrap();
+    assert_eq!(next(&mut at_b).await.0, "s");
+    let mut idea = get(&b, "mcp:s").await.unwrap().to_map();
+    assert_eq!(idea["conn-q"], "theirs");
+    idea.insert("user".into(), "third".into());
+    b.set(b"mcp:s", idea, Form::String, HOUR, Condition::Present).await.unwrap().unwrap();
+    let object = objects(&cluster).get("s").await.unwrap();
+    assert_eq!(object.spec.metadata, map([("conn-q", "theirs"), ("user", "third")]));
+    cluster.patch("s", &json!({"conn-q": "theirs, anew"})).await.unwrap();
+    assert_eq!(next(&mut at_b).await.0, "s");
+    assert_eq!(get(&b, "mcp:s").await.unwrap().get("conn-q"), Some("theirs, anew"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -404,12 +426,12 @@ async fn any_id_is_a_session_and_a_hashed_one_is_nowhere_to_be_seen() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn objects_of_others_are_sessions_too() {
-    let cluster = without_controller().await;
+    let cluster = bare(ClusterOptions::default().without_policies()).await;
     let a = sessions_at(&cluster, "a", cluster.plane.url(), &committed()).await;
     let spec = VmcpSessionSpec { metadata: map([("k", "1")]), ..VmcpSessionSpec::default() };
     objects(&cluster).create(&PostParams::default(), &VmcpSession::new("applied", spec)).await.unwrap();
     let seen = get(&a, "mcp:applied").await.unwrap();
-    assert_eq!((seen.form(), seen.deadline(), seen.json()), (Form::Hash, None, r#"{"k":"1"}"#.to_owned()));
+    assert_eq!((seen.form(), seen.deadline(), seen.json()), (Form::Hash, None, r#"{"k":"1"}"#.into()));
     let nonsense = json!({"metadata": {"annotations": {"vmcp.dev/form": "list", "vmcp.dev/expires-at": "soon"}},
         "spec": {"idleTimeoutSeconds": 90}});
     objects(&cluster).patch("applied", &PatchParams::default(), &Patch::Merge(&nonsense)).await.unwrap();

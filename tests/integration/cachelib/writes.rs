@@ -36,7 +36,7 @@ async fn a_session_is_created_read_changed_and_deleted() {
 
     let mut evictions = b.subscribe();
     let updated = a.update(&created, map([("k", "2"), ("new", "y")]), WriteOptions::default()).await.unwrap();
-    assert_eq!(updated.metadata(), &map([("k", "2"), ("new", "y")]));
+    assert_eq!(*updated.metadata(), map([("k", "2"), ("new", "y")]));
     let seen = b.get("s1").await.unwrap();
     assert_eq!((seen.origin(), seen.metadata(), seen.generation()), (Origin::Restored, updated.metadata(), 2));
     assert_eq!(next(&mut evictions).await, ("s1".into(), DropReason::Stale));
@@ -60,7 +60,7 @@ async fn two_writers_of_different_keys_lose_nothing() {
     let write = async |cache: &Cache, key: &str| {
         let mut base = created.clone();
         for round in 0..ROUNDS {
-            let mut metadata = base.metadata().clone();
+            let mut metadata = base.metadata().to_map();
             metadata.insert(format!("{key}{}", round % 10), round.to_string());
             base = cache.update(&base, metadata, WriteOptions::default()).await.unwrap();
         }
@@ -73,7 +73,7 @@ async fn two_writers_of_different_keys_lose_nothing() {
             expected.insert(format!("{key}{digit}"), (ROUNDS - 10 + digit).to_string());
         }
     }
-    assert_eq!(end.metadata(), &expected);
+    assert_eq!(*end.metadata(), expected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,13 +90,13 @@ async fn a_late_write_never_touches_a_successor_and_brings_nothing_back() {
     assert_eq!(late.unwrap_err(), WriteError::Replaced);
     assert_eq!(a.delete(&old, WriteOptions::default()).await.unwrap_err(), WriteError::Replaced);
     assert_eq!(
-        a.update(&old, old.metadata().clone(), WriteOptions::default()).await.unwrap_err(),
+        a.update(&old, old.metadata().to_map(), WriteOptions::default()).await.unwrap_err(),
         WriteError::Replaced
     );
     assert_eq!(api.get("s").await.unwrap().spec, spec, "the successor is untouched");
 
     api.delete("s", &DeleteParams::default()).await.unwrap();
-    for metadata in [map([("k", "late")]), old.metadata().clone()] {
+    for metadata in [map([("k", "late")]), old.metadata().to_map()] {
         let late = a.update(&old, metadata, WriteOptions::default()).await;
         assert_eq!(late.unwrap_err(), WriteError::NotFound);
     }
@@ -129,8 +129,8 @@ async fn what_changes_nothing_sends_nothing() {
     let session = a.create("s", map([("k", "1")]), CreateOptions::default()).await.unwrap();
     cluster.patch("s", &json!({"theirs": "x"})).await.unwrap();
     let mark = cluster.plane.audit().mark().unwrap();
-    let same = a.update(&session, session.metadata().clone(), WriteOptions::default()).await.unwrap();
-    assert_eq!(same.metadata(), &map([("k", "1"), ("theirs", "x")]), "the answer is the session as it is now");
+    let same = a.update(&session, session.metadata().to_map(), WriteOptions::default()).await.unwrap();
+    assert_eq!(*same.metadata(), map([("k", "1"), ("theirs", "x")]), "the answer is the session as it is now");
     let writes = cluster.plane.audit().count_since(mark, AuditEntry::is_write).unwrap();
     assert_eq!(writes, 0);
 }

@@ -139,3 +139,39 @@ fn nobody_keeps_a_session_of_another_namespace_alive() {
         println!("it expired after {:?}", begun.elapsed());
     });
 }
+
+/// Whether a session exists in another namespace is not to be learned: neither by saying that one holds it, nor by asking who
+/// else does.
+#[test]
+fn what_exists_elsewhere_cannot_be_told_from_what_does_not() {
+    on_shared(async |shared| {
+        let (there, uid) = shared.session(shared.namespace(), "elsewhere", &json!({"metadata": {"k": "1"}})).await;
+        let mut owner = shared.agent(shared.namespace()).await;
+        hold(&owner, &there, uid, 1).await;
+        owner.leased().await;
+        let version: u64 = there.metadata.resource_version.as_deref().unwrap().parse().unwrap();
+        let mut answers = Vec::new();
+        for name in ["elsewhere", "nowhere"] {
+            let mut stranger = shared.agent(OTHER).await;
+            let mut claimed = there.clone();
+            claimed.metadata.name = Some(name.to_owned());
+            hold(&stranger, &claimed, uid, 1).await;
+            let evictions = stranger.signals().await.evictions;
+            let told: Vec<_> = evictions.iter().map(|e| (e.gone, e.below, e.uid.clone())).collect();
+            stranger.say(confirm(1, name, uid, 1, version)).await;
+            let confirmed = soon("an answer", async {
+                loop {
+                    match stranger.hear().await.unwrap() {
+                        Heard::Confirmed(confirmed) => return format!("{confirmed:?}"),
+                        Heard::ConfirmRefused(refused) => return format!("{refused:?}"),
+                        _ => {}
+                    }
+                }
+            });
+            answers.push((told, confirmed.await));
+        }
+        assert_eq!(answers[0], answers[1]);
+        let heard = owner.signals().await;
+        assert_eq!((heard.evictions.len(), heard.barriers.len()), (0, 0), "{heard:?}");
+    });
+}

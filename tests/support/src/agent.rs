@@ -66,8 +66,10 @@ pub struct AgentPod {
     pub api: Option<TcpProxy>,
     /// The proxies through which it reaches the replicas, if it has them.
     pub streams: Vec<TcpProxy>,
-    /// The files with its tokens.
+    /// The files with its token.
     pub access: TokenAccess,
+    /// The file with its token for the replicas.
+    pub stream_token: PathBuf,
     /// The program, its arguments and its environment: what `agent get` and the like are run with.
     pub command: (PathBuf, Vec<String>),
     launch: Launch,
@@ -95,6 +97,7 @@ impl AgentPod {
             }
         }
         let pod = plane.create_pod(namespace, name, POD_ACCOUNT, ip.ip()).await?;
+        let pod = cluster.token_holder(&pod, POD_ACCOUNT, ip.ip()).await?;
         let lifetime = cluster.options.token_lifetime;
         let token = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &[], lifetime).await?;
         let access = plane.kubeconfig_for_token(name, &url, &token)?;
@@ -120,8 +123,21 @@ impl AgentPod {
         let command = (program.clone(), args.clone());
         let launch = Launch::new(cluster, name, &program, args, &access).env(options.env);
         let process = launch.spawn()?;
-        let name = name.to_owned();
-        let agent = Self { process, address, socket, admin, name, api, streams, access, command, launch, _ip: ip };
+        let (name, stream_token) = (name.to_owned(), stream.token_file);
+        let agent = Self {
+            process,
+            address,
+            socket,
+            admin,
+            name,
+            api,
+            streams,
+            access,
+            stream_token,
+            command,
+            launch,
+            _ip: ip,
+        };
         agent.wait_listening().await?;
         Ok(agent)
     }

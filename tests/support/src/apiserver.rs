@@ -1,6 +1,6 @@
 //! One kube-apiserver.
 
-use crate::{AuditLog, Component, Error, Result, control_plane::Shared};
+use crate::{AuditLog, Component, Error, Result, control_plane::Shared, real_node, rights};
 use kube::{Client, Config};
 use std::{
     fs,
@@ -50,7 +50,12 @@ impl ApiServer {
         fs::create_dir_all(&dir).map_err(Error::io(format!("creating {}", dir.display())))?;
         let audit = AuditLog::new(dir.join("audit.log"));
         let policy = shared.dir.write("audit-policy.yaml", AUDIT_POLICY)?;
-        let serving = shared.authority.server(address.ip())?;
+        let ip = address.ip().to_string();
+        let mut names = vec!["127.0.0.1", "localhost", "kubernetes.default.svc", &ip];
+        if shared.real_node {
+            names.extend(real_node::API_SERVER_NAMES);
+        }
+        let serving = shared.authority.server("kube-apiserver", &names)?;
         let cert = shared.dir.write(format!("{name}/tls.crt"), &serving.cert)?;
         let key = shared.dir.write(format!("{name}/tls.key"), &serving.key)?;
 
@@ -63,7 +68,7 @@ impl ApiServer {
             format!("--tls-cert-file={}", cert.display()),
             format!("--tls-private-key-file={}", key.display()),
             format!("--client-ca-file={}", shared.dir.join("ca.crt").display()),
-            "--authorization-mode=RBAC".into(),
+            format!("--authorization-mode={}", if shared.real_node { "Node,RBAC" } else { "RBAC" }),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--service-account-key-file={}", shared.dir.join("sa.pub").display()),
             format!("--service-account-signing-key-file={}", shared.dir.join("sa.key").display()),
@@ -79,6 +84,9 @@ impl ApiServer {
         if !shared.controller_manager {
             // Nobody creates the account "default" in each namespace, and the plugin refuses pods without it.
             args.push("--disable-admission-plugins=ServiceAccount".into());
+        }
+        if shared.real_node {
+            args.extend(real_node::apiserver_args(shared)?);
         }
         args.extend_from_slice(extra);
         let component = Component::start(
@@ -137,5 +145,11 @@ impl Deref for ApiServer {
 
     fn deref(&self) -> &Component {
         &self.component
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        rights::leave(&self.audit, &self.component.restarts());
     }
 }

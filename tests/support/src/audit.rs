@@ -1,8 +1,9 @@
 //! The audit log of an API server: who asked for what.
 
 use crate::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{
+    collections::HashMap,
     fs::File,
     io::{ErrorKind, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -28,6 +29,8 @@ pub struct AuditEntry {
     pub verb: Verb,
     /// Who asked; an account is `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
+    /// The pod that the token was bound to which was shown.
+    pub pod: String,
     /// For whom it was asked, when somebody was impersonated.
     pub impersonated_user: String,
     /// The client program, as it names itself.
@@ -51,7 +54,7 @@ pub struct AuditEntry {
 }
 
 /// The verbs of Kubernetes, as far as tests ask for them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the verbs of Kubernetes")]
 pub enum Verb {
@@ -184,6 +187,14 @@ struct Event {
 struct User {
     #[serde(default)]
     username: String,
+    #[serde(default)]
+    extra: HashMap<String, Vec<String>>,
+}
+
+impl User {
+    fn pod(&mut self) -> String {
+        self.extra.remove("authentication.kubernetes.io/pod-name").unwrap_or_default().pop().unwrap_or_default()
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -204,11 +215,12 @@ struct ResponseStatus {
 
 fn parse(line: &[u8]) -> Result<AuditEntry> {
     let malformed = |e| Error::Malformed(format!("a line of the audit log: {e}: {}", String::from_utf8_lossy(line)));
-    let event: Event = serde_json::from_slice(line).map_err(malformed)?;
+    let mut event: Event = serde_json::from_slice(line).map_err(malformed)?;
     let ObjectRef { api_group: group, resource, subresource, namespace, name } = event.object_ref;
     Ok(AuditEntry {
         stage: event.stage,
         verb: event.verb,
+        pod: event.user.pod(),
         user: event.user.username,
         impersonated_user: event.impersonated_user.username,
         user_agent: event.user_agent,

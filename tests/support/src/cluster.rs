@@ -5,7 +5,12 @@ use crate::{
     AgentOptions, AgentPod, ControlPlane, ControlPlaneOptions, Controller, Error, Result, StreamFiles, VmcpPod,
     eventually, policy_rule,
 };
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use k8s_openapi::api::core::v1::Pod;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Namespace of the controller.
 pub(crate) const OPERATOR: &str = "vmcp-system";
@@ -28,6 +33,8 @@ pub struct Programs {
     pub crd: PathBuf,
     /// The controller's account and rights.
     pub rbac: PathBuf,
+    /// What the API server is to refuse.
+    pub policy: PathBuf,
 }
 
 impl Programs {
@@ -46,6 +53,7 @@ impl Programs {
             pod: folder.join("examples/pod"),
             crd: PathBuf::from(root).join("crds/vmcpsessions.vmcp.dev.yaml"),
             rbac: PathBuf::from(root).join("deploy/rbac/controller.yaml"),
+            policy: PathBuf::from(root).join("deploy/policy/sessions.yaml"),
         };
         for program in [&programs.session, &programs.pod] {
             if !program.exists() {
@@ -58,6 +66,7 @@ impl Programs {
 }
 
 /// What a cluster has.
+#[allow(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
     /// Replicas of the controller.
@@ -79,12 +88,27 @@ pub struct ClusterOptions {
     /// Whether the controllers make their certificate themselves. Then [`Cluster::streams`] must be told of the authority before
     /// pods connect: [`Cluster::sync_bundle`] does what a kubelet would.
     pub own_certificates: bool,
+    /// More variables of each replica's environment.
+    pub controller_env: Vec<(String, String)>,
+    /// Whether the API server refuses what the chart's policies say. It is optional there, so some tests are without.
+    pub policies: bool,
     /// What the controllers and the pods log.
     pub log_level: String,
     /// How long tokens last. Nobody renews them.
     pub token_lifetime: Duration,
+    /// What the tokens that processes start with are bound to.
+    pub tokens: TokensOf,
     /// The control plane's options.
     pub plane: ControlPlaneOptions,
+}
+
+/// Whose the tokens of a process are: they end with this pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokensOf {
+    /// The pod of the process.
+    Process,
+    /// A pod of their own, called after that of the process with `-tokens` behind: it can be deleted, and the process stays.
+    Another,
 }
 
 impl Default for ClusterOptions {
@@ -98,9 +122,12 @@ impl Default for ClusterOptions {
             api_server: None,
             stream_proxies: false,
             controller_args: Vec::new(),
+            controller_env: Vec::new(),
             own_certificates: false,
+            policies: true,
             log_level: "info,vmcp_session=debug".into(),
             token_lifetime: Duration::from_hours(1),
+            tokens: TokensOf::Process,
             plane: ControlPlaneOptions::default(),
         }
     }
@@ -125,6 +152,13 @@ impl ClusterOptions {
     #[must_use]
     pub fn proxied(mut self) -> Self {
         (self.api_proxies, self.stream_proxies) = (true, true);
+        self
+    }
+
+    /// Without the chart's policies: for what somebody may write where they are not installed.
+    #[must_use]
+    pub fn without_policies(mut self) -> Self {
+        self.policies = false;
         self
     }
 
@@ -194,10 +228,21 @@ impl Cluster {
         std::fs::rename(&new, &self.streams.ca).map_err(failed())
     }
 
-    /// Just what each account needs.
+    /// The pod that the tokens of the process in `pod` are bound to.
+    pub(crate) async fn token_holder(&self, pod: &Pod, account: &str, ip: IpAddr) -> Result<Pod> {
+        if self.options.tokens == TokensOf::Process {
+            return Ok(pod.clone());
+        }
+        let of = |name: &Option<String>| name.clone().unwrap_or_default();
+        let name = format!("{}-tokens", of(&pod.metadata.name));
+        self.plane.create_pod(&of(&pod.metadata.namespace), &name, account, ip).await
+    }
+
+    /// Just what each account needs, and what nobody may do.
     async fn grant(&self) -> Result<()> {
-        let rbac = self.programs.rbac.display().to_string();
-        self.plane.kubectl(&["apply", "-f", &rbac]).await?;
+        let (rbac, policy) = (self.programs.rbac.display().to_string(), self.programs.policy.display().to_string());
+        let both = ["apply", "-f", &rbac, "-f", &policy];
+        self.plane.kubectl(if self.options.policies { &both } else { &both[..3] }).await?;
         let verbs = &["get", "create", "patch", "delete"];
         let pod = vec![policy_rule("vmcp.dev", &["vmcpsessions"], verbs)];
         self.plane.bind_role(&self.options.namespace, POD_ACCOUNT, pod).await?;

@@ -1,7 +1,12 @@
 //! A part of the control plane that tests stop, kill, pause and start again.
 
 use crate::{Error, Process, Result, eventually};
-use std::{path::PathBuf, time::Duration};
+use k8s_openapi::jiff::Timestamp;
+use std::{
+    path::PathBuf,
+    sync::{Mutex as StdMutex, PoisonError},
+    time::Duration,
+};
 use tokio::{sync::Mutex, time::timeout};
 
 /// How long a part may take to be ready, on a busy machine.
@@ -21,6 +26,8 @@ pub struct Component {
     health: &'static str,
     client: kube::Client,
     process: Mutex<Option<Process>>,
+    /// When it was started again.
+    restarts: StdMutex<Vec<Timestamp>>,
 }
 
 impl Component {
@@ -34,7 +41,8 @@ impl Component {
         health: &'static str,
         client: kube::Client,
     ) -> Result<Self> {
-        let part = Self { name: name.to_owned(), url, program, args, log, health, client, process: Mutex::new(None) };
+        let (name, process, restarts) = (name.to_owned(), Mutex::default(), StdMutex::default());
+        let part = Self { name, url, program, args, log, health, client, process, restarts };
         let process = part.spawn()?;
         Ok(Self { process: Mutex::new(Some(process)), ..part })
     }
@@ -107,8 +115,14 @@ impl Component {
         let mut process = self.process.lock().await;
         if process.as_ref().is_none_or(|p| !p.is_running()) {
             *process = Some(self.spawn()?);
+            self.restarts.lock().unwrap_or_else(PoisonError::into_inner).push(Timestamp::now());
         }
         Ok(())
+    }
+
+    /// When it was started again so far.
+    pub fn restarts(&self) -> Vec<Timestamp> {
+        self.restarts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until it says that it is ready. Fails at once when its process has ended.

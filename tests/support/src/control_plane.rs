@@ -37,6 +37,8 @@ pub struct ControlPlaneOptions {
     pub controller_manager: bool,
     /// More arguments for each API server.
     pub apiserver_args: Vec<String>,
+    /// Whether a real node joins it: see [`RealNode`](crate::RealNode).
+    pub(crate) real_node: bool,
 }
 
 impl ControlPlaneOptions {
@@ -72,9 +74,10 @@ pub struct ControlPlane {
 pub(crate) struct Shared {
     pub(crate) assets: Assets,
     pub(crate) authority: Authority,
-    admin: Identity,
+    pub(crate) admin: Identity,
     pub(crate) etcd_url: String,
     pub(crate) controller_manager: bool,
+    pub(crate) real_node: bool,
     pub(crate) apiservers: AtomicUsize,
     pub(crate) loopback: LoopbackAddr,
     pub(crate) dir: Scratch,
@@ -159,6 +162,7 @@ impl ControlPlane {
             authority,
             etcd_url: format!("http://{}", loopback.free_socket()?),
             controller_manager: options.controller_manager,
+            real_node: options.real_node,
             apiservers: AtomicUsize::new(0),
             loopback,
             dir,
@@ -187,12 +191,15 @@ impl ControlPlane {
         }
         let namespaces = Api::<Namespace>::all(self.client());
         eventually(STEP, "the namespace default exists", async || namespaces.get("default").await.ok()).await?;
-        let node = Node {
-            metadata: kube::core::ObjectMeta { name: Some(NODE.into()), ..Default::default() },
-            ..Default::default()
-        };
-        let created = Api::<Node>::all(self.client()).create(&kube::api::PostParams::default(), &node).await;
-        created.map_err(Error::api("creating the node of the pods"))?;
+        // A kubelet registers its own.
+        if !self.options.real_node {
+            let node = Node {
+                metadata: kube::core::ObjectMeta { name: Some(NODE.into()), ..Default::default() },
+                ..Default::default()
+            };
+            let created = Api::<Node>::all(self.client()).create(&kube::api::PostParams::default(), &node).await;
+            created.map_err(Error::api("creating the node of the pods"))?;
+        }
         if self.options.controller_manager {
             let accounts = Api::<ServiceAccount>::namespaced(self.client(), "default");
             eventually(STEP, "the controller manager works", async || accounts.get("default").await.ok()).await?;
@@ -328,8 +335,9 @@ fn start_controller_manager(shared: &Arc<Shared>, url: &str) -> Result<Process> 
     let kubeconfig = shared.kubeconfig(url, &Credential::Certificate(&user)).to_string();
     let kubeconfig = shared.dir.write("controller-manager.kubeconfig", kubeconfig)?;
     let address = shared.loopback.free_socket()?;
-    // Pods here have no kubelet that would keep their node alive, and these would delete them for it.
-    let controllers = "*,-node-lifecycle-controller,-pod-garbage-collector-controller,-taint-eviction-controller";
+    // Without a kubelet that keeps the node of the pods alive, these would delete them.
+    let without_node = "*,-node-lifecycle-controller,-pod-garbage-collector-controller,-taint-eviction-controller";
+    let controllers = if shared.real_node { "*" } else { without_node };
     Process::builder("kube-controller-manager", shared.assets.program("kube-controller-manager")?)
         .arg(format!("--kubeconfig={}", kubeconfig.display()))
         .arg(format!("--bind-address={}", address.ip()))

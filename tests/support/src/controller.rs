@@ -26,8 +26,10 @@ pub struct Controller {
     pub admin: SocketAddr,
     /// Name of its pod.
     pub name: String,
-    /// The files with its tokens.
+    /// The files with its token.
     pub access: TokenAccess,
+    /// The file with its token for other replicas.
+    pub peer_token: PathBuf,
     launch: Launch,
     _ip: LoopbackAddr,
 }
@@ -40,6 +42,7 @@ impl Controller {
         let api = if cluster.options.api_proxies { Some(api_proxy(cluster).await?) } else { None };
         let url = api.as_ref().map_or_else(|| plane.url().to_owned(), TcpProxy::https_url);
         let pod = plane.create_pod(OPERATOR, name, CONTROLLER_ACCOUNT, ip.ip()).await?;
+        let pod = cluster.token_holder(&pod, CONTROLLER_ACCOUNT, ip.ip()).await?;
         let lifetime = cluster.options.token_lifetime;
         let token = plane.token_for_pod(OPERATOR, CONTROLLER_ACCOUNT, &pod, &[], lifetime).await?;
         let access = plane.kubeconfig_for_token(name, &url, &token)?;
@@ -60,9 +63,10 @@ impl Controller {
         }
         args.extend(cluster.options.controller_args.iter().cloned());
         let launch = Launch::new(cluster, name, &cluster.programs.session, args, &access);
+        let launch = launch.env(cluster.options.controller_env.clone());
         let process = launch.spawn()?;
-        let name = name.to_owned();
-        Ok(Self { process, api, address, admin, name, access, launch, _ip: ip })
+        let (name, peer_token) = (name.to_owned(), peer.token_file);
+        Ok(Self { process, api, address, admin, name, access, peer_token, launch, _ip: ip })
     }
 
     /// Starts it again, after it has ended.

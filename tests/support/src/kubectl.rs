@@ -73,18 +73,22 @@ impl Kubectl {
         if status.success() {
             return Ok(stdout);
         }
-        let command = format!("kubectl {}", args.join(" "));
+        let name = self.program.file_name().unwrap_or_default().display();
+        let command = format!("{name} {}", args.join(" "));
         Err(Error::Command { command, status, stderr: stderr.trim_end().to_owned() })
     }
 }
 
 impl ControlPlane {
+    /// Runs another program as kubectl is run: with its output caught, and a deadline.
+    pub(crate) async fn tool(&self, program: impl Into<PathBuf>, args: &[&str]) -> Result<String> {
+        Kubectl { program: program.into(), ..self.kubectl_runner().clone() }.succeed(args, None).await
+    }
+
     /// Runs Helm as the administrator, from the folder of the control plane's programs; returns what it prints. It must
     /// succeed.
     pub async fn helm(&self, args: &[&str]) -> Result<String> {
-        let program = self.shared().assets.program("helm")?;
-        let helm = Kubectl { program, ..self.kubectl_runner().clone() };
-        helm.succeed(args, None).await
+        self.tool(self.shared().assets.program("helm")?, args).await
     }
 
     /// Runs kubectl as administrator and returns what it printed; an error when it fails. Another identity is given by

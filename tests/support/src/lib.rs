@@ -4,6 +4,7 @@
 //! | to get | use |
 //! |---|---|
 //! | etcd and kube-apiserver, started, stopped, killed, paused | [`ControlPlane`], [`ApiServer`], [`Component`] |
+//! | all of that with a node on which pods really run | [`RealNode`] |
 //! | connections that are slow, silent or cut | [`TcpProxy`] |
 //! | a whole cluster: controllers and pods as processes | [`Cluster`], [`Controller`], [`VmcpPod`], [`PodClient`] |
 //! | a vMCP server that speaks MCP, and a client of another make | [`McpScene`], [`McpClient`] |
@@ -11,6 +12,7 @@
 //! | a program under supervision | [`Process`] |
 //! | service accounts, roles, pods and tokens bound to them | the methods of [`ControlPlane`] |
 //! | the requests that an API server has answered | [`AuditLog`] |
+//! | the rights that the programs used for them, and those that the chart grants | [`RightUsed`], [`Grant`] |
 //! | an address of one's own | [`LoopbackAddr`] |
 //! | a condition to come true | [`eventually`] |
 //!
@@ -26,6 +28,7 @@ mod component;
 mod control_plane;
 mod controller;
 mod error;
+mod grants;
 mod identity;
 mod kubectl;
 mod loopback;
@@ -33,7 +36,9 @@ mod mcp;
 mod pki;
 mod process;
 mod proxy;
+mod real_node;
 mod resp;
+mod rights;
 mod scratch;
 mod supervisor;
 mod vmcp_pod;
@@ -42,11 +47,12 @@ mod wait;
 pub use agent::{AgentOptions, AgentPod};
 pub use apiserver::ApiServer;
 pub use audit::{AuditEntry, AuditLog, AuditMark, Verb};
-pub use cluster::{Cluster, ClusterOptions, Programs};
+pub use cluster::{Cluster, ClusterOptions, Programs, TokensOf};
 pub use component::Component;
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
 pub use controller::Controller;
 pub use error::{Error, Result};
+pub use grants::{Grant, rendered_chart};
 pub use identity::{TokenAccess, policy_rule};
 pub use kubectl::KubectlOutput;
 pub use loopback::{LoopbackAddr, free_port};
@@ -54,6 +60,8 @@ pub use mcp::{Exchange, McpAnswer, McpClient, McpPod, McpPrograms, McpScene, Mcp
 pub use pki::{StreamFiles, stream_authority};
 pub use process::{Process, ProcessBuilder};
 pub use proxy::{ProxyMode, TcpProxy};
+pub use real_node::{Forward, RealNode};
 pub use resp::{Resp, RespClient};
+pub use rights::RightUsed;
 pub use vmcp_pod::{PodClient, Reply, VmcpPod};
 pub use wait::eventually;

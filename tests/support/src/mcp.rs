@@ -40,18 +40,24 @@ impl McpPrograms {
     /// The programs that cargo and `hack/mcp-client.sh` made. `root` is the folder of the project, `beside` a program
     /// that cargo built. The error says what is missing, and how to get it.
     pub fn find(root: &str, beside: &Path) -> Result<Self> {
-        let root = Path::new(root);
         let server = beside.with_file_name("vmcp-server");
+        if !server.exists() {
+            let what = "the vMCP server is not built: run `cargo build --package vmcp-example-server`";
+            return Err(Error::Malformed(what.into()));
+        }
+        Self::client_only(root).map(|programs| Self { server, ..programs })
+    }
+
+    /// What a client of a server that runs elsewhere needs.
+    pub fn client_only(root: &str) -> Result<Self> {
+        let root = Path::new(root);
         let python = root.join("target/clients/mcp/bin/python");
         let client = root.join("tests/clients/mcp/client.py");
-        let missing = |what: &str| Err(Error::Malformed(what.to_owned()));
-        if !server.exists() {
-            return missing("the vMCP server is not built: run `cargo build --package vmcp-example-server`");
-        }
         if !root.join("target/clients/mcp/stamp").exists() {
-            return missing("there is no Python MCP client: run `hack/mcp-client.sh`, which says what it needs");
+            let what = "there is no Python MCP client: run `hack/mcp-client.sh`, which says what it needs";
+            return Err(Error::Malformed(what.into()));
         }
-        Ok(Self { server, python, client })
+        Ok(Self { server: PathBuf::new(), python, client })
     }
 }
 
@@ -283,7 +289,8 @@ impl McpAnswer {
 }
 
 impl McpClient {
-    async fn start(programs: &McpPrograms, log: &Path) -> Result<Self> {
+    /// Starts one that has no session yet.
+    pub async fn start(programs: &McpPrograms, log: &Path) -> Result<Self> {
         let failed = "waiting for the MCP client";
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(Error::io(failed))?;
         let address = listener.local_addr().map_err(Error::io(failed))?;
@@ -309,7 +316,13 @@ impl McpClient {
 
     /// Begins a session, and ends the one before.
     pub async fn open(&mut self, url: &str) -> Result<McpAnswer> {
-        self.ask(&json!({"do": "open", "url": url})).await
+        self.ask(&json!({"do": "open", "url": url, "reuse": true})).await
+    }
+
+    /// The same with a new connection for each request: behind a Service, which balances connections, the requests come to
+    /// all pods.
+    pub async fn open_spread(&mut self, url: &str) -> Result<McpAnswer> {
+        self.ask(&json!({"do": "open", "url": url, "reuse": false})).await
     }
 
     /// Lists the tools.

@@ -6,7 +6,6 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use std::{
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::LazyLock,
 };
@@ -17,7 +16,7 @@ const CONTROLLER_NAME: &str = "vmcp-session-controller.vmcp-system.svc";
 /// The authority of the streams of all clusters of this process, and the certificate that their controllers show.
 static STREAMS: LazyLock<Result<(String, Identity)>> = LazyLock::new(|| {
     let authority = Authority::new()?;
-    let identity = authority.named_server(CONTROLLER_NAME)?;
+    let identity = authority.server(CONTROLLER_NAME, &[CONTROLLER_NAME])?;
     Ok((authority.cert().to_owned(), identity))
 });
 
@@ -94,21 +93,11 @@ impl Authority {
         &self.cert
     }
 
-    /// A serving certificate for `ip`, for 127.0.0.1 and for the names of the API server.
-    pub(crate) fn server(&self, ip: IpAddr) -> Result<Identity> {
-        let mut params = named("kube-apiserver", &[])?;
-        let names = ["127.0.0.1", "localhost", "kubernetes.default.svc", &ip.to_string()].map(str::to_owned);
-        let sans = CertificateParams::new(names).map_err(malformed)?.subject_alt_names;
-        params.subject_alt_names = sans;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.sign(&params)
-    }
-
-    /// A serving certificate for a DNS name.
-    pub(crate) fn named_server(&self, name: &str) -> Result<Identity> {
+    /// A serving certificate for DNS names and addresses.
+    pub(crate) fn server(&self, name: &str, names: &[&str]) -> Result<Identity> {
         let mut params = named(name, &[])?;
-        let sans = CertificateParams::new([name.to_owned()]).map_err(malformed)?.subject_alt_names;
-        params.subject_alt_names = sans;
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        params.subject_alt_names = CertificateParams::new(names).map_err(malformed)?.subject_alt_names;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(&params)
     }

@@ -13,7 +13,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::Value;
-use std::{net::SocketAddr, ops::Deref, sync::LazyLock, time::Duration};
+use std::{net::SocketAddr, ops::Deref, path::PathBuf, sync::LazyLock, time::Duration};
 
 const READY: Duration = Duration::from_secs(30);
 /// How long an answer may take: longer than a write waits that must be visible everywhere while a replica is dead.
@@ -53,8 +53,10 @@ pub struct VmcpPod {
     pub api: Option<TcpProxy>,
     /// The proxies through which it reaches the replicas, if the cluster has them.
     pub streams: Vec<TcpProxy>,
-    /// The files with its tokens.
+    /// The files with its token.
     pub access: TokenAccess,
+    /// The file with its token for the replicas.
+    pub stream_token: PathBuf,
     client: PodClient,
     launch: Launch,
     _ip: LoopbackAddr,
@@ -79,6 +81,7 @@ impl VmcpPod {
             }
         }
         let pod = plane.create_pod(namespace, name, POD_ACCOUNT, ip.ip()).await?;
+        let pod = cluster.token_holder(&pod, POD_ACCOUNT, ip.ip()).await?;
         let lifetime = cluster.options.token_lifetime;
         let token = plane.token_for_pod(namespace, POD_ACCOUNT, &pod, &[], lifetime).await?;
         let access = plane.kubeconfig_for_token(name, &url, &token)?;
@@ -96,7 +99,8 @@ impl VmcpPod {
         let launch = Launch::new(cluster, name, &cluster.programs.pod, args, &access);
         let process = launch.spawn()?;
         let client = PodClient { name: name.to_owned(), address };
-        let pod = Self { process, api, streams, access, client, launch, _ip: ip };
+        let stream_token = stream.token_file;
+        let pod = Self { process, api, streams, access, stream_token, client, launch, _ip: ip };
         pod.wait_listening().await?;
         Ok(pod)
     }

@@ -48,7 +48,7 @@ impl State for Entry {
     }
 
     fn json(&self) -> Bytes {
-        self.json().into()
+        self.json()
     }
 
     fn json_len(&self) -> usize {
@@ -122,7 +122,7 @@ pub enum Change {
     Put(Put),
     /// Only its timeout changes.
     Expire(Ttl),
-    /// It goes.
+    /// It goes, or is gone already.
     Delete(Exact),
 }
 
@@ -159,6 +159,12 @@ impl Decision {
     /// The key goes.
     pub fn delete(reply: Reply, exact: Exact, events: &'static [&'static str]) -> Self {
         Self { reply, change: Change::Delete(exact), events }
+    }
+
+    /// There is no such key, and there is to be none: nothing changes, but what an earlier deletion has done may have to be
+    /// waited for.
+    pub fn stays_gone(reply: Reply) -> Self {
+        Self { reply, change: Change::Delete(Exact::No), events: &[] }
     }
 
     /// The key has these fields then, and the timeout and form that it had.

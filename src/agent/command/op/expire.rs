@@ -106,13 +106,14 @@ pub fn time<S: State>(state: Option<&S>, unit: Unit) -> i64 {
 /// `EXPIRE` and the like.
 pub fn expire<S: State>(state: Option<&S>, expire: Expire, now: &Clock) -> Decision {
     let Expire { at, ttl, only } = expire;
+    let is_over = at <= i64::try_from(now.millis()).unwrap_or(i64::MAX);
     let Some(state) = state else {
-        return Decision::read(Reply::Int(0));
+        return if is_over { Decision::stays_gone(Reply::Int(0)) } else { Decision::read(Reply::Int(0)) };
     };
     if !only.allows(state.deadline(), at) {
         return Decision::read(Reply::Int(0));
     }
-    if at <= i64::try_from(now.millis()).unwrap_or(i64::MAX) {
+    if is_over {
         return Decision::delete(Reply::Int(1), Exact::No, &["del"]);
     }
     Decision { reply: Reply::Int(1), change: Change::Expire(ttl), events: &["expire"] }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::decide::{Decision, State};
 use super::{HSet, Op, Plan, checked};
@@ -35,10 +35,19 @@ pub fn values<S: State>(state: Option<&S>, fields: &[Bytes]) -> Reply {
 
 /// What `HGETALL` says.
 pub fn all<S: State>(state: Option<&S>) -> Reply {
-    let mut pairs = Vec::with_capacity(state.map_or(0, State::len));
-    if let Some(state) = state {
-        state.each(&mut |field, value| pairs.push((bulk(field), bulk(value))));
-    }
+    let Some(state) = state else {
+        return Reply::Map(Vec::new());
+    };
+    let mut length = 0;
+    state.each(&mut |field, value| length += field.len() + value.len());
+    // All in one piece of memory, of which each is a part: a piece for each would take longer than all the rest.
+    let mut text = BytesMut::with_capacity(length);
+    let mut part = |bytes: &str| {
+        text.put_slice(bytes.as_bytes());
+        Reply::Bulk(text.split().freeze())
+    };
+    let mut pairs = Vec::with_capacity(state.len());
+    state.each(&mut |field, value| pairs.push((part(field), part(value))));
     Reply::Map(pairs)
 }
 
@@ -81,9 +90,12 @@ pub fn set_absent<S: State>(state: Option<&S>, name: &Bytes, value: &Bytes) -> R
 /// `HDEL`. The key goes with its last field, as in Redis.
 pub fn delete<S: State>(state: Option<&S>, fields: &[Bytes]) -> Decision {
     let names = || fields.iter().filter_map(|field| std::str::from_utf8(field).ok());
-    let Some(state) = state.filter(|state| names().any(|name| state.get(name).is_some())) else {
-        return Decision::read(Reply::Int(0));
+    let Some(state) = state else {
+        return Decision::stays_gone(Reply::Int(0));
     };
+    if !names().any(|name| state.get(name).is_some()) {
+        return Decision::read(Reply::Int(0));
+    }
     let mut map = state.to_map();
     let removed = names().filter(|name| map.remove(*name).is_some()).count();
     let reply = Reply::Int(i64::try_from(removed).unwrap_or(i64::MAX));

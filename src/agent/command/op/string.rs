@@ -64,13 +64,15 @@ pub fn set<S: State>(state: Option<&S>, options: &SetOptions, now: &Clock) -> De
     };
     let reply = if options.answers_old { value(state) } else { options.reply(met) };
     if !met {
-        return Decision::read(reply);
+        // `XX`, and what it would have ended is gone.
+        let stays_gone = state.is_none() && options.has_ended(now);
+        return if stays_gone { Decision::stays_gone(reply) } else { Decision::read(reply) };
     }
     let exact = if options.answers_old { Exact::Yes } else { Exact::No };
     if options.has_ended(now) {
         return match state {
             Some(_) => Decision::delete(reply, exact, &["set", "expire", "expired"]),
-            None => Decision::read(reply),
+            None => Decision::stays_gone(reply),
         };
     }
     let put = Put { map: options.map.clone(), form: Some(Form::String), ttl: options.ttl, exact };
@@ -80,7 +82,7 @@ pub fn set<S: State>(state: Option<&S>, options: &SetOptions, now: &Clock) -> De
 /// `GETDEL`
 pub fn get_delete<S: State>(state: Option<&S>) -> Decision {
     match state {
-        None => Decision::read(Reply::Null),
+        None => Decision::stays_gone(Reply::Null),
         Some(_) => Decision::delete(value(state), Exact::Yes, &["del"]),
     }
 }
@@ -88,7 +90,8 @@ pub fn get_delete<S: State>(state: Option<&S>) -> Decision {
 /// `GETEX`
 pub fn get_expire<S: State>(state: Option<&S>, what: &GetExpire, now: &Clock) -> Result<Decision, Refusal> {
     let Some(state) = state else {
-        return Ok(Decision::read(Reply::Null));
+        let ends = has_ended(what, now);
+        return Ok(if ends { Decision::stays_gone(Reply::Null) } else { Decision::read(Reply::Null) });
     };
     let reply = value(Some(state));
     let (change, events): (_, &[_]) = match what {
@@ -101,6 +104,12 @@ pub fn get_expire<S: State>(state: Option<&S>, what: &GetExpire, now: &Clock) ->
         },
     };
     Ok(Decision { reply, change, events })
+}
+
+/// Whether `GETEX` deletes what it answers: its time is over.
+pub fn has_ended(what: &GetExpire, now: &Clock) -> bool {
+    let GetExpire::At(when, value) = what else { return false };
+    matches!(positive(*when, value, "getex", now), Ok(Ttl::At(at)) if at <= now.millis())
 }
 
 /// The timeout that `value` is. Zero and below are refused here, unlike in `EXPIRE`.

@@ -127,11 +127,20 @@ impl Shard {
         self.entries.get(name).filter(|entry| entry.copy.uid == of.uid)?.renewed.get()
     }
 
-    /// A client is given the copy `of`, other than by [`Self::get`].
-    pub fn given(&self, name: &str, of: &Copy, now: Time) {
+    /// A client is given the copy `of`, other than by [`Self::get`]. The copy may have been dropped or replaced meanwhile: the
+    /// client has it all the same.
+    pub fn given(&mut self, name: &str, of: &Arc<Copy>, now: Time) {
         if let Some(entry) = self.entry_of(name, of) {
             entry.used.given(now);
+            return;
         }
+        let entry = self.entries.get(name).filter(|entry| entry.copy.uid == of.uid);
+        // What came since was given to another client: there is one base for all of them, the latest.
+        if entry.is_some_and(|entry| entry.used.is_given()) {
+            return;
+        }
+        let renewal = entry.map_or_else(|| self.formers.renewal(name, of), |entry| entry.renewed.get());
+        self.formers.remember(of.clone(), renewal);
     }
 
     /// A client wrote this, whatever the session is by now: it is what the next difference is taken from.

@@ -9,6 +9,7 @@ use crate::core::cache::facts::Facts;
 use crate::core::cache::renewed::Renewal;
 use crate::core::cache::reports::Reports;
 use crate::core::digest::{Digest, Metadata};
+use crate::core::fields::Fields;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
 
@@ -29,7 +30,7 @@ fn copy(uid: Uid, generation: u64, value: &str) -> Copy {
         generation,
         resource_version: ResourceVersion(generation),
         digest: Digest::of(&metadata),
-        metadata: Arc::new(metadata),
+        metadata: Fields::of(&metadata),
         facts: Facts::default(),
     }
 }
@@ -82,7 +83,7 @@ impl World {
     }
 
     fn base(&self) -> Option<String> {
-        self.shard.base("s").map(|copy| copy.metadata["k"].clone())
+        self.shard.base("s").map(|copy| copy.metadata.get("k").unwrap().to_owned())
     }
 
     fn base_is(&self, value: &str) {
@@ -118,6 +119,32 @@ fn a_difference_is_taken_from_what_a_client_had_until_one_has_the_new_state() {
     world.base_is("one");
     world.give();
     world.base_is("three");
+}
+
+/// An answer is on its way to a client when a signal outdates it: what the client changes next, it changes in that answer.
+#[test]
+fn what_a_client_is_given_too_late_is_its_base_all_the_same() {
+    let mut world = World::new(AGENT);
+    let found: Vec<_> = (1..=4).map(|n| Arc::new(copy(A, n, &format!("v{n}")))).collect();
+    world.restore(Copy::clone(&found[0]));
+    world.give();
+    world.evict(stale(&copy(A, 2, "v2")));
+    world.restore(Copy::clone(&found[1]));
+    world.evict(stale(&copy(A, 3, "v3")));
+    world.base_is("v1");
+    world.shard.given("s", &found[1], world.now);
+    world.base_is("v2");
+    // Also if there is another copy by now that nobody has,
+    world.restore(Copy::clone(&found[2]));
+    world.base_is("v2");
+    world.evict(stale(&copy(A, 4, "v4")));
+    world.restore(Copy::clone(&found[3]));
+    world.shard.given("s", &found[2], world.now);
+    world.base_is("v3");
+    // but not if another client has it.
+    world.give();
+    world.shard.given("s", &found[2], world.now);
+    world.base_is("v4");
 }
 
 #[test]
@@ -159,7 +186,7 @@ fn what_a_client_wrote_is_what_it_has_also_when_more_is_in_the_answer() {
     let written = world.write(&copy(A, 4, "merged"), &copy(A, 4, "next"));
     assert_eq!(written.dropped.unwrap().reason, DropReason::Foreign);
     world.base_is("next");
-    assert_eq!(world.give().metadata["k"], "merged");
+    assert_eq!(world.give().metadata.get("k"), Some("merged"));
     world.base_is("merged");
 }
 

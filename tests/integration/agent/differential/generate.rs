@@ -40,7 +40,8 @@ impl Generator {
             match self.rng.random_range(0..100) {
                 0..4 => self.transaction(),
                 4..6 => self.subscriber(),
-                6..9 => {
+                6..9 => self.tracker(),
+                9..12 => {
                     let (over, options) = (self.connection(), self.scan());
                     self.steps.push(Step::Scan { over, options });
                 }
@@ -68,7 +69,8 @@ impl Generator {
             // Names and options are the same in any case.
             command[0].make_ascii_uppercase();
         }
-        self.steps.push(Step::Command { over, command });
+        let inline = self.chance(10);
+        self.steps.push(Step::Command { over, command, inline });
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -313,6 +315,16 @@ impl Generator {
             "client",
             "client id x",
             "client trackinginfo",
+            "client getredir",
+            "client info",
+            "client info x",
+            "client list type nosuch",
+            "client list type master",
+            "client list type",
+            "client list id 0",
+            "client list id abc",
+            "client list id",
+            "client list nonsense",
             "client caching yes",
             "client caching maybe",
             "client tracking",
@@ -446,6 +458,63 @@ impl Generator {
         }
         let end = self.pick(&["exec", "exec", "exec", "exec", "discard", "reset"]);
         self.push_over(over, words([end]));
+    }
+
+    /// A connection that keeps what it reads, and what others and itself do to that.
+    fn tracker(&mut self) {
+        let over = CONNECTIONS - 1;
+        let [strings, hashes] = ["s-", "h-"].map(|class| format!("prefix {}{class}", self.prefix));
+        let mode = match self.rng.random_range(0..8) {
+            0..3 => String::new(),
+            3 => "optin".to_owned(),
+            4 => "optout".to_owned(),
+            5 => "bcast".to_owned(),
+            6 => format!("bcast {strings}"),
+            _ => format!("bcast {hashes} {strings}"),
+        };
+        let line = |line: &str| -> Command { line.split_whitespace().map(|w| w.as_bytes().to_vec()).collect() };
+        // Whoever speaks RESP2 is told of nothing.
+        self.push_over(over, line("hello 3"));
+        self.push_over(over, line("client tracking off"));
+        let no_loop = if self.chance(40) { "noloop" } else { "" };
+        self.push_over(over, line(&format!("client tracking on {mode} {no_loop}")));
+        for _ in 0..self.rng.random_range(4..16) {
+            match self.rng.random_range(0..100) {
+                0..35 => {
+                    let command = self.command(false);
+                    self.push_over(over, command);
+                }
+                35..75 => {
+                    let command = self.command(false);
+                    self.push_over(CONNECTIONS - 1 - over, command);
+                }
+                75..85 if mode == "optin" || mode == "optout" => {
+                    let caching = if mode == "optin" { "client caching yes" } else { "client caching no" };
+                    self.push_over(over, line(caching));
+                    let command = self.command(false);
+                    self.push_over(over, command);
+                }
+                75..90 => {
+                    // What was read just now is there to be invalidated.
+                    let key = self.any_key(true);
+                    self.push_over(over, words_and("exists", [key.clone()]));
+                    let change = self.pick(&["del", "persist", "hset", "set"]);
+                    let more: &[&str] = match change {
+                        "hset" => &["a", "1"],
+                        "set" => &["{}"],
+                        _ => &[],
+                    };
+                    let change = [vec![change.into(), key], more.iter().map(|w| (*w).into()).collect()].concat();
+                    self.push(change);
+                }
+                90..94 => self.transaction(),
+                _ => {
+                    let about = self.pick(&["client trackinginfo", "client getredir", "client info"]);
+                    self.push_over(over, line(about));
+                }
+            }
+        }
+        self.push_over(over, line("client tracking off"));
     }
 
     /// A connection that subscribes, and what it may do then. Nobody changes the keys whose events it would hear.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::caching::{ClientCache, Tracking};
 use super::compare::{normal, same};
 use super::generate::CONNECTIONS;
 use super::step::{Command, Step, name, word};
@@ -14,12 +16,13 @@ const ATTEMPTS: usize = 150;
 const ROUNDS: usize = 10_000;
 
 /// Two servers.
-#[derive(Clone, Copy)]
 pub struct Pair {
     /// Redis.
-    pub reference: SocketAddr,
+    reference: SocketAddr,
     /// What is compared with it.
-    pub subject: SocketAddr,
+    subject: SocketAddr,
+    /// Keys that clients of both were told to drop by the same step.
+    told: AtomicUsize,
 }
 
 /// The first step at which they differed.
@@ -33,7 +36,12 @@ pub struct Difference {
 /// One server's side of a run.
 struct Side {
     connections: Vec<Connection>,
+    /// What the client behind each connection keeps in a memory of its own.
+    caching: [ClientCache; CONNECTIONS],
 }
+
+/// What is sent to see what comes before its answer.
+const MARK: &str = "what came before this";
 
 impl Side {
     async fn open(address: SocketAddr) -> Self {
@@ -43,35 +51,59 @@ impl Side {
         }
         let hello = connections[CONNECTIONS - 1].ask("HELLO 3").await.unwrap();
         assert!(matches!(hello, Value::Map(_)), "HELLO 3: {hello}");
-        Self { connections }
+        Self { connections, caching: Default::default() }
     }
 
     /// Carries out a command; a lost connection is an answer too. Subscriptions are answered by none, one or several
     /// messages: those that come before the answer to a PING.
-    async fn execute(&mut self, over: usize, command: &Command) -> Vec<Value> {
-        const MARK: &str = "after the subscriptions";
-        let connection = &mut self.connections[over];
+    async fn execute(&mut self, over: usize, command: &Command, inline: bool) -> Vec<Value> {
         let lost = |e: std::io::Error| vec![Value::Error(format!("(the connection is lost: {})", e.kind()))];
-        if !is_subscription(command) {
-            return connection.call(command).await.map_or_else(lost, |answer| vec![answer]);
+        if is_subscription(command) {
+            return match self.before_mark(over, Some(command)).await {
+                Ok(answers) => in_any_order(answers),
+                Err(e) => lost(e),
+            };
         }
-        let mut answers = Vec::new();
-        let sent = async {
-            connection.send(command).await?;
-            connection.send(&["PING", MARK]).await
+        let connection = &mut self.connections[over];
+        let sent = match as_line(command).filter(|_| inline) {
+            Some(line) => connection.send_bytes(&line).await,
+            None => connection.send(command).await,
         };
-        if let Err(e) = sent.await {
+        if let Err(e) = sent {
             return lost(e);
         }
+        let mut pushes = Vec::new();
+        let answer = connection.answer_behind(&mut pushes).await;
+        for push in &pushes {
+            self.caching[over].hear(push);
+        }
+        answer.map_or_else(lost, |answer| vec![answer])
+    }
+
+    /// All that comes over a connection before the answer to a PING that is sent behind `command`, without invalidations.
+    async fn before_mark(&mut self, over: usize, command: Option<&Command>) -> std::io::Result<Vec<Value>> {
+        let connection = &mut self.connections[over];
+        if let Some(command) = command {
+            connection.send(command).await?;
+        }
+        connection.send(&["PING", MARK]).await?;
+        let mut answers = Vec::new();
         loop {
-            match connection.read().await {
-                Ok(answer) if answer.text() == MARK || answer.items().last().is_some_and(|i| i.text() == MARK) => {
-                    return in_any_order(answers);
-                }
-                Ok(answer) => answers.push(answer),
-                Err(e) => return lost(e),
+            let answer = connection.read().await?;
+            if answer.text() == MARK || answer.items().last().is_some_and(|item| item.text() == MARK) {
+                return Ok(answers);
+            }
+            if !self.caching[over].hear(&answer) {
+                answers.push(answer);
             }
         }
+    }
+
+    /// What a client was told to drop since this was last asked, up to now.
+    async fn dropped(&mut self, over: usize) -> BTreeSet<Vec<u8>> {
+        // A lost connection shows in the next answer.
+        let _ = self.before_mark(over, None).await;
+        self.caching[over].take_dropped()
     }
 
     /// All keys that a SCAN with these options names, or its error.
@@ -80,7 +112,7 @@ impl Side {
         let mut cursor = b"0".to_vec();
         for _ in 0..ROUNDS {
             let command = [&[b"scan".to_vec(), cursor.clone()][..], options].concat();
-            let answer = self.execute(over, &command).await.remove(0);
+            let answer = self.execute(over, &command, false).await.remove(0);
             let [Value::Bulk(next), Value::Array(keys)] = answer.items() else { return Err(answer) };
             found.extend(keys.iter().map(|key| key.text().into_bytes()));
             if next == b"0" {
@@ -90,6 +122,15 @@ impl Side {
         }
         Err(Value::Error("(the cursor never comes back to 0)".into()))
     }
+}
+
+/// A command as somebody types it, if it can be typed without quotes.
+fn as_line(command: &Command) -> Option<Vec<u8>> {
+    let plain = |b: &u8| b.is_ascii_graphic() && !b"\"'".contains(b);
+    let typed = command.iter().all(|word| !word.is_empty() && word.iter().all(plain));
+    // A line that begins so is a request of the other kind.
+    let typed = typed && command.first().is_some_and(|name| name[0] != b'*');
+    typed.then(|| [command.join(&b' '), b"\r\n".to_vec()].concat())
 }
 
 /// The messages that end subscriptions name the channels in no particular order.
@@ -133,14 +174,25 @@ struct Transaction {
 }
 
 impl Pair {
+    /// Redis, and what is compared with it.
+    pub fn new(reference: SocketAddr, subject: SocketAddr) -> Self {
+        Self { reference, subject, told: AtomicUsize::new(0) }
+    }
+
+    /// Keys that clients of both were told to drop by the same step so far.
+    pub fn told(&self) -> usize {
+        self.told.load(Ordering::Relaxed)
+    }
+
     /// Runs a sequence on both, from nothing. None: no difference.
     pub async fn run(&self, steps: &[Step]) -> Option<Difference> {
         let (mut reference, mut subject) = (Side::open(self.reference).await, Side::open(self.subject).await);
         let mut look = Connection::open(self.reference).await.unwrap();
         let mut transactions: [Transaction; CONNECTIONS] = Default::default();
-        let mut found = None;
+        let mut tracking: [Tracking; CONNECTIONS] = Default::default();
+        let mut difference = None;
         let mut used = BTreeSet::new();
-        for (at, step) in steps.iter().enumerate() {
+        for (number, step) in steps.iter().enumerate() {
             let (ours, theirs) = match step {
                 // A transaction would answer otherwise to each round.
                 Step::Scan { over, .. } if transactions[*over].open => continue,
@@ -153,17 +205,25 @@ impl Pair {
                     };
                     (shown(reference.scan(*over, options).await), shown(subject.scan(*over, options).await))
                 }
-                Step::Command { over, command } => {
+                Step::Command { over, command, inline } => {
                     let transaction = &mut transactions[*over];
                     if transaction.open && is_subscription(command) || self.has_other_form(&mut look, command).await {
                         continue;
                     }
                     used.extend(command.iter().skip(1).cloned());
-                    let ours = reference.execute(*over, command).await;
-                    let theirs = subject.execute(*over, command).await;
+                    let ours = reference.execute(*over, command, *inline).await;
+                    let theirs = subject.execute(*over, command, *inline).await;
                     // The key had the other form only when the transaction came to it: not a sequence to be compared.
                     if ours.iter().any(|answer| answer.to_string().contains("-WRONGTYPE")) {
                         break;
+                    }
+                    let open = transaction.open.then_some(transaction.queued.as_slice());
+                    let read = ours.first().map(|answer| tracking[*over].follow(command, open, answer));
+                    for side in [&mut reference, &mut subject] {
+                        match &read {
+                            Some(keys) if tracking[*over].is_on() => side.caching[*over].keep(keys),
+                            _ => side.caching[*over].clear(),
+                        }
                     }
                     if ours.len() == theirs.len() {
                         let pairs = ours.into_iter().zip(theirs).map(|(ours, theirs)| {
@@ -175,6 +235,19 @@ impl Pair {
                         follow(transaction, command, &pairs[..1]);
                         let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
                         if same {
+                            // A transaction would answer a PING too, and `CLIENT CACHING` is about what comes next.
+                            let looks = |at: &usize| {
+                                let tracking = &tracking[*at];
+                                tracking.is_on() && !transactions[*at].open && !tracking.is_about_the_next()
+                            };
+                            let mut found = None;
+                            for at in (0..CONNECTIONS).filter(looks) {
+                                found = found.or(self.stale(&mut reference, &mut subject, at).await);
+                            }
+                            if let Some((reference, subject)) = found {
+                                difference = Some(Difference { at: number, reference, subject });
+                                break;
+                            }
                             continue;
                         }
                         (shown(&ours), shown(&theirs))
@@ -184,12 +257,23 @@ impl Pair {
                 }
             };
             if ours != theirs {
-                found = Some(Difference { at, reference: ours, subject: theirs });
+                difference = Some(Difference { at: number, reference: ours, subject: theirs });
                 break;
             }
         }
         self.clean(used).await;
-        found
+        difference
+    }
+
+    /// What a client of the subject still keeps, although one of the reference was told to drop it.
+    async fn stale(&self, reference: &mut Side, subject: &mut Side, over: usize) -> Option<(String, String)> {
+        let (told, by_subject) = (reference.dropped(over).await, subject.dropped(over).await);
+        self.told.fetch_add(told.intersection(&by_subject).count(), Ordering::Relaxed);
+        let stale: Vec<String> =
+            subject.caching[over].kept_of(&told).map(|key| key.escape_ascii().to_string()).collect();
+        let client = ["a", "b"][over];
+        let told = |how| format!("{client} is {how} to drop {}", stale.join(", "));
+        (!stale.is_empty()).then(|| (told("told"), told("not told")))
     }
 
     /// Whether Redis would answer WRONGTYPE, which the agent never does: such a command is left out.

@@ -11,7 +11,12 @@ pub type Command = Vec<Vec<u8>>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// A command over one of the connections.
-    Command { over: usize, command: Command },
+    Command {
+        over: usize,
+        command: Command,
+        /// As a line, if its words can be typed.
+        inline: bool,
+    },
     /// All rounds of a SCAN with these options.
     Scan { over: usize, options: Command },
 }
@@ -21,14 +26,14 @@ impl Step {
     pub fn typed(line: &str) -> Self {
         let (connection, words) = line.split_once("> ").expect("a connection");
         let command = words.split(' ').map(|word| word.as_bytes().to_vec()).collect();
-        Self::Command { over: usize::from(connection == "b"), command }
+        Self::Command { over: usize::from(connection == "b"), command, inline: false }
     }
 
     /// The command's words after the connection is left aside.
     fn words(&self) -> (usize, String) {
         let line = |words: &Command| words.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" ");
         match self {
-            Self::Command { over, command } => (*over, line(command)),
+            Self::Command { over, command, .. } => (*over, line(command)),
             Self::Scan { over, options } => (*over, format!("SCAN (all) {}", line(options))),
         }
     }

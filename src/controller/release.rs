@@ -1,0 +1,145 @@
+//! Takes the finalizer `vmcp.dev/confirm-eviction` off all sessions, for when there will be no controller to do it: without one, a
+//! session that has it can never be deleted, nor can its namespace.
+//!
+//! `helm uninstall` runs it before it removes the controllers. A deletion that is under way is left to them as long as they may
+//! take: it promises that no pod serves the session when it is done.
+
+use std::time::Duration;
+
+use clap::Args;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::core::PartialObjectMeta;
+use serde_json::json;
+use thiserror::Error;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::api::{FINALIZER_CONFIRM_EVICTION, VmcpSession};
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+use crate::runtime::kube_client::{KubeArgs, KubeConfigError, Timeouts};
+
+/// Deadline of a call.
+const CALL: Duration = Duration::from_secs(30);
+/// Objects in one page of a list. Their values are not asked for.
+const PAGE: u32 = 500;
+/// When to look again at what is left.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Who takes the finalizer off, as the object's `managedFields` tell it.
+const FIELD_MANAGER: &str = "vmcp-session-release";
+
+/// What to release, and how patiently.
+#[derive(Args, Clone, Debug)]
+pub struct ReleaseArgs {
+    /// Namespaces, separated by commas. Default: all.
+    #[arg(long, env = "VMCP_NAMESPACES", value_name = "NAMES", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
+
+    /// How long, in seconds, deletions that are under way may wait for their confirmation.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub patience: u32,
+
+    /// How the Kubernetes API is reached.
+    #[command(flatten)]
+    pub kube: KubeArgs,
+}
+
+/// Sessions may be left that cannot be deleted.
+#[derive(Debug, Error)]
+pub enum ReleaseError {
+    /// The API client cannot be configured.
+    #[error(transparent)]
+    Kube(#[from] KubeConfigError),
+    /// The API server did not do it.
+    #[error("cannot take the finalizer {FINALIZER_CONFIRM_EVICTION} off all sessions: {0}")]
+    Api(#[from] ApiError),
+    /// It was ended before.
+    #[error("ended before all sessions were released")]
+    Ended,
+}
+
+/// What one look at all sessions came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Pass {
+    released: usize,
+    left: usize,
+}
+
+/// Releases all sessions, or fails.
+pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), ReleaseError> {
+    let client = args.kube.client(Timeouts::default()).await?;
+    // An empty variable means that nothing is set.
+    let chosen = args.namespaces.iter().filter(|name| !name.is_empty());
+    let mut scopes: Vec<Api<VmcpSession>> = chosen.map(|name| Api::namespaced(client.clone(), name)).collect();
+    if scopes.is_empty() {
+        scopes.push(Api::all(client.clone()));
+    }
+    let force = Instant::now() + Duration::from_secs(args.patience.into());
+    let work = async {
+        let mut released = 0;
+        loop {
+            let patient = Instant::now() < force;
+            let mut left = 0;
+            for scope in &scopes {
+                let pass = release(&client, scope, patient).await?;
+                released += pass.released;
+                left += pass.left;
+            }
+            if left == 0 {
+                info!(released, "no session has the finalizer any more");
+                return Ok(());
+            }
+            sleep(AGAIN).await;
+        }
+    };
+    shutdown.run_until_cancelled(work).await.unwrap_or(Err(ReleaseError::Ended))
+}
+
+async fn release(client: &kube::Client, scope: &Api<VmcpSession>, patient: bool) -> Result<Pass, ApiError> {
+    let mut pass = Pass::default();
+    let mut page = ListParams::default().limit(PAGE);
+    loop {
+        let list = match deadline(CALL, scope.list_metadata(&page)).await {
+            // The definition is gone, and all sessions with it.
+            Err(error) if error.kind() == ApiErrorKind::NotFound => return Ok(pass),
+            list => list?,
+        };
+        for session in &list.items {
+            if !session.finalizers().iter().any(|f| f == FINALIZER_CONFIRM_EVICTION) {
+                continue;
+            }
+            if patient && session.metadata.deletion_timestamp.is_some() {
+                pass.left += 1;
+            } else if let_go(client, session).await? {
+                pass.released += 1;
+            } else {
+                pass.left += 1;
+            }
+        }
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = page.continue_token(&token),
+            None => return Ok(pass),
+        }
+    }
+}
+
+/// Says whether it is off. If not, the object has changed, and is to be read again.
+async fn let_go(client: &kube::Client, session: &PartialObjectMeta<VmcpSession>) -> Result<bool, ApiError> {
+    let api: Api<VmcpSession> = Api::namespaced(client.clone(), &session.namespace().unwrap_or_default());
+    let mut finalizers = session.finalizers().to_vec();
+    finalizers.retain(|finalizer| finalizer != FINALIZER_CONFIRM_EVICTION);
+    // A list is replaced as a whole, so it must be the one that was read.
+    let patch = json!({"metadata": {
+        "uid": session.metadata.uid, "resourceVersion": session.metadata.resource_version, "finalizers": finalizers,
+    }});
+    let signed = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match deadline(CALL, api.patch_metadata(&session.name_any(), &signed, &Patch::Merge(patch))).await {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            ApiErrorKind::NotFound => Ok(true),
+            ApiErrorKind::Conflict | ApiErrorKind::UidMismatch => Ok(false),
+            _ => Err(error),
+        },
+    }
+}

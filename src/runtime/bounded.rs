@@ -1,0 +1,187 @@
+//! Connections to servers that few have reason to ask: bounded in number, and in how long they may carry nothing.
+
+use std::collections::BTreeMap;
+use std::future::{Future, IntoFuture};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server;
+
+use super::tls::listener::TlsListener;
+
+/// Serves until `shutdown`.
+///
+/// Not axum's graceful shutdown: it waits for connections that whoever asks keeps open. An answer takes microseconds, and nobody
+/// depends on the last one.
+pub async fn serve<L>(listener: L, router: Router, shutdown: &CancellationToken) -> io::Result<()>
+where
+    L: Listener,
+    L::Addr: std::fmt::Debug,
+    Remote: for<'a> Connected<IncomingStream<'a, L>>,
+{
+    tokio::select! {
+        served = axum::serve(listener, router.into_make_service_with_connect_info::<Remote>()).into_future() => served,
+        () = shutdown.cancelled() => Ok(()),
+    }
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Remote(pub SocketAddr);
+
+impl Connected<IncomingStream<'_, BoundedListener>> for Remote {
+    fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsListener<BoundedListener>>> for Remote {
+    fn connect_info(stream: IncomingStream<'_, TlsListener<BoundedListener>>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
+/// Accepts a bounded number of connections at a time. If there are more, the one that was answered longest ago gives way: whoever
+/// asks at once is answered, so nobody keeps others out by holding connections open.
+#[derive(Debug)]
+pub struct BoundedListener {
+    inner: TcpListener,
+    open: Arc<Mutex<Open>>,
+    most: usize,
+    timeout: Duration,
+}
+
+impl BoundedListener {
+    /// Accepts so many at a time. Each ends when it has carried no answer for `timeout`, be it idle, slow to ask or slow to read.
+    pub fn new(inner: TcpListener, connections: usize, timeout: Duration) -> Self {
+        Self { inner, open: Arc::default(), most: connections, timeout }
+    }
+}
+
+impl Listener for BoundedListener {
+    type Io = BoundedStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
+        // axum's own accept logs and retries errors.
+        let (stream, peer) = Listener::accept(&mut self.inner).await;
+        let end = CancellationToken::new();
+        let place = {
+            let mut open = self.open.lock();
+            if open.by_age.len() >= self.most
+                && let Some((_, oldest)) = open.by_age.pop_first()
+            {
+                oldest.cancel();
+            }
+            open.put(end.clone())
+        };
+        let (ended, deadline) = (Box::pin(end.cancelled_owned()), Box::pin(sleep(self.timeout)));
+        (BoundedStream { stream, deadline, timeout: self.timeout, ended, place, open: self.open.clone() }, peer)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+}
+
+/// The connections that are open, those that were answered last at the end.
+#[derive(Debug, Default)]
+struct Open {
+    last: u64,
+    by_age: BTreeMap<u64, CancellationToken>,
+}
+
+impl Open {
+    fn put(&mut self, end: CancellationToken) -> u64 {
+        self.last += 1;
+        self.by_age.insert(self.last, end);
+        self.last
+    }
+}
+
+/// A connection that fails when it has written nothing for too long, or had to give way. Bytes that come in do not count, so that
+/// nobody keeps it open by asking slowly.
+#[derive(Debug)]
+pub struct BoundedStream {
+    stream: TcpStream,
+    deadline: Pin<Box<Sleep>>,
+    timeout: Duration,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    place: u64,
+    open: Arc<Mutex<Open>>,
+}
+
+impl BoundedStream {
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.ended.as_mut().poll(cx).is_ready() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        match self.deadline.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    /// It has carried a part of an answer.
+    fn has_answered(&mut self) {
+        let next = Instant::now() + self.timeout;
+        self.deadline.as_mut().reset(next);
+        let mut open = self.open.lock();
+        // If it is not there, it has to give way already.
+        if let Some(end) = open.by_age.remove(&self.place) {
+            self.place = open.put(end);
+        }
+    }
+}
+
+impl Drop for BoundedStream {
+    fn drop(&mut self) {
+        self.open.lock().by_age.remove(&self.place);
+    }
+}
+
+impl server::Connected for BoundedStream {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for BoundedStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for BoundedStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.has_answered();
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,23 @@
+//! The rights that the chart grants are enough: here nobody has any other.
+//!
+//! That each of them is needed is shown over all tests (`make test`), since no single story needs them all.
+
+use std::collections::BTreeSet;
+
+use testkit::RightUsed;
+
+use crate::scene::{CONTROLLER, OPERATOR, Scene, TEAM};
+use crate::story::Story;
+
+/// Looks through all that was asked for since the start.
+pub async fn are_enough(story: &mut Story, scene: &Scene) {
+    story.step("nothing that the programs asked for was refused: the chart grants what they need");
+    scene.node.apiserver().audit_flush().await.unwrap();
+    let asked = RightUsed::in_log(scene.node.audit(), &[]).unwrap();
+    let (refused, used): (Vec<_>, Vec<_>) = asked.iter().partition(|right| right.refused);
+    assert!(refused.is_empty(), "{refused:#?}");
+    let accounts: BTreeSet<(&str, &str)> =
+        used.iter().map(|right| (right.account.0.as_str(), right.account.1.as_str())).collect();
+    assert_eq!(accounts, BTreeSet::from([(OPERATOR, CONTROLLER), (TEAM, "vmcp-server")]));
+    story.note(&format!("{} different rights were used", used.len()));
+}
