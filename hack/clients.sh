@@ -2,76 +2,21 @@
 # clients.sh: gets what tests talk to the agent with. Each part is made once, and again when what it is made from changes.
 #   target/tools/redis    redis-server, redis-cli and redis-benchmark, from the distribution's packages, unpacked without
 #                         root. REDIS_TOOLS names a folder that has the three already, to use instead.
+#   target/tools/prometheus  prometheus and promtool, the same way. PROMETHEUS_TOOLS names a folder that has both already.
 #   target/tools/clients  the Go clients (tests/clients/go) as one program, a virtual environment of Python with redis-py
 #                         (tests/clients/python), and a Node.js with node-redis and tests/clients/typescript, compiled
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-tools=$root/target/tools
+who=clients
+# shellcheck source=hack/parts.sh
+source "$root/hack/parts.sh"
 names=(redis-server redis-cli redis-benchmark)
-
-say() { echo "clients: $*"; }
-fail() { echo "clients: $*" >&2; exit 1; }
-# Of what is in the files, not of how they are called from here.
-digest() { cat "$@" | sha256sum | cut -d' ' -f1; }
-
-# part NAME STAMP COMMAND: runs COMMAND with a new folder as its argument, which becomes target/tools/NAME, unless that one
-# has this stamp. One at a time: the second waits, and then finds the work done.
-part() {
-  local out=$tools/$1 stamp=$2
-  mkdir -p "$(dirname "$out")"
-  if [[ $(cat "$out/stamp" 2>/dev/null) == "$stamp" ]]; then return; fi
-  exec 9>"$out.lock"
-  if ! flock -n 9; then
-    say "another process makes $1, waiting for it"
-    flock 9
-  fi
-  if [[ $(cat "$out/stamp" 2>/dev/null) != "$stamp" ]]; then
-    local started=$SECONDS
-    rm -rf "$out.new"
-    mkdir -p "$out.new"
-    "$3" "$out.new"
-    echo "$stamp" >"$out.new/stamp"
-    rm -rf "$out"
-    mv "$out.new" "$out"
-    say "$1 is ready, $((SECONDS - started)) s"
-  fi
-  exec 9>&-
-}
-
-# In case of trouble its output matters, otherwise not.
-quietly() {
-  local what=$1 log=$2
-  shift 2
-  if "$@" >>"$log" 2>&1; then return; fi
-  tail -n 15 "$log" >&2
-  return 1
-}
-
 elsewhere="or set REDIS_TOOLS to a folder with ${names[*]}"
 
-# Lists of packages of our own, where the machine has none (as in most container images): needs no root either.
-apt_of_our_own() {
-  mkdir -p "$1"/{state/lists/partial,cache/archives/partial}
-  apt=(apt-get -q -o "Dir::State=$1/state" -o "Dir::Cache=$1/cache" -o Dir::State::status=/var/lib/dpkg/status)
-  quietly "apt-get update" "$1/log" "${apt[@]}" update
-}
-
 redis_packages() {
-  local out=$1 packages=(redis-server redis-tools libjemalloc2 liblzf1 libatomic1) program
-  local apt=(apt-get -q) log=$1/log
-  for program in apt-get dpkg-deb; do
-    command -v "$program" >/dev/null || fail "$program was not found: Redis comes from Debian's or Ubuntu's packages; $elsewhere"
-  done
-  mkdir "$out/packages"
-  cd "$out/packages"
-  # A list may name a version that the mirror no longer has; then a fresh one helps.
-  "${apt[@]}" download "${packages[@]}" >"$log" 2>&1 ||
-    { apt_of_our_own "$out/apt" && quietly download "$log" "${apt[@]}" download "${packages[@]}"; } ||
-    fail "the packages ${packages[*]} could not be downloaded: see above; $elsewhere"
-  for program in *.deb; do dpkg-deb -x "$program" "$out/root" || fail "$program could not be unpacked"; done
-  cd "$out"
-  rm -rf packages apt
+  local out=$1 log=$1/log program
+  unpacked "$out" redis-server redis-tools libjemalloc2 liblzf1 libatomic1
   mkdir bin
   for program in "${names[@]}"; do
     # Not linked against, but found beside: libraries that this machine may not have.
@@ -85,14 +30,29 @@ WRAPPER
   done
 }
 
-redis_elsewhere() {
-  local program
-  mkdir "$1/bin"
-  for program in "${names[@]}"; do
-    [[ -x $REDIS_TOOLS/$program ]] || fail "REDIS_TOOLS is $REDIS_TOOLS, which has no $program"
-    ln -s "$(realpath "$REDIS_TOOLS")/$program" "$1/bin/$program"
+# from_elsewhere OUT VARIABLE PROGRAM...: links programs of the folder that a variable names.
+from_elsewhere() {
+  local out=$1 variable=$2 program
+  shift 2
+  mkdir "$out/bin"
+  for program in "$@"; do
+    [[ -x ${!variable}/$program ]] || fail "$variable is ${!variable}, which has no $program"
+    ln -s "$(realpath "${!variable}")/$program" "$out/bin/$program"
   done
 }
+redis_elsewhere() { from_elsewhere "$1" REDIS_TOOLS "${names[@]}"; }
+
+# They need nothing but libc.
+prometheus_package() {
+  local elsewhere="or set PROMETHEUS_TOOLS to a folder with prometheus and promtool" program
+  unpacked "$1" prometheus
+  mkdir bin
+  for program in prometheus promtool; do
+    ln -s "../root/usr/bin/$program" "bin/$program"
+    "bin/$program" --version >>"$1/log" 2>&1 || { tail -n 3 "$1/log" >&2; fail "$program does not run here: see above; $elsewhere"; }
+  done
+}
+prometheus_elsewhere() { from_elsewhere "$1" PROMETHEUS_TOOLS prometheus promtool; }
 
 go_clients() {
   cd "$root/tests/clients/go"
@@ -133,7 +93,12 @@ typescript_clients() {
 if [[ -n ${REDIS_TOOLS:-} ]]; then
   part redis "$REDIS_TOOLS" redis_elsewhere
 else
-  part redis "packages $(digest "${BASH_SOURCE[0]}")" redis_packages
+  part redis "packages $(digest "$root/hack/clients.sh" "$root/hack/parts.sh")" redis_packages
+fi
+if [[ -n ${PROMETHEUS_TOOLS:-} ]]; then
+  part prometheus "$PROMETHEUS_TOOLS" prometheus_elsewhere
+else
+  part prometheus "packages $(digest "$root/hack/clients.sh" "$root/hack/parts.sh")" prometheus_package
 fi
 part clients/go "$(go env GOVERSION 2>/dev/null || true) $(cd "$root/tests/clients/go" && digest go.mod go.sum ./*.go)" go_clients
 part clients/python "$(digest "$root/tests/clients/python/requirements.txt")" python_clients

@@ -13,7 +13,7 @@ tool=$root/target/tools/cargo-fuzz-$version
 command -v c++ >/dev/null || { echo "fuzz: c++ was not found: libFuzzer is C++; install g++ (Debian: apt install g++)" >&2; exit 1; }
 if [[ ! -x $tool/bin/cargo-fuzz ]]; then
   echo "fuzz: installing cargo-fuzz $version"
-  cargo install --locked --quiet --version "$version" --root "$tool" cargo-fuzz
+  cargo install --locked --quiet --debug --version "$version" --root "$tool" cargo-fuzz
 fi
 
 cd "$root"
