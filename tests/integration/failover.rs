@@ -8,7 +8,7 @@ use testkit::{AuditEntry, AuditLog, AuditMark, ClusterOptions, ProxyMode, Verb, 
 use vmcp_session::runtime::clock::boottime_nanos;
 
 use crate::observer::Observer;
-use crate::world::{Evictions, PATIENCE, World};
+use crate::world::{Evictions, PATIENCE, PATIENCE_WITH_MANY, World};
 
 /// A watch of sessions by the controller.
 fn is_watch(entry: &AuditEntry) -> bool {
@@ -42,7 +42,7 @@ async fn whatever_ends_and_begins_anew_evicts_nobody() {
         world.fence().await;
         for pod in &pods {
             // A lease that was granted on old knowledge may end once more before the next one.
-            eventually(PATIENCE, &format!("{} may serve all copies after {after}", pod.name), async || {
+            eventually(PATIENCE_WITH_MANY, &format!("{} may serve all copies after {after}", pod.name), async || {
                 let servable = pod.servable().await.ok()?;
                 (servable.iter().filter(|name| name.starts_with('s')).count() == SESSIONS).then_some(())
             })

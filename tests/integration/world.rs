@@ -1,6 +1,6 @@
 //! A cluster for a test, and what the tests do with it again and again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use vmcp_session::api::{LABEL_REPLICA, VmcpSession};
 
 /// Longer than anything takes that works, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than anything takes that is done a thousand times.
+pub const PATIENCE_WITH_MANY: Duration = Duration::from_mins(5);
 
 /// Clusters that may run at once: this machine is not to be the reason why something is late.
 static ROOM: Semaphore = Semaphore::const_new(ROOMS);
@@ -61,8 +63,8 @@ impl World {
 
     /// Creates sessions s0, s1, … whose number `n` is 0, and lets every pod hold them all.
     pub async fn hold_many(&self, count: usize) {
-        let names = || stream::iter(0..count).map(|n| format!("s{n}"));
-        let created = names().map(async |name| {
+        let names: Vec<String> = (0..count).map(|n| format!("s{n}")).collect();
+        let created = stream::iter(&names).map(async |name| {
             let session = json!({
                 "apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession",
                 "metadata": {"name": name}, "spec": {"metadata": {"n": "0"}},
@@ -72,13 +74,12 @@ impl World {
         });
         created.buffer_unordered(16).try_for_each(async |_| Ok(())).await.unwrap();
         for pod in &self.pods {
-            eventually(PATIENCE, &format!("{} may serve {count} sessions", pod.name), async || {
-                let servable = pod.servable().await.ok()?;
-                if servable.len() >= count {
-                    return Some(());
-                }
-                names().map(async |name| pod.get(&name).await).buffer_unordered(16).for_each(async |_| ()).await;
-                None
+            eventually(PATIENCE_WITH_MANY, &format!("{} may serve {count} sessions", pod.name), async || {
+                let servable: BTreeSet<String> = pod.servable().await.ok()?.into_iter().collect();
+                let missing: Vec<&String> = names.iter().filter(|name| !servable.contains(*name)).collect();
+                let held = missing.is_empty();
+                stream::iter(missing).map(|name| pod.get(name)).buffer_unordered(16).for_each(async |_| ()).await;
+                held.then_some(())
             })
             .await
             .unwrap();
@@ -93,8 +94,7 @@ impl World {
             status["observedGeneration"] == session["metadata"]["generation"]
                 && synced.is_some_and(|synced| synced["status"] == "True")
         };
-        // A thousand statuses take their time on a busy machine.
-        eventually(PATIENCE * 10, "every status says that the last generation is synced", async || {
+        eventually(PATIENCE_WITH_MANY, "every status says that the last generation is synced", async || {
             let text = self.kubectl(&["get", "vmcps", "-o", "json"]).await.ok()?;
             let items = serde_json::from_str::<Value>(&text).ok()?["items"].as_array()?.clone();
             items.iter().all(settled).then_some(items)
