@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use vmcp_session::agent::Agent;
 use vmcp_session::agent::command::{self, Client, ServerSettings};
 use vmcp_session::agent::pubsub::PubSub;
-use vmcp_session::agent::server::{Address, Clients, Flow};
+use vmcp_session::agent::server::{Address, Clients, Flow, Room};
 use vmcp_session::agent::sessions::{Sessions, SessionsConfig};
 use vmcp_session::agent::tracking::Tracking;
 use vmcp_session::cache::{CacheConfig, Visibility};
@@ -49,7 +49,7 @@ fn agent() -> Arc<Agent> {
         hash_key_file: None,
         visibility: Visibility::Everywhere,
     };
-    let clients = Arc::new(Clients::new(8, 1 << 20));
+    let clients = Arc::new(Clients::new(Room { clients: 8, output: 1 << 20, memory: 1 << 30 }));
     let settings = ServerSettings {
         password: None,
         listen: None,

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use thiserror::Error;
 
 use super::command::Password;
+use super::server::Room;
 use super::sessions::{MAX_PREFIX, SessionsConfig};
 use crate::cache::{CacheConfig, Visibility};
 use crate::runtime::admin::AdminArgs;
@@ -92,6 +93,11 @@ pub struct AgentArgs {
     /// Bytes of answers that may wait for a client that does not read them.
     #[arg(long, env = "VMCP_CLIENT_OUTPUT_LIMIT", value_name = "BYTES", default_value_t = 32 << 20)]
     pub client_output_limit: usize,
+
+    /// Bytes that all clients may take together: requests that are not complete, answers that are not read, commands that wait
+    /// for EXEC. With more, those that take the most are disconnected.
+    #[arg(long, env = "VMCP_CLIENTS_MEMORY", value_name = "BYTES", default_value_t = 128 << 20)]
+    pub clients_memory: usize,
 
     /// Keys that are remembered for client-side caching. With more, some are forgotten, and their readers told so.
     #[arg(long, env = "VMCP_TRACKING_TABLE_MAX_KEYS", value_name = "NUMBER", default_value_t = 1_000_000)]
@@ -197,6 +203,9 @@ impl AgentArgs {
         let output = self.client_output_limit;
         let expected = "64 KiB to 1 GiB";
         range("client-output-limit", output.to_string(), (1 << 16..=1 << 30).contains(&output), expected)?;
+        let memory = self.clients_memory;
+        let expected = "4 MiB to 1 TiB";
+        range("clients-memory", memory.to_string(), (4 << 20..=1 << 40).contains(&memory), expected)?;
         let keys = self.tracking_table_max_keys;
         let expected = "1 to 100000000";
         range("tracking-table-max-keys", keys.to_string(), (1..=100_000_000).contains(&keys), expected)?;
@@ -230,6 +239,11 @@ impl AgentArgs {
             lease_upper_bound: Duration::from_secs_f64(self.lease_upper_bound),
             ..CacheConfig::new(self.namespace.clone(), &pod)
         }
+    }
+
+    /// How many clients there may be, and what they may take.
+    pub(super) fn room(&self) -> Room {
+        Room { clients: self.max_clients, output: self.client_output_limit, memory: self.clients_memory }
     }
 
     /// How keys become sessions.
@@ -296,6 +310,7 @@ mod tests {
         refused(&["--max-clients", "0"], "1 to 10000");
         refused(&["--max-clients", "10001"], "1 to 10000");
         refused(&["--client-output-limit", "1"], "64 KiB");
+        refused(&["--clients-memory", "1"], "4 MiB");
         refused(&["--tracking-table-max-keys", "0"], "1 to 100000000");
         refused(&["--lease-upper-bound", "NaN"], "1 to 3600");
         refused(&["--visibility", "sometimes"], "everywhere");

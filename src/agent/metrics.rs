@@ -78,6 +78,8 @@ impl Source {
     fn encode_clients(&self, encoder: &mut DescriptorEncoder) -> Encoded {
         let Agent { clients, tracking, pubsub, .. } = &*self.0;
         gauges(encoder, "clients", "Clients that are connected", &[(vec![], clients.len())])?;
+        let help = "Bytes that clients take together: buffers, and what waits for them";
+        gauges(encoder, "clients_bytes", help, &[(vec![], clients.memory_bytes())])?;
         let outcome = |name: &str| vec![("outcome", name.to_owned())];
         let totals = clients.totals();
         let connections = [(outcome("accepted"), totals.accepted), (outcome("refused"), totals.refused)];
@@ -92,6 +94,7 @@ impl Source {
             (reason("stalled"), totals.ended_stalled),
             (reason("half_request"), totals.ended_half_request),
             (reason("idle"), totals.ended_idle),
+            (reason("memory"), totals.ended_memory),
         ];
         counters(encoder, "connections_ended", "Connections that the agent has ended, by reason", &ended)?;
         let counts = tracking.counts();

@@ -152,7 +152,7 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
         ..Limits::default()
     };
     let listen = ServerConfig { tcp: args.listen.0, unix: args.unix_socket.clone(), unix_mode: SOCKET_MODE, limits };
-    let clients = Arc::new(Clients::new(args.max_clients, args.client_output_limit));
+    let clients = Arc::new(Clients::new(args.room()));
     let server = server::Server::bind(&listen, clients.clone())?;
     let address = server.local_addr();
     let client = args.kube.client(Timeouts::default()).await?;
@@ -167,6 +167,7 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
         max_memory: args.cache_bytes,
         timeout: args.client_timeout,
         output_limit: args.client_output_limit,
+        clients_memory: args.clients_memory,
         max_bulk: limits.request.frame,
         tracking_table_max_keys: args.tracking_table_max_keys,
     };

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::Agent;
 use super::command::{self, Client, ServerSettings};
 use super::pubsub::PubSub;
-use super::server::{Address, Clients, Flow};
+use super::server::{Address, Clients, Flow, Room};
 use super::sessions::{Sessions, SessionsConfig};
 use super::tracking::Tracking;
 use crate::cache::{CacheConfig, Visibility};
@@ -219,7 +219,7 @@ impl Bench {
             hash_key_file: hash_key_file.clone(),
             visibility,
         };
-        let clients = Arc::new(Clients::new(8, 1 << 20));
+        let clients = Arc::new(Clients::new(Room { clients: 8, output: 1 << 20, memory: 1 << 30 }));
         let settings = ServerSettings { output_limit: 1 << 20, ..ServerSettings::default() };
         let agent = Arc::new(Agent {
             sessions: Sessions::connect(api.client(), CacheConfig::new("default", "test"), &sessions).unwrap(),

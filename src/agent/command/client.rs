@@ -89,7 +89,7 @@ impl Client {
     /// How many commands wait for `EXEC`.
     #[cfg(test)]
     pub fn transaction_len(&self) -> Option<usize> {
-        self.transaction.as_ref().map(Transaction::len)
+        self.transaction.as_ref().map(|transaction| transaction.size().0)
     }
 
     /// Whether it may send only what subscribers may.

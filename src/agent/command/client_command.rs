@@ -153,7 +153,7 @@ fn describe(handle: &ClientHandle, out: &mut String) {
         handle.idle().as_secs(),
         queued.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX)),
         handle.output_bytes(),
-        handle.output_bytes(),
+        handle.memory_bytes(),
         handle.last_command(),
         text(&handle.library_name()),
         text(&handle.library_version()),

@@ -55,6 +55,8 @@ pub struct ServerSettings {
     pub timeout: u64,
     /// Bytes of output that may wait for a client.
     pub output_limit: usize,
+    /// Bytes that all clients may take together.
+    pub clients_memory: usize,
     /// Bytes of one argument.
     pub max_bulk: usize,
     /// Keys that client-side caching remembers.
@@ -72,6 +74,7 @@ impl Server {
             max_memory,
             timeout,
             output_limit: limit,
+            clients_memory,
             max_bulk,
             tracking_table_max_keys,
         } = settings;
@@ -82,6 +85,7 @@ impl Server {
             ("databases", "1".into()),
             ("maxclients", max_clients.to_string()),
             ("maxmemory", max_memory.to_string()),
+            ("maxmemory-clients", clients_memory.to_string()),
             ("maxmemory-policy", "allkeys-lru".into()),
             ("notify-keyspace-events", "AKE".into()),
             ("port", listen.map_or(0, |at| at.port()).to_string()),

@@ -122,11 +122,12 @@ fn memory(agent: &Agent, out: &mut String) -> std::fmt::Result {
         out,
         "used_memory:{rss}\r\nused_memory_human:{}\r\nused_memory_rss:{rss}\r\nused_memory_rss_human:{}\r\n\
          used_memory_peak:{peak}\r\nused_memory_peak_human:{}\r\nused_memory_dataset:{dataset}\r\nmaxmemory:{most}\r\n\
-         maxmemory_human:{}\r\nmaxmemory_policy:allkeys-lru\r\n",
+         maxmemory_human:{}\r\nmaxmemory_policy:allkeys-lru\r\nmem_clients_normal:{}\r\n",
         human(rss),
         human(rss),
         human(peak),
         human(u64::try_from(most).unwrap_or(u64::MAX)),
+        agent.clients.memory_bytes(),
     )
 }
 
@@ -146,7 +147,8 @@ fn stats(agent: &Agent, out: &mut String) -> std::fmt::Result {
         out,
         "total_connections_received:{}\r\nrejected_connections:{}\r\ntotal_commands_processed:{calls}\r\n\
          total_net_input_bytes:{}\r\ntotal_net_output_bytes:{}\r\ntotal_error_replies:{errors}\r\nkeyspace_hits:{}\r\n\
-         keyspace_misses:{}\r\nevicted_keys:{evicted}\r\npubsub_channels:{channels}\r\npubsub_patterns:{patterns}\r\n\
+         keyspace_misses:{}\r\nevicted_keys:{evicted}\r\nevicted_clients:{}\r\npubsub_channels:{channels}\r\n\
+         pubsub_patterns:{patterns}\r\n\
          tracking_total_keys:{}\r\ntracking_total_items:{}\r\ntracking_total_prefixes:{}\r\n",
         totals.accepted,
         totals.refused,
@@ -154,6 +156,7 @@ fn stats(agent: &Agent, out: &mut String) -> std::fmt::Result {
         totals.bytes_written,
         state.hits + state.validated + state.restored,
         state.not_found,
+        totals.ended_memory,
         tracking.keys,
         tracking.items,
         tracking.prefixes,

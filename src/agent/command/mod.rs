@@ -154,7 +154,8 @@ fn begin(agent: &Agent, client: &mut Client, command: &'static Command, args: &[
         && !command.flags.has(Flags::NOT_QUEUED)
     {
         let flow = transaction.queue(command, args);
-        client.handle.set_queued(Some(transaction.len()));
+        let (commands, bytes) = transaction.size();
+        client.handle.set_queued(Some(commands), bytes);
         return flow.map(Begun::Done);
     }
     match command.run {

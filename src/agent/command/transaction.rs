@@ -84,16 +84,16 @@ impl Transaction {
         Ok(Flow::Reply(Reply::Simple("QUEUED".into())))
     }
 
-    /// How many commands wait.
-    pub fn len(&self) -> usize {
-        self.queue.len()
+    /// How many commands wait, and how many bytes they have.
+    pub fn size(&self) -> (usize, usize) {
+        (self.queue.len(), self.bytes)
     }
 }
 
 /// Ends the transaction, and forgets what was watched.
 pub(super) fn end(client: &mut Client) -> Option<Transaction> {
     client.watched.clear();
-    client.handle.set_queued(None);
+    client.handle.set_queued(None, 0);
     client.transaction.take()
 }
 
@@ -112,7 +112,7 @@ pub fn multi(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> {
         return Err(Refusal::Text("ERR MULTI calls can not be nested"));
     }
     client.transaction = Some(Transaction::default());
-    client.handle.set_queued(Some(0));
+    client.handle.set_queued(Some(0), 0);
     Ok(ok())
 }
 

@@ -8,7 +8,19 @@ use parking_lot::RwLock;
 
 use super::clock::CoarseClock;
 use super::handle::{Address, ClientHandle, ClientId};
-use super::mailbox::Ended;
+use super::mailbox::{Ended, Mailbox};
+use super::memory::{Memory, too_large};
+
+/// How many clients there may be, and what they may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Connections at once.
+    pub clients: usize,
+    /// Bytes of messages that may wait for each.
+    pub output: usize,
+    /// Bytes that all may take together. With more, the largest are ended.
+    pub memory: usize,
+}
 
 /// The connections, and figures about all there have been.
 #[derive(Debug)]
@@ -16,8 +28,8 @@ pub struct Clients {
     connected: RwLock<BTreeMap<ClientId, Arc<ClientHandle>>>,
     /// The number of the last one.
     last: AtomicU64,
-    most: usize,
-    output: usize,
+    room: Room,
+    memory: Arc<Memory>,
     clock: Arc<CoarseClock>,
     pub(super) counters: Counters,
 }
@@ -33,6 +45,7 @@ pub(super) struct Counters {
     pub(super) stalled: AtomicU64,
     pub(super) half_request: AtomicU64,
     pub(super) idle: AtomicU64,
+    pub(super) memory: AtomicU64,
 }
 
 /// Figures about all connections there have been.
@@ -56,16 +69,18 @@ pub struct Totals {
     pub ended_half_request: u64,
     /// Connections that ended because they asked for nothing for too long.
     pub ended_idle: u64,
+    /// Connections that ended because all together took too much, and they the most.
+    pub ended_memory: u64,
 }
 
 impl Clients {
-    /// Nobody yet, and never more than `most`, for each of whom `output` bytes may wait.
-    pub fn new(most: usize, output: usize) -> Self {
+    /// Nobody yet.
+    pub fn new(room: Room) -> Self {
         Self {
             connected: RwLock::default(),
             last: AtomicU64::new(0),
-            most,
-            output,
+            room,
+            memory: Arc::new(Memory::new(room.memory)),
             clock: Arc::new(CoarseClock::start()),
             counters: Counters::default(),
         }
@@ -93,7 +108,12 @@ impl Clients {
 
     /// How many may be connected.
     pub fn most(&self) -> usize {
-        self.most
+        self.room.clients
+    }
+
+    /// Bytes that all clients take together, about.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory.total()
     }
 
     /// Figures about all connections there have been.
@@ -108,6 +128,7 @@ impl Clients {
             stalled,
             half_request,
             idle,
+            memory,
         } = &self.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Totals {
@@ -120,19 +141,21 @@ impl Clients {
             ended_stalled: read(stalled),
             ended_half_request: read(half_request),
             ended_idle: read(idle),
+            ended_memory: read(memory),
         }
     }
 
     /// A new connection, unless there are too many.
     pub fn register(&self, address: Address, local_address: Address) -> Option<Arc<ClientHandle>> {
         let mut connected = self.connected.write();
-        if connected.len() >= self.most {
+        if connected.len() >= self.room.clients {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
         let id = ClientId(self.last.fetch_add(1, Ordering::Relaxed) + 1);
-        let handle = ClientHandle::new(id, address, local_address, Arc::clone(&self.clock), self.output);
+        let mailbox = Mailbox::new(self.room.output, Arc::clone(&self.memory));
+        let handle = ClientHandle::new(id, address, local_address, Arc::clone(&self.clock), mailbox);
         let handle = Arc::new(handle);
         connected.insert(id, Arc::clone(&handle));
         Some(handle)
@@ -140,7 +163,10 @@ impl Clients {
 
     /// A connection has ended.
     pub fn unregister(&self, id: ClientId) {
-        self.connected.write().remove(&id);
+        let ended = self.connected.write().remove(&id);
+        if let Some(handle) = ended {
+            handle.release();
+        }
     }
 
     /// Counts a connection that was ended from outside.
@@ -150,8 +176,30 @@ impl Clients {
             Ended::Stalled => &self.counters.stalled,
             Ended::HalfRequest => &self.counters.half_request,
             Ended::Idle => &self.counters.idle,
+            Ended::Memory => &self.counters.memory,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns when clients have taken more than they may together.
+    pub(super) async fn exceeded(&self) {
+        self.memory.exceeded().await;
+    }
+
+    /// Ends as many clients, the largest first, as it takes for the others to take no more than they may. What those who are
+    /// ended have comes back when they have noticed.
+    pub(super) fn relieve(&self) {
+        if !self.memory.is_exceeded() {
+            return;
+        }
+        let connected = self.connected.read();
+        let staying = connected.values().filter(|handle| !handle.mailbox().is_ended());
+        let sizes = staying.map(|handle| (handle.id(), handle.memory_bytes()));
+        for id in too_large(sizes, self.memory.limit()) {
+            if let Some(handle) = connected.get(&id) {
+                handle.mailbox().end(Ended::Memory);
+            }
+        }
     }
 
     pub(super) fn clock(&self) -> &CoarseClock {

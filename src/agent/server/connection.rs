@@ -29,6 +29,8 @@ const READ: usize = 16 * 1024;
 const LEAST_ROOM: usize = 2 * 1024;
 /// A connection that has no buffer reads so much to begin with.
 const FIRST_READ: usize = 4 * 1024;
+/// Buffers that change by less are not entered anew: a small request costs the account, which all share, nothing.
+const GRAIN: usize = 4 * 1024;
 /// Larger buffers are given back as soon as they are empty.
 const KEPT: usize = 128 * 1024;
 /// How long to wait for the peer to take a last reply, and how much of what it sends meanwhile is thrown away. Without
@@ -114,11 +116,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             self.requests(handler, client).await?;
             self.settle().await?;
+            self.account();
             self.enter_wait();
             match self.wait().await {
                 Woken::Input(Ok(0) | Err(_)) => return Err(End::Gone),
-                Woken::Input(Ok(_)) | Woken::Stirred => {}
+                // What was read stays in memory while it is carried out.
+                Woken::Input(Ok(_)) => self.account(),
+                Woken::Stirred => {}
             }
+        }
+    }
+
+    /// Enters what the buffers take. It is done when they have grown, and before a wait.
+    #[inline]
+    fn account(&self) {
+        let bytes = self.input.capacity() + self.output.capacity();
+        if bytes == 0 || bytes.abs_diff(self.handle.buffers()) >= GRAIN {
+            self.handle.set_buffers(bytes);
         }
     }
 
@@ -136,6 +150,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     Poll::Pending => self.meanwhile(work).await,
                 }
             };
+            if self.handle.mailbox().is_ended() {
+                return Err(self.ended());
+            }
             let protocol = self.handle.protocol();
             match flow {
                 Flow::Reply(reply) => reply.encode(protocol, &mut self.output),
@@ -192,6 +209,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// meanwhile.
     async fn meanwhile<F: Future<Output = Flow>>(&mut self, mut work: Pin<&mut F>) -> Flow {
         self.handle.enter(Phase::Busy);
+        self.account();
         let mut broken = false;
         poll_fn(|cx| {
             let mailbox = self.handle.mailbox();
@@ -200,7 +218,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 mailbox.peek_urgent(self.handle.protocol(), &mut self.output);
             }
             // What has begun is finished, whether or not somebody waits for it.
-            if !broken && !mailbox.is_ended() {
+            if mailbox.is_ended() {
+                self.drop_buffers();
+            } else if !broken {
                 broken = matches!(self.poll_flush(cx), Poll::Ready(Err(_)));
             }
             work.as_mut().poll(cx)
@@ -221,6 +241,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             if !stalled {
                 stalled = true;
+                self.account();
                 self.handle.enter(Phase::Stalled);
             }
             self.handle.set_unsent(self.output.len() - self.sent);
@@ -297,7 +318,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if !first.filled().is_empty() {
                 self.input.reserve(READ);
                 self.input.extend_from_slice(first.filled());
-                self.handle.set_buffers(true);
             }
             return Poll::Ready(Ok(first.filled().len()));
         }
@@ -311,10 +331,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// The connection has been quiet: it needs no buffers.
     fn give_back(&mut self) {
         if self.input.is_empty() && self.output.is_empty() {
-            self.input = BytesMut::new();
-            self.output = BytesMut::new();
-            self.handle.set_buffers(false);
+            self.drop_buffers();
         }
+    }
+
+    fn drop_buffers(&mut self) {
+        self.input = BytesMut::new();
+        self.output = BytesMut::new();
+        self.sent = 0;
+        self.account();
     }
 
     /// Sends what waits, says that there is no more, and gives the peer a moment to take it.

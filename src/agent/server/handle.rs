@@ -90,10 +90,12 @@ pub struct ClientHandle {
     patterns: AtomicU32,
     /// Requests since `MULTI`; -1 outside of it.
     queued: AtomicI64,
+    /// Bytes of requests since `MULTI`.
+    queued_bytes: AtomicUsize,
     /// Bytes of replies that the client does not take.
     unsent: AtomicUsize,
-    /// Whether the connection holds buffers.
-    buffers: AtomicBool,
+    /// Bytes of the connection's buffers.
+    buffers: AtomicUsize,
 }
 
 impl ClientHandle {
@@ -102,7 +104,7 @@ impl ClientHandle {
         address: Address,
         local_address: Address,
         clock: Arc<CoarseClock>,
-        output: usize,
+        mailbox: Mailbox,
     ) -> Self {
         let created = clock.millis();
         Self {
@@ -111,7 +113,7 @@ impl ClientHandle {
             local_address,
             clock,
             created,
-            mailbox: Mailbox::new(output),
+            mailbox,
             phase: AtomicU64::new(packed(Phase::Idle, created)),
             names: Mutex::default(),
             last_command: Mutex::new("NULL"),
@@ -120,8 +122,9 @@ impl ClientHandle {
             channels: AtomicU32::new(0),
             patterns: AtomicU32::new(0),
             queued: AtomicI64::new(-1),
+            queued_bytes: AtomicUsize::new(0),
             unsent: AtomicUsize::new(0),
-            buffers: AtomicBool::new(false),
+            buffers: AtomicUsize::new(0),
         }
     }
 
@@ -168,6 +171,11 @@ impl ClientHandle {
     /// Bytes that wait to be sent to it, about.
     pub fn output_bytes(&self) -> usize {
         self.mailbox.bytes() + self.unsent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that it takes, about: buffers, messages that wait for it, and commands that wait for `EXEC`.
+    pub fn memory_bytes(&self) -> usize {
+        self.buffers.load(Ordering::Relaxed) + self.queued_bytes.load(Ordering::Relaxed) + self.mailbox.bytes()
     }
 
     /// The protocol that replies and messages to it are written in.
@@ -249,8 +257,9 @@ impl ClientHandle {
         usize::try_from(self.queued.load(Ordering::Relaxed)).ok()
     }
 
-    /// Changes that number.
-    pub fn set_queued(&self, queued: Option<usize>) {
+    /// Changes that number, and how many bytes they have.
+    pub fn set_queued(&self, queued: Option<usize>, bytes: usize) {
+        self.account(&self.queued_bytes, bytes);
         let number = queued.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
         self.queued.store(number, Ordering::Relaxed);
     }
@@ -283,12 +292,32 @@ impl ClientHandle {
         self.unsent.store(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn set_buffers(&self, held: bool) {
-        self.buffers.store(held, Ordering::Relaxed);
+    /// The connection's buffers have so many bytes.
+    #[inline]
+    pub(super) fn set_buffers(&self, bytes: usize) {
+        self.account(&self.buffers, bytes);
     }
 
-    pub(super) fn has_buffers(&self) -> bool {
+    /// What was said of that last; none: it holds no buffers.
+    #[inline]
+    pub(super) fn buffers(&self) -> usize {
         self.buffers.load(Ordering::Relaxed)
+    }
+
+    /// The connection has ended: it takes nothing any more, whoever still has its handle.
+    pub(super) fn release(&self) {
+        self.set_buffers(0);
+        self.set_queued(None, 0);
+    }
+
+    /// Only the connection's own task changes `part`.
+    #[inline]
+    fn account(&self, part: &AtomicUsize, bytes: usize) {
+        let before = part.load(Ordering::Relaxed);
+        if bytes != before {
+            part.store(bytes, Ordering::Relaxed);
+            self.mailbox.memory().change(before, bytes);
+        }
     }
 
     pub(super) fn clock(&self) -> &CoarseClock {

@@ -11,7 +11,7 @@ use crate::resp;
 pub struct Limits {
     /// Of its requests.
     pub request: resp::Limits,
-    /// Bytes that may wait for it to read them. Also the bound of [`super::Clients::new`].
+    /// Bytes that may wait for it to read them. Also [`super::Room::output`].
     pub output: usize,
     /// How long it may take to finish a request that it has begun, however slowly it goes on.
     pub half_request: Duration,
@@ -57,7 +57,7 @@ impl Limits {
     pub(super) fn judge(&self, handle: &ClientHandle, now: u64) -> Verdict {
         let (phase, since) = handle.phase();
         let listens = handle.subscriptions() != (0, 0);
-        self.judge_phase(phase, Duration::from_millis(now.saturating_sub(since)), listens, handle.has_buffers())
+        self.judge_phase(phase, Duration::from_millis(now.saturating_sub(since)), listens, handle.buffers() > 0)
     }
 
     fn judge_phase(&self, phase: Phase, age: Duration, listens: bool, buffers: bool) -> Verdict {

@@ -1,6 +1,7 @@
 //! Messages to a client that it did not ask for just now: invalidations, keyspace events.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::task::Waker;
 
@@ -8,6 +9,7 @@ use bytes::BytesMut;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
+use super::memory::Memory;
 use crate::resp::{Protocol, Reply};
 
 /// Messages wait.
@@ -32,6 +34,8 @@ pub enum Ended {
     HalfRequest,
     /// It asked for nothing for a long time.
     Idle,
+    /// All clients together took more than they may, and it took the most.
+    Memory,
 }
 
 #[derive(Debug, Default)]
@@ -55,17 +59,19 @@ pub struct Mailbox {
     flags: AtomicU8,
     bytes: AtomicUsize,
     limit: usize,
+    memory: Arc<Memory>,
     waker: AtomicWaker,
 }
 
 impl Mailbox {
-    /// An empty one, for so many bytes.
-    pub fn new(limit: usize) -> Self {
+    /// An empty one, for so many bytes, which are entered in `memory`.
+    pub(super) fn new(limit: usize, memory: Arc<Memory>) -> Self {
         Self {
             queue: Mutex::default(),
             flags: AtomicU8::new(0),
             bytes: AtomicUsize::new(0),
             limit,
+            memory,
             waker: AtomicWaker::new(),
         }
     }
@@ -89,6 +95,16 @@ impl Mailbox {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// The account of what all clients take.
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// While the queue is locked.
+    fn set_bytes(&self, bytes: usize) {
+        self.memory.change(self.bytes.swap(bytes, Ordering::Relaxed), bytes);
+    }
+
     fn put(&self, reply: Reply, urgent: bool) -> bool {
         let weight = reply.weight();
         {
@@ -102,7 +118,7 @@ impl Mailbox {
                 self.end(Ended::Output);
                 return false;
             }
-            self.bytes.store(bytes, Ordering::Relaxed);
+            self.set_bytes(bytes);
             queue.messages.push_back(Message { reply, urgent });
             // While the lock is held: whoever takes the queue clears the flag.
             self.flags.fetch_or(if urgent { MAIL | URGENT } else { MAIL }, Ordering::AcqRel);
@@ -116,7 +132,7 @@ impl Mailbox {
         let dropped = {
             let mut queue = self.queue.lock();
             queue.ended.get_or_insert(why);
-            self.bytes.store(0, Ordering::Relaxed);
+            self.set_bytes(0);
             std::mem::take(&mut queue.messages)
         };
         self.flags.fetch_or(ENDED, Ordering::AcqRel);
@@ -185,7 +201,7 @@ impl Mailbox {
         let messages = {
             let mut queue = self.queue.lock();
             self.flags.fetch_and(!(MAIL | URGENT), Ordering::AcqRel);
-            self.bytes.store(0, Ordering::Relaxed);
+            self.set_bytes(0);
             std::mem::take(&mut queue.messages)
         };
         for message in messages {
@@ -201,5 +217,11 @@ impl Mailbox {
             message.reply.encode(protocol, out);
             message.urgent = false;
         }
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.set_bytes(0);
     }
 }

@@ -12,9 +12,10 @@ mod handle;
 mod limits;
 mod listen;
 mod mailbox;
+mod memory;
 mod serve;
 
-pub use clients::{Clients, Totals};
+pub use clients::{Clients, Room, Totals};
 pub use flow::{Flow, Handler};
 pub use handle::{Address, Caching, ClientHandle, ClientId};
 pub use limits::Limits;

@@ -88,6 +88,7 @@ impl Server {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = tick.tick() => serving.look_after(),
+                () = serving.clients.exceeded() => serving.clients.relieve(),
                 Some(_) = serving.connections.join_next() => {}
                 arrival = next_tcp(tcp.as_ref().map(|(listener, _)| listener)) => serving.take(arrival, None),
                 arrival = next_unix(unix.as_ref()) => serving.take(arrival, unix.as_ref()),
@@ -173,12 +174,14 @@ impl<H: Handler + Clone> Serving<H> {
     }
 
     async fn end(mut self, drain: Duration, mut tick: tokio::time::Interval) {
-        self.clients.each(|handle| handle.mailbox().leave());
+        let clients = Arc::clone(&self.clients);
+        clients.each(|handle| handle.mailbox().leave());
         let deadline = Instant::now() + drain;
         while !self.connections.is_empty() {
             tokio::select! {
                 _ = self.connections.join_next() => {}
                 _ = tick.tick() => self.look_after(),
+                () = clients.exceeded() => clients.relieve(),
                 () = sleep_until(deadline) => {
                     info!(connections = self.connections.len(), "cutting connections that have not ended in time");
                     self.connections.shutdown().await;

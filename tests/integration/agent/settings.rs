@@ -11,6 +11,7 @@ async fn what_clients_may_take_is_set_by_variables() {
         .args(&["--visibility=committed"])
         .env("VMCP_MAX_CLIENTS", "3")
         .env("VMCP_CLIENT_OUTPUT_LIMIT", "65536")
+        .env("VMCP_CLIENTS_MEMORY", "5000000")
         .env("VMCP_CLIENT_TIMEOUT", "2")
         // Empty ones are as good as none.
         .env("VMCP_POD_LOCAL_KEYS", "")
@@ -37,6 +38,8 @@ async fn what_clients_may_take_is_set_by_variables() {
     let mut client = agent.client().await.unwrap();
     let limits = ask(&mut client, &["CONFIG", "GET", "client-output-buffer-limit"]).await;
     assert!(format!("{limits:?}").contains("normal 65536 0 0"), "{limits:?}");
+    let memory = ask(&mut client, &["CONFIG", "GET", "maxmemory-clients"]).await;
+    assert!(format!("{memory:?}").contains("5000000"), "{memory:?}");
     for field in ["a", "b"] {
         ask(&mut client, &["HSET", "s1", field, &"x".repeat(40_000)]).await;
     }

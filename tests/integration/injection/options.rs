@@ -8,7 +8,7 @@ use super::admitted::{Admission, agent_of, asking, named, plain, variable, with}
 use crate::chart::file;
 
 /// An option, what it is set to, and where that shows: a variable of the agent, or a place in the pod.
-const SHOWS: [(&str, &str, &str); 25] = [
+const SHOWS: [(&str, &str, &str); 26] = [
     ("server", "weather", "VMCP_SERVER"),
     ("key-prefix", "mcp:session:", "VMCP_KEY_PREFIX"),
     ("pod-local-keys", "conn.*,local-?", "VMCP_POD_LOCAL_KEYS"),
@@ -21,6 +21,7 @@ const SHOWS: [(&str, &str, &str); 25] = [
     ("max-clients", "10", "VMCP_MAX_CLIENTS"),
     ("client-timeout", "0", "VMCP_CLIENT_TIMEOUT"),
     ("client-output-limit", "65536", "VMCP_CLIENT_OUTPUT_LIMIT"),
+    ("clients-memory", "4194304", "VMCP_CLIENTS_MEMORY"),
     ("tracking-table-max-keys", "1000", "VMCP_TRACKING_TABLE_MAX_KEYS"),
     ("cache-entries", "1000", "VMCP_CACHE_ENTRIES"),
     ("cache-bytes", "1048576", "VMCP_CACHE_BYTES"),
@@ -98,14 +99,15 @@ async fn what_an_agent_could_not_use_is_refused_with_what_would_be_right() {
     let cluster = Admission::start(&[]).await;
     let wrong = |name: &str| match name {
         "server" => "Weather",
-        "key-prefix" | "image" => "a b",
+        "key-prefix" => "too-long".repeat(33).leak(),
+        "image" => "a b",
         "pod-local-keys" => "a,,b",
         "listen" => "0.0.0.0:6379",
         "password-secret" | "hash-session-ids-secret" => "Secret_1",
         "password-key" | "hash-session-ids-key" => "a/b",
         "log-level" => "INFO!",
         "max-clients" => "10001",
-        "client-output-limit" => "65535",
+        "client-output-limit" | "clients-memory" => "65535",
         "cpu-request" | "memory-limit" => "-1",
         "memory-request" => "1K",
         "run-as-user" => "0",

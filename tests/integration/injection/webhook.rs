@@ -91,6 +91,7 @@ fn pods() -> Vec<(&'static str, Value)> {
         ("max-clients", "1"),
         ("client-timeout", "0"),
         ("client-output-limit", "65536"),
+        ("clients-memory", "4194304"),
         ("tracking-table-max-keys", "1"),
         ("cache-entries", "1"),
         ("cache-bytes", "1048576"),

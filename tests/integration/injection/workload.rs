@@ -75,6 +75,7 @@ async fn an_agent_runs_and_is_probed_as_the_pod_says() {
         ("max-clients", "10"),
         ("client-timeout", "60"),
         ("client-output-limit", "65536"),
+        ("clients-memory", "4194304"),
         ("cache-bytes", "1048576"),
         ("tracking-table-max-keys", "10"),
         ("cache-entries", "10"),

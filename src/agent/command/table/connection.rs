@@ -109,7 +109,7 @@ const CLIENT: [Command; 14] = [
         .group("connection", &["connection"])
         .full_name("client|no-evict")
         .doc("Set client eviction mode for the current connection", "7.0.0")
-        .differs("Changes nothing: clients are not evicted for the memory they take together."),
+        .differs("Changes nothing: nobody is exempt from `--clients-memory`."),
     client("client|no-touch", "no-touch", 3, Run::Now(client::no_touch))
         .doc("Controls whether commands sent by the client affect the LRU/LFU of accessed keys.", "7.2.0")
         .differs("Changes nothing: reads count as uses of the copy, never of the session."),

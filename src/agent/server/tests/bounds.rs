@@ -1,6 +1,7 @@
 //! What a connection may take, and that nobody else notices when one takes more.
 
 use super::*;
+use crate::agent::server::Ended;
 use crate::agent::server::handle::Phase;
 
 /// What waits for a client at most when it does not read: one batch, the reply that made it full, and a little.
@@ -141,12 +142,64 @@ async fn who_has_not_given_the_password_may_send_less() {
     visitor.hears(&format!("+OK\r\n$20000\r\n{long}\r\n")).await;
 }
 
+/// Some have large requests half sent, and one has answers that it does not read. Who has little is not among those who go.
+#[tokio::test]
+async fn who_takes_the_most_goes_when_all_take_too_much() {
+    const MEMORY: usize = 4 << 20;
+    let room = Room { clients: 100, output: 32 << 20, memory: MEMORY };
+    let place = Place::open_in(room, unlimited(), false);
+    let (mut small, _) = place.enter_known().await;
+    let mut large = Vec::new();
+    for n in 1..=20 {
+        let mut visitor = place.enter().await;
+        let half = format!("*2\r\n$4\r\nECHO\r\n$1000000\r\n{}", "x".repeat(900_000));
+        // It may be cut off while it says that.
+        let _ = soon(visitor.stream.write_all(half.as_bytes())).await;
+        large.push(visitor);
+        let read = || place.clients.totals().bytes_read >= n * 900_000 || place.clients.totals().ended_memory > 0;
+        until(read).await;
+        small.says("ECHO a\r\n").await;
+        small.hears("$1\r\na\r\n").await;
+    }
+    until(|| place.clients.memory_bytes() <= MEMORY && place.clients.len() <= 5).await;
+    assert!(place.clients.len() > 1, "no more go than must");
+    let ended = place.clients.totals().ended_memory;
+    assert_eq!(usize::try_from(ended).unwrap() + place.clients.len(), 21);
+
+    let (_deaf, handle) = place.enter_known().await;
+    while handle.mailbox().push(Reply::Push(vec![bulk([b'x'; 10_000])])) {
+        tokio::task::yield_now().await;
+    }
+    until(|| place.clients.get(handle.id()).is_none()).await;
+    assert_eq!(place.clients.totals().ended_output, 0);
+    drop(large);
+    until(|| place.clients.len() == 1).await;
+    assert_eq!(small.asks("ECHO a\r\n").await, "$1\r\n");
+}
+
+#[tokio::test]
+async fn who_is_cut_off_while_something_runs_takes_nothing_meanwhile_and_hears_nothing_more() {
+    let place = Place::open(unlimited());
+    let (mut visitor, handle) = place.enter_known().await;
+    visitor.says("BIG 50000\r\nWAIT\r\nECHO a\r\n").await;
+    visitor.hears(&format!("$50000\r\n{}\r\n", "x".repeat(50_000))).await;
+    place.until_waiting(1).await;
+    until(|| handle.memory_bytes() >= 50_000).await;
+    handle.mailbox().end(Ended::Memory);
+    until(|| place.clients.memory_bytes() == 0).await;
+    assert_eq!(place.clients.len(), 1, "what runs is finished");
+    place.desk.permits.add_permits(1);
+    assert_eq!(visitor.hears_the_end().await, "");
+    assert_eq!(place.clients.totals().ended_memory, 1);
+}
+
 #[tokio::test]
 async fn the_quiet_give_their_buffers_back() {
     let place = Place::open(unlimited());
     let (mut visitor, handle) = place.enter_known().await;
-    assert!(handle.has_buffers());
-    until(|| !handle.has_buffers()).await;
+    assert!(handle.buffers() > 0);
+    until(|| handle.buffers() == 0).await;
+    assert_eq!(place.clients.memory_bytes(), 0);
     assert_eq!(visitor.asks("ECHO a\r\n").await, "$1\r\n");
     visitor.hears("a\r\n").await;
     // Half a request is kept.

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{ClientHandle, ClientId, Clients, Flow, Handler, Limits, Server, ServerConfig};
+use super::{ClientHandle, ClientId, Clients, Flow, Handler, Limits, Room, Server, ServerConfig};
 use crate::resp::{Protocol, Reply, Request};
 
 /// Longer than anything here takes, however busy the machine is.
@@ -138,6 +138,10 @@ impl Place {
     }
 
     fn open_for(limits: Limits, most: usize, needs_password: bool) -> Self {
+        Self::open_in(Room { clients: most, output: limits.output, memory: 1 << 30 }, limits, needs_password)
+    }
+
+    fn open_in(room: Room, limits: Limits, needs_password: bool) -> Self {
         let desk = Arc::new(Desk {
             permits: Semaphore::new(0),
             waiting: AtomicUsize::new(0),
@@ -147,7 +151,7 @@ impl Place {
             needs_password,
             listeners: AtomicBool::new(false),
         });
-        let clients = Arc::new(Clients::new(most, limits.output));
+        let clients = Arc::new(Clients::new(room));
         let config = ServerConfig { tcp: Some(([127, 0, 0, 1], 0).into()), unix: None, unix_mode: 0o600, limits };
         let server = Server::bind(&config, Arc::clone(&clients)).unwrap();
         let address = server.local_addr().unwrap();

@@ -8,11 +8,11 @@ use std::path::Path;
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::agent::server::ListenError;
+use crate::agent::server::{ListenError, Room};
 
 fn bind(path: &Path) -> Result<Server, ListenError> {
     let config = ServerConfig { tcp: None, unix: Some(path.to_owned()), unix_mode: 0o600, limits: unlimited() };
-    Server::bind(&config, Arc::new(Clients::new(10, 1 << 20)))
+    Server::bind(&config, Arc::new(Clients::new(Room { clients: 10, output: 1 << 20, memory: 1 << 20 })))
 }
 
 #[tokio::test]
@@ -86,10 +86,16 @@ async fn the_file_of_a_successor_stays() {
 #[tokio::test]
 async fn a_server_listens_somewhere() {
     let config = ServerConfig { tcp: None, unix: None, unix_mode: 0o600, limits: unlimited() };
-    assert!(matches!(Server::bind(&config, Arc::new(Clients::new(1, 1))), Err(ListenError::Nowhere)));
+    assert!(matches!(
+        Server::bind(&config, Arc::new(Clients::new(Room { clients: 1, output: 1, memory: 1 }))),
+        Err(ListenError::Nowhere)
+    ));
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let config = ServerConfig { tcp: Some(taken.local_addr().unwrap()), ..config };
-    assert!(matches!(Server::bind(&config, Arc::new(Clients::new(1, 1))), Err(ListenError::Tcp { .. })));
+    assert!(matches!(
+        Server::bind(&config, Arc::new(Clients::new(Room { clients: 1, output: 1, memory: 1 }))),
+        Err(ListenError::Tcp { .. })
+    ));
     let long = Path::new("/tmp").join("x".repeat(200));
     assert!(matches!(bind(&long), Err(ListenError::Unix { .. })));
 }
