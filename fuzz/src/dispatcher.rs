@@ -49,18 +49,9 @@ fn agent() -> Arc<Agent> {
         hash_key_file: None,
         visibility: Visibility::Everywhere,
     };
-    let clients = Arc::new(Clients::new(Room { clients: 8, output: 1 << 20, memory: 1 << 30 }));
-    let settings = ServerSettings {
-        password: None,
-        listen: None,
-        unix_socket: None,
-        max_clients: 8,
-        max_memory: 1 << 20,
-        timeout: 0,
-        output_limit: 1 << 20,
-        max_bulk: 1 << 20,
-        tracking_table_max_keys: 64,
-    };
+    let clients = Arc::new(Clients::new(Room { clients: 8, output: 1 << 20, memory: 8 << 20 }));
+    let limit = 1 << 20;
+    let settings = ServerSettings { output_limit: limit, max_bulk: limit, ..ServerSettings::default() };
     Arc::new(Agent {
         sessions: Sessions::connect(client, cache, &sessions).expect("sessions"),
         commands: command::Server::new(settings),

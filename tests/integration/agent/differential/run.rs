@@ -186,106 +186,20 @@ impl Pair {
 
     /// Runs a sequence on both, from nothing. None: no difference.
     pub async fn run(&self, steps: &[Step]) -> Option<Difference> {
-        let (mut reference, mut subject) = (Side::open(self.reference).await, Side::open(self.subject).await);
-        let mut look = Connection::open(self.reference).await.unwrap();
-        let mut transactions: [Transaction; CONNECTIONS] = Default::default();
-        let mut tracking: [Tracking; CONNECTIONS] = Default::default();
+        let mut run = Run::open(self).await;
         let mut difference = None;
-        let mut used = BTreeSet::new();
-        for (number, step) in steps.iter().enumerate() {
-            let (ours, theirs) = match step {
-                // A transaction would answer otherwise to each round.
-                Step::Scan { over, .. } if transactions[*over].open => continue,
-                Step::Scan { over, options } => {
-                    let shown = |keys: Result<BTreeSet<Vec<u8>>, Value>| match keys {
-                        Ok(keys) => {
-                            format!("{:?}", keys.iter().map(|k| k.escape_ascii().to_string()).collect::<Vec<_>>())
-                        }
-                        Err(answer) => answer.to_string(),
-                    };
-                    (shown(reference.scan(*over, options).await), shown(subject.scan(*over, options).await))
+        for (at, step) in steps.iter().enumerate() {
+            match run.step(step).await {
+                Outcome::Same => {}
+                Outcome::Differs(reference, subject) => {
+                    difference = Some(Difference { at, reference, subject });
+                    break;
                 }
-                Step::Command { over, command, inline } => {
-                    let transaction = &mut transactions[*over];
-                    if transaction.open && is_subscription(command) || self.has_other_form(&mut look, command).await {
-                        continue;
-                    }
-                    used.extend(command.iter().skip(1).cloned());
-                    let ours = reference.execute(*over, command, *inline).await;
-                    let theirs = subject.execute(*over, command, *inline).await;
-                    // The key had the other form only when the transaction came to it: not a sequence to be compared.
-                    if ours.iter().any(|answer| answer.to_string().contains("-WRONGTYPE")) {
-                        break;
-                    }
-                    let open = transaction.open.then_some(transaction.queued.as_slice());
-                    let read = ours.first().map(|answer| tracking[*over].follow(command, open, answer));
-                    for side in [&mut reference, &mut subject] {
-                        match &read {
-                            Some(keys) if tracking[*over].is_on() => side.caching[*over].keep(keys),
-                            _ => side.caching[*over].clear(),
-                        }
-                    }
-                    if ours.len() == theirs.len() {
-                        let pairs = ours.into_iter().zip(theirs).map(|(ours, theirs)| {
-                            let normal = |answer| normal(command, &transaction.queued, answer);
-                            (normal(ours), normal(theirs))
-                        });
-                        let pairs: Vec<_> = pairs.collect();
-                        let same = pairs.iter().all(|(a, b)| same(command, &transaction.queued, a, b));
-                        follow(transaction, command, &pairs[..1]);
-                        let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-                        if same {
-                            // A transaction would answer a PING too, and `CLIENT CACHING` is about what comes next.
-                            let looks = |at: &usize| {
-                                let tracking = &tracking[*at];
-                                tracking.is_on() && !transactions[*at].open && !tracking.is_about_the_next()
-                            };
-                            let mut found = None;
-                            for at in (0..CONNECTIONS).filter(looks) {
-                                found = found.or(self.stale(&mut reference, &mut subject, at).await);
-                            }
-                            if let Some((reference, subject)) = found {
-                                difference = Some(Difference { at: number, reference, subject });
-                                break;
-                            }
-                            continue;
-                        }
-                        (shown(&ours), shown(&theirs))
-                    } else {
-                        (shown(&ours), shown(&theirs))
-                    }
-                }
-            };
-            if ours != theirs {
-                difference = Some(Difference { at: number, reference: ours, subject: theirs });
-                break;
+                Outcome::Incomparable => break,
             }
         }
-        self.clean(used).await;
+        self.clean(run.used).await;
         difference
-    }
-
-    /// What a client of the subject still keeps, although one of the reference was told to drop it.
-    async fn stale(&self, reference: &mut Side, subject: &mut Side, over: usize) -> Option<(String, String)> {
-        let (told, by_subject) = (reference.dropped(over).await, subject.dropped(over).await);
-        self.told.fetch_add(told.intersection(&by_subject).count(), Ordering::Relaxed);
-        let stale: Vec<String> =
-            subject.caching[over].kept_of(&told).map(|key| key.escape_ascii().to_string()).collect();
-        let client = ["a", "b"][over];
-        let told = |how| format!("{client} is {how} to drop {}", stale.join(", "));
-        (!stale.is_empty()).then(|| (told("told"), told("not told")))
-    }
-
-    /// Whether Redis would answer WRONGTYPE, which the agent never does: such a command is left out.
-    async fn has_other_form(&self, look: &mut Connection, command: &Command) -> bool {
-        let (keys, form) = formed(command);
-        for key in keys {
-            let found = look.call(&[b"TYPE", key.as_slice()]).await.unwrap().text();
-            if found != form && found != "none" {
-                return true;
-            }
-        }
-        false
     }
 
     /// Removes all keys that may be there.
@@ -326,13 +240,145 @@ impl Pair {
     }
 }
 
+/// What came of a step.
+enum Outcome {
+    /// Nothing differs, or it is not for comparison.
+    Same,
+    /// What the reference showed, and what the subject did.
+    Differs(String, String),
+    /// From here on the two cannot be compared.
+    Incomparable,
+}
+
+impl Outcome {
+    fn of(reference: String, subject: String) -> Self {
+        if reference == subject { Self::Same } else { Self::Differs(reference, subject) }
+    }
+}
+
+/// A sequence that is being run.
+struct Run<'a> {
+    pair: &'a Pair,
+    reference: Side,
+    subject: Side,
+    /// Another connection to the reference.
+    look: Connection,
+    transactions: [Transaction; CONNECTIONS],
+    tracking: [Tracking; CONNECTIONS],
+    /// All words that may have become keys.
+    used: BTreeSet<Vec<u8>>,
+}
+
+impl<'a> Run<'a> {
+    async fn open(pair: &'a Pair) -> Self {
+        Self {
+            pair,
+            reference: Side::open(pair.reference).await,
+            subject: Side::open(pair.subject).await,
+            look: Connection::open(pair.reference).await.unwrap(),
+            transactions: Default::default(),
+            tracking: Default::default(),
+            used: BTreeSet::new(),
+        }
+    }
+
+    async fn step(&mut self, step: &Step) -> Outcome {
+        match step {
+            // A transaction would answer otherwise to each round.
+            Step::Scan { over, .. } if self.transactions[*over].open => Outcome::Same,
+            Step::Scan { over, options } => {
+                let shown = |keys: Result<BTreeSet<Vec<u8>>, Value>| match keys {
+                    Ok(keys) => format!("{:?}", keys.iter().map(|k| k.escape_ascii().to_string()).collect::<Vec<_>>()),
+                    Err(answer) => answer.to_string(),
+                };
+                let reference = shown(self.reference.scan(*over, options).await);
+                Outcome::of(reference, shown(self.subject.scan(*over, options).await))
+            }
+            Step::Command { over, command, inline } => self.command(*over, command, *inline).await,
+        }
+    }
+
+    async fn command(&mut self, over: usize, command: &Command, inline: bool) -> Outcome {
+        let queues = self.transactions[over].open;
+        if queues && is_subscription(command) || self.has_other_form(command).await {
+            return Outcome::Same;
+        }
+        self.used.extend(command.iter().skip(1).cloned());
+        let reference = self.reference.execute(over, command, inline).await;
+        let subject = self.subject.execute(over, command, inline).await;
+        // The key had the other form only when the transaction came to it: not a sequence to be compared.
+        if reference.iter().any(|answer| answer.to_string().contains("-WRONGTYPE")) {
+            return Outcome::Incomparable;
+        }
+        self.note_reads(over, command, reference.first());
+        if reference.len() != subject.len() {
+            return Outcome::Differs(shown(&reference), shown(&subject));
+        }
+        let transaction = &mut self.transactions[over];
+        let normal = |answer| normal(command, &transaction.queued, answer);
+        let (reference, subject) = (reference.into_iter().map(normal), subject.into_iter().map(normal));
+        let (reference, subject): (Vec<_>, Vec<_>) = (reference.collect(), subject.collect());
+        let mut pairs = reference.iter().zip(&subject);
+        let all_same = pairs.all(|(a, b)| same(command, &transaction.queued, a, b));
+        if let Some(answer) = reference.first() {
+            follow(transaction, command, answer);
+        }
+        if all_same { self.stale().await } else { Outcome::of(shown(&reference), shown(&subject)) }
+    }
+
+    /// What the clients of both keep after this command and its answer.
+    fn note_reads(&mut self, over: usize, command: &Command, answer: Option<&Value>) {
+        let (transaction, tracking) = (&self.transactions[over], &mut self.tracking[over]);
+        let queued = transaction.open.then_some(transaction.queued.as_slice());
+        let read = answer.map(|answer| tracking.follow(command, queued, answer));
+        for side in [&mut self.reference, &mut self.subject] {
+            match &read {
+                Some(keys) if tracking.is_on() => side.caching[over].keep(keys),
+                _ => side.caching[over].clear(),
+            }
+        }
+    }
+
+    /// Looks for what a client of the subject still keeps, although one of the reference was told to drop it.
+    async fn stale(&mut self) -> Outcome {
+        let mut outcome = Outcome::Same;
+        for at in 0..CONNECTIONS {
+            let tracking = &self.tracking[at];
+            // A transaction would answer a PING too, and `CLIENT CACHING` is about what comes next.
+            if !tracking.is_on() || self.transactions[at].open || tracking.is_about_the_next() {
+                continue;
+            }
+            let (told, by_subject) = (self.reference.dropped(at).await, self.subject.dropped(at).await);
+            self.pair.told.fetch_add(told.intersection(&by_subject).count(), Ordering::Relaxed);
+            let kept = self.subject.caching[at].kept_of(&told);
+            let stale: Vec<String> = kept.map(|key| key.escape_ascii().to_string()).collect();
+            if matches!(outcome, Outcome::Same) && !stale.is_empty() {
+                let told = |how| format!("{} is {how} to drop {}", ["a", "b"][at], stale.join(", "));
+                outcome = Outcome::Differs(told("told"), told("not told"));
+            }
+        }
+        outcome
+    }
+
+    /// Whether Redis would answer WRONGTYPE, which the agent never does: such a command is left out.
+    async fn has_other_form(&mut self, command: &Command) -> bool {
+        let (keys, form) = formed(command);
+        for key in keys {
+            let found = self.look.call(&[b"TYPE", key.as_slice()]).await.unwrap().text();
+            if found != form && found != "none" {
+                return true;
+            }
+        }
+        false
+    }
+}
+
 fn shown(answers: &[Value]) -> String {
     answers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" then ")
 }
 
 /// Follows a transaction by what the reference answers.
-fn follow(transaction: &mut Transaction, command: &Command, answers: &[(Value, Value)]) {
-    let Some((answer, _)) = answers.first() else { return };
+fn follow(transaction: &mut Transaction, command: &Command, answer: &Value) {
     match (name(command).as_str(), answer) {
         (_, Value::Simple(text)) if text == "QUEUED" => transaction.queued.push(command.clone()),
         ("multi", Value::Simple(_)) => transaction.open = true,
