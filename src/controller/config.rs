@@ -1,6 +1,5 @@
 //! The controller's command line.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,17 +11,18 @@ use super::injection::InjectionArgs;
 use super::leader::{LeaderArgs, LeaderArgsError};
 use crate::runtime::admin::AdminArgs;
 use crate::runtime::kube_client::KubeArgs;
+use crate::runtime::listen::{Advertise, Listen};
 
 /// Watches sessions and tells the pods which of their copies to drop.
 #[derive(Args, Clone, Debug)]
 pub struct ControllerArgs {
-    /// Address on which agents connect.
+    /// Address on which agents connect; :PORT for all addresses.
     #[arg(long, env = "VMCP_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
-    pub listen: SocketAddr,
+    pub listen: Listen,
 
-    /// Address under which other replicas reach this one. Default: the one it listens on.
+    /// Address under which other replicas reach this one, perhaps without a port: that of --listen. Default: the one it listens on.
     #[arg(long, env = "VMCP_ADVERTISE", value_name = "ADDRESS")]
-    pub advertise: Option<SocketAddr>,
+    pub advertise: Option<Advertise>,
 
     /// Namespaces to watch, separated by commas. Default: all.
     #[arg(long, env = "VMCP_NAMESPACES", value_name = "NAMES", value_delimiter = ',')]
@@ -71,7 +71,7 @@ pub struct ControllerArgs {
     /// Address of /metrics for those only who may get it: over TLS, with the certificate of the streams and with a token that the
     /// API server accepts. Without it, /metrics is one of the admin endpoints, and open.
     #[arg(long, env = "VMCP_METRICS_LISTEN", value_name = "ADDRESS", help_heading = "Admin endpoints")]
-    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<Listen>,
 
     /// Where to serve the admin endpoints.
     #[command(flatten)]
@@ -98,6 +98,9 @@ pub enum ConfigError {
         /// What would be right.
         expected: &'static str,
     },
+    /// Other replicas could not connect to this one.
+    #[error("--listen {0} is no address that other replicas can connect to: say --advertise, the address of this pod")]
+    NoAdvertise(Listen),
     /// The certificate is not said completely.
     #[error(transparent)]
     Tls(#[from] TlsArgsError),
@@ -131,6 +134,9 @@ impl ControllerArgs {
         self.copies()?;
         self.leader.timings()?;
         self.tls.source()?;
+        if self.listen.is_everywhere() && self.advertise.is_none() {
+            return Err(ConfigError::NoAdvertise(self.listen));
+        }
         namespace("operator-namespace", &self.operator_namespace)?;
         let chosen = self.chosen_namespaces();
         for (at, name) in chosen.iter().enumerate() {
@@ -195,6 +201,11 @@ mod tests {
         for copies in ["0", "10000001"] {
             let error = parsed(&["--copies-per-agent", copies]).unwrap_err();
             assert!(error.to_string().contains("1 to 10000000 copies"), "{error}");
+        }
+        for listen in [":7070", "0.0.0.0:7070", "[::]:7070"] {
+            let error = parsed(&["--listen", listen]).unwrap_err();
+            assert_eq!(error, ConfigError::NoAdvertise(listen.parse().unwrap()));
+            assert_eq!(parsed(&["--listen", listen, "--advertise=fd00::7"]), Ok(()));
         }
         for wrong in ["a,B", "a,", "a,a", ",", "a-", "b,-a"] {
             let error = parsed(&[&format!("--namespaces={wrong}")]).unwrap_err();

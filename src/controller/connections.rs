@@ -23,6 +23,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use crate::runtime::listen;
+
 /// Connections at once: more than a cluster has pods that use sessions, and each costs some ten kilobytes and a file.
 const MOST: usize = 8_192;
 /// Idle ones among them: more than connect in the time that it takes to check a token.
@@ -163,6 +165,7 @@ impl Connections {
                     _ = sweep.tick() => all.state.lock().end_overdue(Instant::now()),
                     accepted = listener.accept() => match accepted {
                         Ok((io, from)) => {
+                            let from = listen::from(from);
                             failing = false;
                             if let Some(accepted) = all.admit(io, from) {
                                 return Some((Ok(accepted), (all, listener, sweep, failing)));

@@ -131,7 +131,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         return Ok(());
     };
     let name = replica_name(args.replica_name.as_deref());
-    let address = args.advertise.unwrap_or(bound.address).to_string();
+    let address = args.advertise.map_or(bound.address, |at| at.with_port(bound.address.port())).to_string();
     info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
 
     let namespaces: Vec<Arc<str>> = args.chosen_namespaces().iter().map(|n| n.as_str().into()).collect();

@@ -2,7 +2,7 @@
 //! `get` the path `/metrics`. Prometheus and its operator can do so with every service account.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -26,6 +26,7 @@ use super::token::Token;
 use crate::runtime::admin::{self, CONNECTION_TIMEOUT, MAX_CONNECTIONS};
 use crate::runtime::api_error::ApiError;
 use crate::runtime::bounded::{self, BoundedListener, Remote};
+use crate::runtime::listen::Listen;
 use crate::runtime::tls::listener::TlsListener;
 
 const PATH: &str = "/metrics";
@@ -37,7 +38,7 @@ pub enum ScrapeError {
     #[error("cannot listen on {address} for metrics: {source}")]
     Bind {
         /// The address.
-        address: SocketAddr,
+        address: Listen,
         /// What the system said.
         source: io::Error,
     },
@@ -53,9 +54,9 @@ pub struct Bound {
 
 impl Bound {
     /// Binds the address.
-    pub async fn bind(address: SocketAddr) -> Result<Self, ScrapeError> {
+    pub async fn bind(address: Listen) -> Result<Self, ScrapeError> {
         let failed = |source| ScrapeError::Bind { address, source };
-        Ok(Self { listener: TcpListener::bind(address).await.map_err(failed)? })
+        Ok(Self { listener: address.bind().await.map_err(failed)? })
     }
 
     /// Serves until `shutdown`.

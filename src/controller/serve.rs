@@ -28,6 +28,7 @@ use crate::core::rate::TokenBucket;
 use crate::proto::MAX_MESSAGE_BYTES;
 use crate::proto::v1;
 use crate::proto::v1::coherence_server::{Coherence, CoherenceServer};
+use crate::runtime::listen::Listen;
 use crate::runtime::tls::server::Encrypted;
 
 /// Messages that are on their way to one agent. More wait in the replica, as a set keyed by session.
@@ -47,7 +48,7 @@ pub enum ServeError {
     #[error("cannot listen on {address} for streams: {source}")]
     Bind {
         /// The address.
-        address: SocketAddr,
+        address: Listen,
         /// What the system said.
         source: std::io::Error,
     },
@@ -167,9 +168,9 @@ pub struct Bound {
 
 impl Bound {
     /// Binds `address`, so that a bad one is an error at the start.
-    pub async fn bind(address: SocketAddr) -> Result<Self, ServeError> {
+    pub async fn bind(address: Listen) -> Result<Self, ServeError> {
         let failed = |source| ServeError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = address.bind().await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { listener, address })
     }

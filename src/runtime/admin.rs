@@ -18,14 +18,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::bounded::{self, BoundedListener};
 use super::health::{Health, Report};
+use super::listen::Listen;
 
 /// Where to serve the admin endpoints.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Admin endpoints")]
 pub struct AdminArgs {
-    /// Address of /livez, /readyz and /metrics.
-    #[arg(long, env = "VMCP_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
-    pub admin_listen: SocketAddr,
+    /// Address of /livez, /readyz and /metrics; :PORT for all addresses.
+    #[arg(long, env = "VMCP_ADMIN_LISTEN", value_name = "ADDRESS", default_value = ":8081")]
+    pub admin_listen: Listen,
 }
 
 /// What Prometheus asks for, and what the encoder writes.
@@ -44,7 +45,7 @@ pub enum AdminError {
     #[error("cannot listen on {address} for the admin endpoints: {source}")]
     Bind {
         /// The address as given.
-        address: SocketAddr,
+        address: Listen,
         /// What the system said.
         source: io::Error,
     },
@@ -62,9 +63,9 @@ pub struct BoundAdmin {
 
 impl BoundAdmin {
     /// Binds the address. Port 0 takes a free one.
-    pub async fn bind(address: SocketAddr) -> Result<Self, AdminError> {
+    pub async fn bind(address: Listen) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = address.bind().await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { listener, address })
     }

@@ -91,7 +91,7 @@ async fn other_paths_are_not_found() {
 #[tokio::test]
 async fn a_taken_address_is_an_error_at_once() {
     let running = start(8, PATIENCE).await;
-    let error = BoundAdmin::bind(running.address).await.unwrap_err();
+    let error = BoundAdmin::bind(Listen::At(running.address)).await.unwrap_err();
     assert!(error.to_string().contains(&running.address.to_string()), "{error}");
 }
 

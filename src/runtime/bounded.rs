@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server;
 
+use super::listen;
 use super::tls::listener::TlsListener;
 
 /// Serves until `shutdown`.
@@ -77,6 +78,7 @@ impl Listener for BoundedListener {
     async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
         // axum's own accept logs and retries errors.
         let (stream, peer) = Listener::accept(&mut self.inner).await;
+        let peer = listen::from(peer);
         let end = CancellationToken::new();
         let place = {
             let mut open = self.open.lock();

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod environment;
 pub mod health;
 pub mod kube_client;
+pub mod listen;
 pub mod probe;
 pub mod shutdown;
 pub mod small_file;

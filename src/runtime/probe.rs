@@ -1,5 +1,6 @@
 //! Asks an admin endpoint how it is: what images without a shell are probed with.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use http::Uri;
@@ -17,7 +18,7 @@ const MAX_ANSWER: u64 = 16 * 1024;
 #[derive(Debug, Error)]
 pub enum ProbeError {
     /// It is no address.
-    #[error("'{0}' is no address: expected http://HOST:PORT/PATH")]
+    #[error("'{0}' is no address: expected http://HOST:PORT/PATH, or http://:PORT/PATH for this machine")]
     Address(String),
     /// Nobody answers.
     #[error("{address} cannot be asked: {source}")]
@@ -42,21 +43,25 @@ pub enum ProbeError {
     },
 }
 
-/// Asks with GET, and returns what it says if that is 200.
+/// Asks with GET, and returns what it says if that is 200. Without a host, as in `http://:8081/livez`, this machine is asked.
 pub async fn probe(url: &str) -> Result<String, ProbeError> {
     let wrong = || ProbeError::Address(url.to_owned());
     let uri: Uri = url.parse().map_err(|_| wrong())?;
     let (Some("http"), Some(host), Some(port)) = (uri.scheme_str(), uri.host(), uri.port_u16()) else {
         return Err(wrong());
     };
-    if host.is_empty() {
-        return Err(wrong());
-    }
-    let address = format!("{host}:{port}");
+    let address = format!("{}:{port}", if host.is_empty() { "localhost" } else { host });
     let failed = |source| ProbeError::Unreachable { address: address.clone(), source };
     let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let asked = async {
-        let mut stream = TcpStream::connect(&address).await?;
+        let mut stream = match host {
+            // Without a look into a file that an image may not have.
+            "" => {
+                TcpStream::connect(&[(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()][..])
+                    .await?
+            }
+            _ => TcpStream::connect(&address).await?,
+        };
         let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
@@ -101,13 +106,15 @@ mod tests {
         let url = answering("HTTP/1.1 503 Service Unavailable\r\n\r\nthe watch is late\u{7}").await;
         let error = probe(&url).await.unwrap_err().to_string();
         assert!(error.contains("503") && error.contains("the watch is late") && !error.contains('\u{7}'), "{error}");
+        let here = answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.replace("127.0.0.1", "");
+        assert_eq!(probe(&here).await.unwrap(), "ok", "{here}");
         let url = answering("nonsense 2000").await;
         assert!(probe(&url).await.is_err());
     }
 
     #[tokio::test]
     async fn what_is_no_address_and_who_is_not_there_are_told() {
-        for bad in ["", "localhost", "https://a:1/", "http://a/", "http://:1/", "ftp://a:1"] {
+        for bad in ["", "localhost", "https://a:1/", "http://a/", "http://:/", "ftp://a:1"] {
             assert!(matches!(probe(bad).await, Err(ProbeError::Address(_))), "{bad}");
         }
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();

@@ -56,7 +56,7 @@ impl Scene {
             "agents.namespaces[0].name=team-a",
             "agents.namespaces[0].serviceAccounts[0]=vmcp-server",
             // Where this test can ask how agents are.
-            "injection.agent.adminListen=0.0.0.0:8079",
+            "injection.agent.adminListen=:8079",
         ];
         let chart = chart.display().to_string();
         let mut args = [command, &[RELEASE, &chart, "--namespace", OPERATOR, "--wait", ROLLOUT]].concat();

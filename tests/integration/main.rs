@@ -17,6 +17,7 @@ mod failover;
 mod hostile;
 mod idle;
 mod injection;
+mod ipv6;
 mod leader;
 mod monitoring;
 mod namespaces;

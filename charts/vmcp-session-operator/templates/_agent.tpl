@@ -118,7 +118,7 @@ configMap: {name: {{ include "vmcp.bundle" . }}, items: [{key: ca.crt, path: ca.
 
 {{- /* Where the agents' admin endpoints are. Prometheus is let in if it is told to come. */ -}}
 {{- define "vmcp.agent.admin" -}}
-{{- .Values.injection.agent.adminListen | default (.Values.metrics.podMonitor.create | ternary "0.0.0.0:8079" "127.0.0.1:8079") -}}
+{{- .Values.injection.agent.adminListen | default (.Values.metrics.podMonitor.create | ternary ":8079" "127.0.0.1:8079") -}}
 {{- end -}}
 
 {{- /* By which Prometheus finds it, if it is told to come. */ -}}

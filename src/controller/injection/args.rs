@@ -1,6 +1,5 @@
 //! The webhook's command line.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -10,6 +9,7 @@ use thiserror::Error;
 use super::definition::{Definition, DefinitionError};
 use super::webhook::{BoundWebhook, WebhookError};
 use crate::controller::certificates::bundle::webhook::BundleOfWebhook;
+use crate::runtime::listen::Listen;
 
 /// Adding agents to pods.
 #[derive(Args, Clone, Debug)]
@@ -17,7 +17,7 @@ use crate::controller::certificates::bundle::webhook::BundleOfWebhook;
 pub struct InjectionArgs {
     /// Address on which the API server asks, by a mutating admission webhook, what to add to pods. Without it, nobody can ask.
     #[arg(long, env = "VMCP_INJECTION_LISTEN", value_name = "ADDRESS", requires = "injection_definition")]
-    pub injection_listen: Option<SocketAddr>,
+    pub injection_listen: Option<Listen>,
 
     /// File that says what agents are made of, as the chart writes it.
     #[arg(long, env = "VMCP_INJECTION_DEFINITION", value_name = "PATH")]

@@ -2,7 +2,6 @@
 //!
 //! Anybody can ask. Nothing that is answered is secret, nothing is remembered, and nothing is looked up for it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::definition::Definition;
 use super::patch::patch;
 use crate::runtime::bounded::{self, BoundedListener};
+use crate::runtime::listen::Listen;
 use crate::runtime::tls::listener::TlsListener;
 
 /// The path that the API server asks at.
@@ -40,7 +40,7 @@ pub enum WebhookError {
     #[error("cannot listen on {address} for the API server's questions about pods: {source}")]
     Bind {
         /// The address.
-        address: SocketAddr,
+        address: Listen,
         /// What the system said.
         source: std::io::Error,
     },
@@ -58,9 +58,9 @@ pub struct BoundWebhook {
 
 impl BoundWebhook {
     /// Binds `address`.
-    pub async fn bind(address: SocketAddr, definition: Definition) -> Result<Self, WebhookError> {
+    pub async fn bind(address: Listen, definition: Definition) -> Result<Self, WebhookError> {
         let failed = |source| WebhookError::Bind { address, source };
-        Ok(Self { listener: TcpListener::bind(address).await.map_err(failed)?, definition: Arc::new(definition) })
+        Ok(Self { listener: address.bind().await.map_err(failed)?, definition: Arc::new(definition) })
     }
 
     /// Serves until `shutdown`, with TLS.

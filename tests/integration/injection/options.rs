@@ -14,7 +14,7 @@ const SHOWS: [(&str, &str, &str); 26] = [
     ("pod-local-keys", "conn.*,local-?", "VMCP_POD_LOCAL_KEYS"),
     ("visibility", "committed", "VMCP_VISIBILITY"),
     ("listen", "[::1]:6380", "VMCP_AGENT_LISTEN"),
-    ("admin-listen", "0.0.0.0:9000", "VMCP_ADMIN_LISTEN"),
+    ("admin-listen", ":9000", "VMCP_ADMIN_LISTEN"),
     ("unix-socket", "true", "/volumes/vmcp-agent-socket/emptyDir/medium=Memory"),
     ("password-secret", "redis.auth", "/volumes/vmcp-agent-password/secret/secretName"),
     ("hash-session-ids-secret", "ids", "/volumes/vmcp-agent-hash-key/secret/secretName"),

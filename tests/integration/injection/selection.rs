@@ -68,7 +68,7 @@ async fn a_pod_monitor_finds_each_agent_that_is_added() {
         let port = &agent["ports"][0];
         assert_eq!(port["name"], monitor["podMetricsEndpoints"][0]["port"]);
         let listen = agent["env"].as_array().unwrap().iter().find(|env| env["name"] == "VMCP_ADMIN_LISTEN").unwrap();
-        assert_eq!(listen["value"], json!(format!("0.0.0.0:{}", port["containerPort"])));
+        assert_eq!(listen["value"], json!(format!(":{}", port["containerPort"])));
     }
 }
 

@@ -83,6 +83,8 @@ pub struct ClusterOptions {
     pub api_server: Option<SocketAddr>,
     /// Whether each pod reaches each replica through a proxy of its own.
     pub stream_proxies: bool,
+    /// Whether replicas listen on all addresses, and say that they are at one of IPv6.
+    pub ipv6: bool,
     /// More arguments for each replica.
     pub controller_args: Vec<String>,
     /// Whether the controllers make their certificate themselves. Then [`Cluster::streams`] must be told of the authority before
@@ -121,6 +123,7 @@ impl Default for ClusterOptions {
             api_proxies: false,
             api_server: None,
             stream_proxies: false,
+            ipv6: false,
             controller_args: Vec::new(),
             controller_env: Vec::new(),
             own_certificates: false,
@@ -152,6 +155,13 @@ impl ClusterOptions {
     #[must_use]
     pub fn proxied(mut self) -> Self {
         (self.api_proxies, self.stream_proxies) = (true, true);
+        self
+    }
+
+    /// With replicas that listen on all addresses, of IPv6 and IPv4, and that are reached by IPv6.
+    #[must_use]
+    pub fn ipv6(mut self) -> Self {
+        self.ipv6 = true;
         self
     }
 

@@ -3,11 +3,11 @@
 use crate::{
     Cluster, Error, LoopbackAddr, Process, Result, TcpProxy, TokenAccess,
     cluster::{CONTROLLER_ACCOUNT, OPERATOR},
-    eventually,
+    eventually, free_port,
     vmcp_pod::http,
 };
 use std::{
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -37,7 +37,14 @@ pub struct Controller {
 impl Controller {
     pub(crate) async fn start(cluster: &Cluster, name: &str) -> Result<Self> {
         let ip = LoopbackAddr::claim()?;
-        let (address, admin) = (ip.free_socket()?, ip.free_socket()?);
+        let admin = ip.free_socket()?;
+        let (address, listen) = if cluster.options.ipv6 {
+            let port = free_port(Ipv6Addr::UNSPECIFIED.into())?;
+            ((Ipv6Addr::LOCALHOST, port).into(), [format!("--listen=:{port}"), "--advertise=::1".into()].to_vec())
+        } else {
+            let address = ip.free_socket()?;
+            (address, vec![format!("--listen={address}")])
+        };
         let plane = &cluster.plane;
         let api = if cluster.options.api_proxies { Some(api_proxy(cluster).await?) } else { None };
         let url = api.as_ref().map_or_else(|| plane.url().to_owned(), TcpProxy::https_url);
@@ -50,7 +57,6 @@ impl Controller {
         let peer = plane.kubeconfig_for_token(&format!("{name}-peer"), &url, &peer)?;
         let mut args: Vec<String> = vec![
             "controller".into(),
-            format!("--listen={address}"),
             format!("--admin-listen={admin}"),
             format!("--operator-namespace={OPERATOR}"),
             format!("--replica-name={name}"),
@@ -58,6 +64,7 @@ impl Controller {
             format!("--peer-token-file={}", peer.token_file.display()),
             "--log-format=json".into(),
         ];
+        args.extend(listen);
         if !cluster.options.own_certificates {
             args.extend(cluster.streams.controller_args());
         }
