@@ -80,6 +80,10 @@ lint: ## Format and lints, as CI checks them
 	@$(STEP) "format" cargo fmt --all --check
 	@$(STEP) "clippy" cargo clippy $(ALL) --all-targets --quiet -- -D warnings
 
+.PHONY: image-test
+image-test: ## Tests of the program that writes images
+	@$(STEP) "tests of the image's program" env GOWORK=off go -C hack/image test ./...
+
 .PHONY: deny
 deny: $(DENY) ## Licences, sources and duplicates of the dependencies
 	@$(STEP) "cargo-deny" $(DENY) --workspace --log-level error check --allow duplicate licenses sources bans

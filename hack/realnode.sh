@@ -14,7 +14,14 @@ programs=(containerd runc containernetworking-plugins nftables iproute2)
 # What these need and a small image may not have. What the machine has is used instead.
 libraries=(libseccomp2 libnftables1 libnftnl11 libxtables12 libmnl0 libedit2 libbsd0 libmd0 libbpf1 libelf1 libcap2 libtirpc3 libdb5.3)
 
+# Since Debian 13 and Ubuntu 24.04 some have another name, for the size of their times.
+has() { apt-cache policy "$1" 2>/dev/null | grep -q '^ *Candidate: [^(]'; }
+
 node_packages() {
+  local at
+  for at in "${!libraries[@]}"; do
+    if ! has "${libraries[at]}" && has "${libraries[at]}t64"; then libraries[at]+=t64; fi
+  done
   unpacked "$1" "${programs[@]}" "${libraries[@]}"
   # Everything is in /usr today, but not in every package yet.
   mkdir usr

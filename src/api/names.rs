@@ -32,6 +32,10 @@ pub fn is_marker(name: &str, has_replica_label: bool) -> bool {
 /// Annotation of a freshness marker: the address at which agents and peers reach the replica.
 pub const ANNOTATION_ADDRESS: &str = "vmcp.dev/address";
 
+/// Annotation of a freshness marker: how long the replica's leases are, in milliseconds. While an upgrade changes that, replicas of both
+/// lengths run.
+pub const ANNOTATION_LEASE: &str = "vmcp.dev/lease-milliseconds";
+
 /// Annotation of a freshness marker: a number that the replica raises with each write.
 pub const ANNOTATION_BEAT: &str = "vmcp.dev/beat";
 

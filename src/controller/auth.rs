@@ -24,6 +24,8 @@ use crate::runtime::api_error::{ApiError, deadline};
 /// [`reviews::FRESH`] seconds of an answer, and the ten for which the API server itself goes on to accept the token of a pod
 /// that is gone, a stream ends within 45 s of its pod.
 const RECHECK: Duration = Duration::from_secs(28);
+/// The same after one that could not be done for want of time.
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// Why somebody is not let in.
 #[derive(Debug, Error)]
@@ -176,15 +178,19 @@ impl Authenticator {
     /// nothing is known against it; the leases end by themselves then.
     pub async fn revoked(&self, pass: &Pass) -> Denied {
         let expires = pass.token.left().map(|left| now().saturating_add(left));
+        let mut pause = RECHECK;
         loop {
-            let next = now().saturating_add(RECHECK.mul_f64(rand::rng().random_range(0.8..1.0)));
+            let next = now().saturating_add(pause.mul_f64(rand::rng().random_range(0.8..1.0)));
+            pause = RECHECK;
             let until = expires.map_or(next, |expires| next.min(expires));
             sleep_until(until).await;
             if expires.is_some_and(|expires| now() >= expires) {
                 return Denied::Expired;
             }
             match self.holds(pass).await {
-                Ok(()) | Err(Denied::Busy) => {}
+                Ok(()) => {}
+                // Nobody has looked, as too many ask: soon again, since what was taken away must not last.
+                Err(Denied::Busy) => pause = AGAIN,
                 Err(Denied::Unchecked(error)) => {
                     debug!(from = %pass.from, %error, "it is not known whether a stream may go on");
                 }

@@ -106,10 +106,13 @@ pub enum ConfigError {
     Tls(#[from] TlsArgsError),
 }
 
+/// The longest lease that a controller grants.
+pub const MAX_LEASE: Duration = Duration::from_mins(5);
+
 impl ControllerArgs {
     /// Length of a lease.
     pub fn lease(&self) -> Result<Duration, ConfigError> {
-        seconds("lease-seconds", self.lease_seconds, 1.0, 300.0, "1 to 300 seconds")
+        seconds("lease-seconds", self.lease_seconds, 1.0, MAX_LEASE.as_secs_f64(), "1 to 300 seconds")
     }
 
     /// How often renewals are reported.

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use super::clock::now;
 use super::shared::Shared;
-use crate::api::{ANNOTATION_ADDRESS, ANNOTATION_BEAT, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
+use crate::api::{ANNOTATION_ADDRESS, ANNOTATION_BEAT, ANNOTATION_LEASE, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use crate::core::replica::ScopeId;
 use crate::core::session::{InvalidResourceVersion, ResourceVersion};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
@@ -117,6 +117,7 @@ impl Marker {
             let mut marker = VmcpSession::new(&self.name, VmcpSessionSpec::default());
             marker.labels_mut().insert(LABEL_REPLICA.to_owned(), "true".to_owned());
             marker.annotations_mut().insert(ANNOTATION_ADDRESS.to_owned(), self.address.clone());
+            marker.annotations_mut().insert(ANNOTATION_LEASE.to_owned(), self.lease.as_millis().to_string());
             let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
             api.create(&params, &marker).await
         }

@@ -15,6 +15,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use thiserror::Error;
 
+use super::config::MAX_LEASE;
 use crate::api::{FINALIZER_CONFIRM_EVICTION, is_marker, lenient};
 use crate::core::digest::{Metadata, Summarizer};
 use crate::core::replica::{Kind, Object};
@@ -99,6 +100,16 @@ struct Labels {
 struct Annotations {
     #[serde(rename = "vmcp.dev/address")]
     address: Option<String>,
+    #[serde(rename = "vmcp.dev/lease-milliseconds")]
+    lease: Option<String>,
+}
+
+impl Annotations {
+    /// How long the replica's leases are, if it says so. Nobody has longer ones than the controller takes.
+    fn lease(&self) -> Option<Duration> {
+        let lease = Duration::from_millis(self.lease.as_ref()?.parse().ok()?);
+        Some(lease.min(MAX_LEASE))
+    }
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -216,9 +227,10 @@ impl Reader {
         let terminating = meta.deletion_timestamp.is_some();
         let is = |namespace: &Option<String>| namespace.as_deref() == Some(&meta.namespace);
         let (kind, terms, marker) = if is_marker(key.name(), meta.labels.replica.is_some()) {
+            let lease = meta.annotations.lease();
             let address = meta.annotations.address.unwrap_or_default();
             let marker = is(&self.registry).then(|| Marker { replica: key.name().to_owned(), address });
-            let kind = if is(&self.markers_in) { Kind::Marker } else { Kind::Neither };
+            let kind = if is(&self.markers_in) { Kind::Marker { lease } } else { Kind::Neither };
             (kind, None, marker)
         } else {
             let Readable::Spec(spec) = spec else {
@@ -255,7 +267,8 @@ mod tests {
                 "namespace": "a", "name": name, "uid": "0189ab00-0000-4000-8000-00000000beef", "generation": 3,
                 "resourceVersion": "77", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": labels,
                 "finalizers": ["vmcp.dev/confirm-eviction"],
-                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "canary", "vmcp.dev/address": "127.0.0.1:1"},
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "canary", "vmcp.dev/address": "127.0.0.1:1",
+                    "vmcp.dev/lease-milliseconds": "6500"},
                 "managedFields": [{"manager": "x"}],
             },
             "spec": {"metadata": {"k": "canary"}, "idleTimeoutSeconds": 5},
@@ -300,14 +313,16 @@ mod tests {
         let read = |markers_in, registry, name| Reader::new(markers_in, registry).read(watched(name, &labels)).unwrap();
         let own = read("a", "a", "replica-s");
         assert_eq!(own.marker, Some(Marker { replica: "replica-s".into(), address: "127.0.0.1:1".into() }));
-        assert!(matches!(own.object.kind, Kind::Marker));
+        assert!(matches!(own.object.kind, Kind::Marker { lease: Some(lease) } if lease.as_millis() == 6_500));
         let tenants = read("a", "ops", "replica-s");
         assert!(
-            matches!((tenants.object.kind, tenants.marker), (Kind::Marker, None)),
+            matches!((tenants.object.kind, tenants.marker), (Kind::Marker { .. }, None)),
             "it proves, and registers nobody"
         );
         let elsewhere = read("ops", "ops", "replica-s");
         assert!(matches!((elsewhere.object.kind, elsewhere.marker), (Kind::Neither, None)));
+        let lease = |text: &str| Annotations { lease: Some(text.to_owned()), ..Annotations::default() }.lease();
+        assert_eq!(["300001", "-1", "x", ""].map(lease), [Some(MAX_LEASE), None, None, None]);
         let session = read("a", "a", "s");
         assert!(matches!((session.object.kind, session.marker), (Kind::Session(_), None)), "labelled by somebody");
     }

@@ -135,7 +135,6 @@ impl Leader {
             client: client.clone(),
             guard: guard.clone(),
             own: name.clone(),
-            lease,
         };
         spawn.task("finalizers", finalizer.run(work.clone()));
         let markers = Retirer {

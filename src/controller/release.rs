@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use futures::{StreamExt, TryStreamExt, stream};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
@@ -24,6 +25,8 @@ use crate::runtime::kube_client::{KubeArgs, KubeConfigError, Timeouts};
 const CALL: Duration = Duration::from_secs(30);
 /// Objects in one page of a list. Their values are not asked for.
 const PAGE: u32 = 500;
+/// Patches at once. An API server lets one client have more than that.
+const AT_ONCE: usize = 16;
 /// When to look again at what is left.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Who takes the finalizer off, as the object's `managedFields` tell it.
@@ -105,13 +108,18 @@ async fn release(client: &kube::Client, scope: &Api<VmcpSession>, patient: bool)
             Err(error) if error.kind() == ApiErrorKind::NotFound => return Ok(pass),
             list => list?,
         };
-        for session in &list.items {
-            if !session.finalizers().iter().any(|f| f == FINALIZER_CONFIRM_EVICTION) {
-                continue;
-            }
-            if patient && session.metadata.deletion_timestamp.is_some() {
-                pass.left += 1;
-            } else if let_go(client, session).await? {
+        let held = |session: &&PartialObjectMeta<VmcpSession>| {
+            session.finalizers().iter().any(|f| f == FINALIZER_CONFIRM_EVICTION)
+        };
+        let mut released = stream::iter(list.items.iter().filter(held))
+            .map(async |session| {
+                // A deletion that is under way is left to the controllers for a while.
+                let waits = patient && session.metadata.deletion_timestamp.is_some();
+                if waits { Ok(false) } else { let_go(client, session).await }
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some(released) = released.try_next().await? {
+            if released {
                 pass.released += 1;
             } else {
                 pass.left += 1;

@@ -25,7 +25,8 @@ use crate::core::time::Time;
 pub const FRESH: Duration = Duration::from_secs(5);
 /// Of pods.
 const OF_PODS: Rates = Rates {
-    known: (500, Duration::from_millis(5)),
+    // More than all streams that there may be need to be looked at again every 25 s: 8,192.
+    known: (500, Duration::from_micros(2_500)),
     // As many as pods may start at once, then 50 in a second.
     strangers: (200, Duration::from_millis(20)),
     // Pods of one node may share its address.

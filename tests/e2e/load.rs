@@ -20,13 +20,13 @@ const SOME: u64 = 20;
 struct Client {
     name: String,
     answers: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
     task: JoinHandle<Result<(), String>>,
 }
 
 /// Clients that ask until they are told to stop.
 #[derive(Default)]
 pub struct Load {
-    stop: Arc<AtomicBool>,
     clients: Vec<Client>,
     forwards: Vec<Forward>,
 }
@@ -96,13 +96,13 @@ impl Load {
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
-        let (stop, answers) = (self.stop.clone(), Arc::<AtomicU64>::default());
-        let count = answers.clone();
+        let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (stopped, count) = (stop.clone(), answers.clone());
         let go_on = Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
-            !stop.load(Ordering::Relaxed)
+            !stopped.load(Ordering::Relaxed)
         });
-        self.clients.push(Client { name: name.to_owned(), answers, task: tokio::spawn(work(go_on)) });
+        self.clients.push(Client { name: name.to_owned(), answers, stop, task: tokio::spawn(work(go_on)) });
     }
 
     /// Waits until each client has had some more answers.
@@ -119,12 +119,12 @@ impl Load {
         }
     }
 
-    /// Stops all clients. Says how many answers there were, all of them right.
+    /// Stops all clients, one after the other as they began: whoever reads has ended before the writer deletes. Says how many answers there were, all of them right.
     pub async fn end(mut self) -> Value {
         self.some("after all").await;
-        self.stop.store(true, Ordering::Relaxed);
         let mut answers = serde_json::Map::new();
         for client in self.clients {
+            client.stop.store(true, Ordering::Relaxed);
             let ended = client.task.await.unwrap();
             assert_eq!(ended, Ok(()), "{}, after {} answers", client.name, client.answers.load(Ordering::Relaxed));
             answers.insert(client.name, json!(client.answers.load(Ordering::Relaxed)));

@@ -21,6 +21,9 @@ pub const ROLLOUT: &str = "--timeout=110s";
 /// Leases are shorter than by default, since some steps wait for one to end.
 pub const LEASE_SECONDS: u32 = 6;
 
+/// The image of pods that do nothing.
+const PAUSE: &str = "localhost/pause:1";
+
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -103,6 +106,24 @@ impl Scene {
             last = self.session(name).await;
         }
         seen.unwrap_or_else(|error| panic!("{error}: {last:#}"))
+    }
+
+    /// Makes a pod that does nothing, waits until it runs, and deletes it.
+    pub async fn idle_pod(&self, name: &str) {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": TEAM},
+            "spec": {
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [{
+                    "name": "idle", "image": PAUSE, "imagePullPolicy": "Never",
+                    "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                }],
+            },
+        });
+        self.node.apply_yaml(&pod.to_string()).await.unwrap();
+        self.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), ROLLOUT]).await;
+        self.kubectl(&["delete", "pod", name, "--grace-period=1", ROLLOUT]).await;
     }
 
     /// Pods with this label.

@@ -41,7 +41,7 @@ pub async fn chart(story: &mut Story, scene: &Scene) {
     let labels = format!("--selector=app.kubernetes.io/instance={RELEASE}");
     let kinds = "deployments,jobs,services,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,\
                  networkpolicies,poddisruptionbudgets,validatingadmissionpolicies,validatingadmissionpolicybindings,\
-                 mutatingadmissionpolicies,mutatingadmissionpolicybindings";
+                 mutatingadmissionpolicies,mutatingadmissionpolicybindings,mutatingwebhookconfigurations";
     let left = scene.node.kubectl(&["get", kinds, "--all-namespaces", &labels, "--output=name"]).await.unwrap();
     assert_eq!(left, "", "of the chart, and of the hook");
     scene::comes_to("no pod of the operator is left", async || {

@@ -190,9 +190,64 @@ async fn a_typing_error_in_the_values_is_refused() {
         "injection.failurepolicy=Fail",
         "injection.agent.runAsUser=0",
         "injection.agent.program=vmcp-session",
+        "injection.agent.adminListen=foo:8079",
+        "injection.agent.env[0].vlaue=x",
+        "injection.agent.resources.limits.memroy=1Gi",
     ] {
         let refused = plane.helm(&["template", "release", CHART, "--set", wrong]).await.unwrap_err().to_string();
         assert!(refused.contains("values don't meet the specifications"), "{wrong}: {refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_that_do_not_fit_together_are_refused_with_what_would_be_right() {
+    let plane = plane().await;
+    for (wrong, right) in [
+        ("tls.authorityLifetime=2592000", "tls.certificateLifetime must be at most half of tls.authorityLifetime"),
+        ("injection.mode=webhook,injection.webhook.keepBundle=false", "say with injection.webhook.caBundle"),
+        (
+            "metrics.podMonitor.create=true,injection.agent.adminListen=127.0.0.1:8079",
+            "needs agents that Prometheus can reach",
+        ),
+    ] {
+        let refused = plane.helm(&["template", "release", CHART, "--set", wrong]).await.unwrap_err().to_string();
+        assert!(refused.contains(right), "{wrong}: {refused}");
+    }
+}
+
+/// Fails if something that Kubernetes takes as text is none.
+fn names_are_texts(value: &Value, within: &str) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let names = ["name", "namespace", "secretName", "serviceAccountName"].contains(&key.as_str());
+                let texts = ["labels", "matchLabels", "annotations"].contains(&within);
+                assert!(!(names || texts) || !value.is_number(), "{within}.{key} is {value}");
+                names_are_texts(value, key);
+            }
+        }
+        Value::Array(items) => {
+            assert!(within != "matchNames" || items.iter().all(Value::is_string), "{within}: {items:?}");
+            for item in items {
+                names_are_texts(item, within);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_of_digits_stay_names() {
+    let plane = plane().await;
+    let names = "agents.namespaces[0].name=77,agents.namespaces[0].serviceAccounts[0]=78,controller.namespaces={79},\
+                 tls.existingSecret=80";
+    let more =
+        "metrics.serviceMonitor.create=true,metrics.podMonitor.create=true,metrics.auth=true,injection.mode=webhook";
+    let args = ["template", "81", CHART, "--namespace=82", "--set-string", names, "--set", more];
+    let all = objects(&plane.helm(&args).await.unwrap());
+    assert!(all.iter().any(|object| object["metadata"]["namespace"] == "77"));
+    for object in &all {
+        names_are_texts(object, "");
     }
 }
 

@@ -13,6 +13,12 @@ const FINALIZER: &str = "vmcp.dev/confirm-eviction";
 /// A cluster in which the policies are in force, which they are a moment after they were written.
 async fn start(options: ClusterOptions) -> World {
     let world = World::start(options).await;
+    in_force(&world).await;
+    world
+}
+
+/// Waits until the API server refuses what the policies refuse.
+async fn in_force(world: &World) {
     let wrong =
         [session("replica-x", json!({"labels": marked()})), session("s", json!({"annotations": expiring("soon")}))];
     for object in wrong {
@@ -24,7 +30,6 @@ async fn start(options: ClusterOptions) -> World {
         .await
         .unwrap();
     }
-    world
 }
 
 fn marked() -> Value {
@@ -193,4 +198,22 @@ async fn annotations_that_would_be_passed_over_are_refused() {
     allowed(&create(&world, &unnamed).await);
     unnamed["metadata"]["generateName"] = json!("replica-");
     refused(&create(&world, &unnamed).await, WHY_NO_MARKER);
+}
+
+/// What was written before the policy came keeps nobody from anything else, the controller and `release` least of all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_there_before_the_policy_can_be_changed_and_deleted() {
+    let world = World::start(ClusterOptions::default().size(0, 0).without_policies()).await;
+    let admin = admin(&world);
+    let old = json!({"annotations": expiring("tomorrow"), "finalizers": ["vmcp.dev/confirm-eviction"]});
+    allowed(&create(&world, &session("old", old)).await);
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/policy/sessions.yaml");
+    world.plane.kubectl(&["apply", "--filename", policy]).await.unwrap();
+    in_force(&world).await;
+    refused(
+        &patch(&world, &admin, "vmcp", "old", &json!({"annotations": expiring("next week")})).await,
+        "milliseconds",
+    );
+    allowed(&patch(&world, &admin, "vmcp", "old", &json!({"labels": {"team": "a"}})).await);
+    allowed(&patch(&world, &admin, "vmcp", "old", &json!({"finalizers": null})).await);
 }

@@ -37,6 +37,14 @@ async fn everybody_runs_with_an_account_that_may_do_what_it_must_and_no_more() {
             &["get", "secrets"],
             &["list", "pods"],
             &["create", "serviceaccounts", "--subresource=token"],
+            &["create", "pods"],
+            &["create", "roles"],
+            &["create", "rolebindings"],
+            &["create", "clusterroles"],
+            &["create", "clusterrolebindings"],
+            &["escalate", "clusterroles"],
+            &["bind", "clusterroles"],
+            &["impersonate", "serviceaccounts"],
         ];
         for what in anything {
             assert!(!can_i(&world, kubeconfig, namespace, what).await, "{account} may {what:?}");

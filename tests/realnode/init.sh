@@ -2,6 +2,9 @@
 # init.sh COMMAND...: the first process of the namespaces that enter.sh makes. Prepares them for a kubelet, runs the command,
 # and reaps whatever loses its parent.
 set -euo pipefail
+
+# At its end it kills all it can see, and it mounts over folders of the system.
+[[ $$ == 1 ]] || { echo "init.sh: only as the first process of namespaces of its own: see enter.sh" >&2; exit 1; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usr=$here/../../target/tools/realnode/usr
 cgroup=vmcp-e2e

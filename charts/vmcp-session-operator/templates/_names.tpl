@@ -8,7 +8,7 @@
 
 {{- define "vmcp.selector" -}}
 app.kubernetes.io/name: vmcp-session-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: controller
 {{- end -}}
 

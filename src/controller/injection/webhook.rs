@@ -16,6 +16,7 @@ use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview
 use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::definition::Definition;
@@ -27,7 +28,9 @@ use crate::runtime::tls::listener::TlsListener;
 /// The path that the API server asks at.
 pub const PATH: &str = "/pods";
 /// A pod has less than etcd takes, which is 1.5 MiB, and in a review there is little beside it.
-const MAX_REVIEW: usize = 3 << 20;
+const MAX_REVIEW: usize = 2 << 20;
+/// What is read of a review may take a hundred times its size, and anybody may ask: one at a time.
+static TURN: Semaphore = Semaphore::const_new(1);
 /// Each API server keeps a connection or two.
 const MAX_CONNECTIONS: usize = 32;
 /// A connection ends when it has carried no answer for that long. An API server opens another one.
@@ -75,6 +78,8 @@ impl BoundWebhook {
 }
 
 async fn review(State(definition): State<Arc<Definition>>, body: Bytes) -> Response {
+    // It is never closed.
+    let _turn = TURN.acquire().await;
     match answer(&definition, &body) {
         Ok(answer) => ([(header::CONTENT_TYPE, "application/json")], answer).into_response(),
         Err(reason) => {

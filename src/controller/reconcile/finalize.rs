@@ -57,8 +57,6 @@ pub struct Finalizer {
     pub guard: LeadershipGuard,
     /// Name of this replica.
     pub own: Arc<str>,
-    /// Length of a lease.
-    pub lease: Duration,
 }
 
 /// Whose confirmation is needed, and whose is there.
@@ -165,7 +163,8 @@ impl Finalizer {
         let mut wake: Option<Time> = None;
         let mut again_at = |at: Time| wake = Some(wake.map_or(at, |wake| wake.min(at)));
         for (key, terminating) in terminating {
-            let over = terminating.since + with_drift(self.lease);
+            let longest = self.shared.with(|replica, _| replica.longest_lease(key.namespace()));
+            let over = terminating.since + with_drift(longest);
             if now < over {
                 again_at(over);
             }

@@ -44,7 +44,7 @@ impl Retirer {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let mut ticks = interval((self.lease / 10).max(Duration::from_millis(100)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut silent: Vec<Silence> = self.scopes.iter().map(|_| Silence::new(self.lease)).collect();
+        let mut silent: Vec<Silence> = self.scopes.iter().map(|_| Silence::default()).collect();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -80,19 +80,18 @@ impl Retirer {
 }
 
 /// For how long each marker has stood still.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Silence {
-    longest: Duration,
     seen: BTreeMap<Arc<str>, (Registration, Time)>,
 }
 
-impl Silence {
-    /// The leases that a replica granted end a lease after it sent the last marker that proved its watch, however late
-    /// it granted them. A marker is written about five times in a lease, so it is given the time of one more.
-    fn new(lease: Duration) -> Self {
-        Self { longest: with_drift(lease) + lease / 5, seen: BTreeMap::new() }
-    }
+/// The leases that a replica granted end a lease after it sent the last marker that proved its watch, however late it granted
+/// them. A marker is written about five times in a lease, so it is given the time of one more.
+fn longest(registration: &Registration) -> Duration {
+    with_drift(registration.lease) + registration.lease / 5
+}
 
+impl Silence {
     /// These are registered now. Returns those that have not moved for too long, by this process's own clock.
     fn seen(&mut self, registered: &BTreeMap<Arc<str>, Registration>, now: Time) -> Vec<(Arc<str>, Registration)> {
         self.seen.retain(|name, _| registered.contains_key(name));
@@ -100,7 +99,7 @@ impl Silence {
         for (name, registration) in registered {
             match self.seen.get(name) {
                 Some((known, since)) if known == registration => {
-                    if *since + self.longest <= now {
+                    if *since + longest(registration) <= now {
                         dead.push((name.clone(), registration.clone()));
                     }
                 }
@@ -114,8 +113,8 @@ impl Silence {
 
     /// It was tried to remove this one: not again at once.
     fn wait(&mut self, name: &str, now: Time) {
-        if let Some((_, since)) = self.seen.get_mut(name) {
-            let again = now.saturating_since(Time::ZERO + self.longest);
+        if let Some((registration, since)) = self.seen.get_mut(name) {
+            let again = now.saturating_since(Time::ZERO + longest(registration));
             *since = Time::ZERO + again + Duration::from_secs(1);
         }
     }
@@ -131,14 +130,18 @@ mod tests {
     }
 
     fn registered(markers: &[(&str, u64)]) -> BTreeMap<Arc<str>, Registration> {
-        let registration =
-            |rv| Registration { namespace: "a".into(), uid: Uid::from_u128(1), resource_version: ResourceVersion(rv) };
-        markers.iter().map(|(name, rv)| (Arc::from(*name), registration(*rv))).collect()
+        with_leases(markers, Duration::from_secs(10))
+    }
+
+    fn with_leases(markers: &[(&str, u64)], lease: Duration) -> BTreeMap<Arc<str>, Registration> {
+        let (namespace, uid) = (Arc::from("a"), Uid::from_u128(1));
+        let registration = |rv| Registration { namespace, uid, resource_version: ResourceVersion(rv), lease };
+        markers.iter().map(|(name, rv)| (Arc::from(*name), registration.clone()(*rv))).collect()
     }
 
     #[test]
     fn only_a_marker_that_stands_still_is_dead() {
-        let mut silence = Silence::new(Duration::from_secs(10));
+        let mut silence = Silence::default();
         let mut names = |markers: &[(&str, u64)], millis| {
             let dead = silence.seen(&registered(markers), at(millis));
             dead.into_iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
@@ -155,8 +158,17 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_with_longer_leases_is_given_the_time_of_these() {
+        let mut silence = Silence::default();
+        let markers = with_leases(&[("a", 1)], Duration::from_mins(1));
+        assert_eq!(silence.seen(&markers, at(0)).len(), 0);
+        assert_eq!(silence.seen(&markers, at(72_599)).len(), 0);
+        assert_eq!(silence.seen(&markers, at(72_600)).len(), 1);
+    }
+
+    #[test]
     fn a_failed_removal_is_tried_again_after_a_second() {
-        let mut silence = Silence::new(Duration::from_secs(10));
+        let mut silence = Silence::default();
         let markers = registered(&[("a", 1)]);
         silence.seen(&markers, at(0));
         assert_eq!(silence.seen(&markers, at(12_100)).len(), 1);

@@ -78,7 +78,7 @@ impl Replica {
         if registry == scope {
             return Some(age);
         }
-        let known_by_all = self.registered_since? + with_drift(self.config.lease);
+        let known_by_all = self.registered_since? + with_drift(self.longest_lease_in(scope));
         self.scopes[scope.0].proven_after(known_by_all).then_some(age.max(self.age_of(registry, now)?))
     }
 }

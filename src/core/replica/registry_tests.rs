@@ -40,13 +40,17 @@ impl Bench {
     }
 
     fn marker(&mut self, scope: ScopeId, namespace: &str, name: &str) {
+        self.marker_with(scope, namespace, name, None);
+    }
+
+    fn marker_with(&mut self, scope: ScopeId, namespace: &str, name: &str, lease: Option<Duration>) {
         let object = Object {
             key: SessionKey::new(namespace, name),
             uid: Uid::from_u128(9),
             generation: 1,
             resource_version: ResourceVersion(self.replica.position(scope).0 + 1),
             terminating: false,
-            kind: Kind::Marker,
+            kind: Kind::Marker { lease },
         };
         self.replica.apply(scope, object, self.now);
     }
@@ -122,6 +126,26 @@ fn the_first_lease_rests_on_a_proof_that_was_begun_when_every_other_replica_knew
     assert!(!bench.leased());
     bench.both();
     assert!(!bench.leased());
+}
+
+/// As while an upgrade makes leases shorter.
+#[test]
+fn replicas_with_longer_leases_are_given_the_time_of_these() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.replica.longest_lease("a"), LEASE);
+    bench.marker_with(bench.registry, "ops", "replica-old", Some(LEASE * 3));
+    bench.marker_with(bench.tenants, "a", "replica-forged", Some(LEASE * 9));
+    bench.marker_with(bench.registry, "ops", "replica-short", Some(LEASE / 3));
+    assert_eq!(bench.replica.longest_lease("a"), LEASE * 3);
+    bench.both();
+    for _ in 0..2 {
+        bench.pass(LEASE + LEASE / 10);
+        bench.both();
+        assert!(!bench.leased(), "one with older knowledge may not know of it");
+    }
+    bench.pass(LEASE + LEASE / 10);
+    bench.both();
+    assert!(bench.leased());
 }
 
 #[test]

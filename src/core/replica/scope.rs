@@ -43,6 +43,8 @@ pub struct Registration {
     pub uid: Uid,
     /// Its last write that the watch has shown.
     pub resource_version: ResourceVersion,
+    /// How long the replica's leases are.
+    pub lease: Duration,
 }
 
 /// A watched collection.
@@ -207,6 +209,18 @@ impl Replica {
     /// Whether that replica is registered, as the watch shows it that matters for the sessions of `namespace`.
     pub fn is_registered(&self, namespace: &str, replica: &str) -> bool {
         self.scope_of(namespace).is_some_and(|scope| self.registered_for(scope).contains_key(replica))
+    }
+
+    /// How long the leases are of those replicas that matter for the sessions of `namespace`, the longest of them: while an upgrade
+    /// changes the length, they differ.
+    pub fn longest_lease(&self, namespace: &str) -> Duration {
+        self.scope_of(namespace).map_or(self.config.lease, |scope| self.longest_lease_in(scope))
+    }
+
+    /// The same for the sessions of a scope.
+    pub(super) fn longest_lease_in(&self, scope: ScopeId) -> Duration {
+        let registered = self.registered_for(scope).values();
+        registered.map(|registration| registration.lease).fold(self.config.lease, Duration::max)
     }
 
     /// Replicas with a marker in `scope`, as the watch shows them, by name.

@@ -1,6 +1,7 @@
 //! Objects come in from the watch; holdings are compared with them.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -35,7 +36,10 @@ pub enum Kind {
     /// A session.
     Session(Summary),
     /// The marker of a replica, which bears the replica's name.
-    Marker,
+    Marker {
+        /// How long the replica's leases are, if it says so: else they are as long as everybody's.
+        lease: Option<Duration>,
+    },
     /// What looks like a marker where none counts: it is no session, and registers nobody.
     Neither,
 }
@@ -146,8 +150,9 @@ impl Replica {
         let Object { key, uid, generation, resource_version, terminating, kind } = object;
         let summary = match kind {
             Kind::Session(summary) => summary,
-            Kind::Marker => {
-                let registration = Registration { namespace: key.namespace().clone(), uid, resource_version };
+            Kind::Marker { lease } => {
+                let lease = lease.unwrap_or(self.config.lease);
+                let registration = Registration { namespace: key.namespace().clone(), uid, resource_version, lease };
                 if self.truth(&key).is_some() {
                     self.remove(scope, &key, resource_version, now);
                 }

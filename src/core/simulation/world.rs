@@ -228,7 +228,7 @@ pub fn object(record: &Record, state: &State) -> Option<Object> {
         generation: body.generation,
         resource_version: ResourceVersion(state.rv),
         terminating: body.terminating,
-        kind: if record.marker { Kind::Marker } else { Kind::Session(known(body.map).summary.clone()) },
+        kind: if record.marker { Kind::Marker { lease: None } } else { Kind::Session(known(body.map).summary.clone()) },
     })
 }
 

@@ -31,7 +31,14 @@ async fn pods_that_ask_and_those_in_a_namespace_that_asks_for_all() {
             assert_eq!(admitted["spec"].get("initContainers"), None);
         }
     }
+    let mut windows = labelled("enabled");
+    windows["spec"] = json!({
+        "os": {"name": "windows"}, "securityContext": {"runAsNonRoot": true},
+        "containers": [{"name": "server", "image": "server"}],
+    });
     for namespace in ["asking", "given"] {
+        let admitted = cluster.admit(namespace, &windows).await.unwrap();
+        assert_eq!(agent_of(&admitted), None, "an agent is a program for Linux");
         let refused = cluster.admit(namespace, &labelled("true")).await.unwrap_err();
         assert!(refused.contains("label vmcp.dev/agent is 'true': expected enabled or disabled"), "{refused}");
     }
