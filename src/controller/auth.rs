@@ -222,7 +222,8 @@ impl Authenticator {
     }
 
     async fn bearer(&self, token: &Token, from: IpAddr) -> Result<Bearer, Denied> {
-        let bearer = self.reviews.who(token, from, async || self.review(token.reveal()).await).await?;
+        let welcome = |bearer: &Bearer| bearer.may_read || bearer.user == self.own_user;
+        let bearer = self.reviews.who(token, from, welcome, async || self.review(token.reveal()).await).await?;
         bearer.ok_or_else(|| Denied::NotAccepted { audience: self.audience.clone() })
     }
 

@@ -38,7 +38,8 @@ const OF_FEW: Rates = Rates {
     strangers: (10, Duration::from_millis(500)),
     address: (5, Duration::from_secs(1)),
 };
-/// Hashes of good tokens that are kept: more than there are pods. Which one goes when there are more does not matter.
+/// Hashes of good tokens that are kept, of those who are let in and of others: more than there are pods. Which one goes when there are
+/// more does not matter.
 const MOST_KNOWN: usize = 16_384;
 /// Hashes of other tokens that are kept. All go when there are more.
 const MOST_STRANGERS: usize = 1_024;
@@ -48,7 +49,8 @@ const MOST_ADDRESSES: usize = 1_024;
 /// How many questions may be asked: so many at once, then one in each interval.
 #[derive(Clone, Copy)]
 struct Rates {
-    /// About tokens that were good before.
+    /// About tokens whose owners were let in before. About those of owners that were not, as many again: whoever can make tokens must
+    /// not use up what others need.
     known: (u32, Duration),
     /// About all others.
     strangers: (u32, Duration),
@@ -76,8 +78,11 @@ pub struct Reviews<T> {
 
 struct State<T> {
     known: HashMap<Hash, Slot<T>>,
+    /// Good tokens of those who are not let in.
+    unwelcome: HashMap<Hash, Slot<T>>,
     strangers: HashMap<Hash, Slot<T>>,
     for_known: TokenBucket,
+    for_unwelcome: TokenBucket,
     for_strangers: TokenBucket,
     by_address: HashMap<IpAddr, TokenBucket>,
     rates: Rates,
@@ -88,6 +93,9 @@ impl<T> State<T> {
     fn take(&mut self, hash: &Hash, from: IpAddr, now: Time) -> bool {
         if self.known.contains_key(hash) {
             return self.for_known.take(now);
+        }
+        if self.unwelcome.contains_key(hash) {
+            return self.for_unwelcome.take(now);
         }
         if self.by_address.len() >= MOST_ADDRESSES && !self.by_address.contains_key(&from) {
             // Who has asked nothing for a while is like one who has never asked.
@@ -116,19 +124,28 @@ impl<T> Reviews<T> {
     }
 
     fn new(rates: Rates) -> Self {
-        let (for_known, for_strangers) = (Rates::bucket(rates.known), Rates::bucket(rates.strangers));
-        let (known, strangers, by_address) = Default::default();
-        Self { state: Mutex::new(State { known, strangers, for_known, for_strangers, by_address, rates }) }
+        let state = State {
+            known: HashMap::new(),
+            unwelcome: HashMap::new(),
+            strangers: HashMap::new(),
+            for_known: Rates::bucket(rates.known),
+            for_unwelcome: Rates::bucket(rates.known),
+            for_strangers: Rates::bucket(rates.strangers),
+            by_address: HashMap::new(),
+            rates,
+        };
+        Self { state: Mutex::new(state) }
     }
 }
 
 impl<T: Clone> Reviews<T> {
     /// Who `token` belongs to, which came `from` an address: by an answer that is at most [`FRESH`] old, and not older than the
-    /// token's end, or by a new one from `ask`.
+    /// token's end, or by a new one from `ask`. Whether that is somebody who is let in, `welcome` says.
     pub async fn who<E: From<Busy>>(
         &self,
         token: &Token,
         from: IpAddr,
+        welcome: impl Fn(&T) -> bool,
         ask: impl AsyncFnOnce() -> Result<Option<T>, E>,
     ) -> Result<Option<T>, E> {
         let hash: Hash = Sha256::digest(token.reveal()).into();
@@ -147,13 +164,13 @@ impl<T: Clone> Reviews<T> {
         }
         let who = ask().await?;
         *answer = Some((asked, who.clone()));
-        self.keep(hash, &slot, who.is_some());
+        self.keep(hash, &slot, who.as_ref().map(welcome));
         Ok(who)
     }
 
     fn slot(&self, hash: Hash) -> Slot<T> {
         let mut state = self.state.lock();
-        if let Some(slot) = state.known.get(&hash) {
+        if let Some(slot) = state.known.get(&hash).or_else(|| state.unwelcome.get(&hash)) {
             return slot.clone();
         }
         if state.strangers.len() >= MOST_STRANGERS {
@@ -162,19 +179,20 @@ impl<T: Clone> Reviews<T> {
         state.strangers.entry(hash).or_default().clone()
     }
 
-    fn keep(&self, hash: Hash, slot: &Slot<T>, good: bool) {
+    /// `None`: the token is not good.
+    fn keep(&self, hash: Hash, slot: &Slot<T>, welcome: Option<bool>) {
         let mut state = self.state.lock();
-        if !good {
-            state.known.remove(&hash);
-            return;
-        }
+        state.known.remove(&hash);
+        state.unwelcome.remove(&hash);
+        let Some(welcome) = welcome else { return };
         state.strangers.remove(&hash);
-        if state.known.len() >= MOST_KNOWN
-            && let Some(any) = state.known.keys().next().copied()
+        let kept = if welcome { &mut state.known } else { &mut state.unwelcome };
+        if kept.len() >= MOST_KNOWN
+            && let Some(any) = kept.keys().next().copied()
         {
-            state.known.remove(&any);
+            kept.remove(&any);
         }
-        state.known.insert(hash, slot.clone());
+        kept.insert(hash, slot.clone());
     }
 }
 
@@ -200,13 +218,18 @@ mod tests {
 
     /// Asks for a token that is good if it begins with `good`, and counts.
     async fn ask_from(from: IpAddr, reviews: &Reviews<u8>, text: &str, asked: &Cell<u32>) -> Result<Option<u8>, Busy> {
-        let good = text.starts_with("good").then_some(1);
+        let good = if text.starts_with("good") { Some(1) } else { text.starts_with("unwelcome").then_some(0) };
         reviews
-            .who(&token(text), from, async || {
-                asked.set(asked.get() + 1);
-                tokio::task::yield_now().await;
-                Ok(good)
-            })
+            .who(
+                &token(text),
+                from,
+                |who| *who == 1,
+                async || {
+                    asked.set(asked.get() + 1);
+                    tokio::task::yield_now().await;
+                    Ok(good)
+                },
+            )
             .await
     }
 
@@ -239,8 +262,8 @@ mod tests {
     #[tokio::test]
     async fn an_error_is_no_answer() {
         let reviews = Reviews::<u8>::default();
-        assert_eq!(reviews.who(&token("good"), HERE, async || Err(Busy)).await, Err(Busy));
-        assert_eq!(reviews.who(&token("good"), HERE, async || Ok::<_, Busy>(Some(1))).await, Ok(Some(1)));
+        assert_eq!(reviews.who(&token("good"), HERE, |_| true, async || Err(Busy)).await, Err(Busy));
+        assert_eq!(reviews.who(&token("good"), HERE, |_| true, async || Ok::<_, Busy>(Some(1))).await, Ok(Some(1)));
     }
 
     #[tokio::test]
@@ -266,6 +289,26 @@ mod tests {
         let state = reviews.state.lock();
         assert!(state.strangers.len() <= MOST_STRANGERS);
         assert_eq!(state.known.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_is_not_let_in_uses_up_nothing_of_those_who_are() {
+        let (reviews, asked) = (Reviews::of_few(), Cell::new(0));
+        let forget = async |text: &str| *reviews.slot(Sha256::digest(text).into()).lock().await = None;
+        ask(&reviews, "good", &asked).await.unwrap();
+        ask(&reviews, "unwelcome", &asked).await.unwrap();
+        let mut refused = 0;
+        for _ in 0..1_000 {
+            forget("unwelcome").await;
+            refused += u32::from(ask(&reviews, "unwelcome", &asked).await.is_err());
+        }
+        assert!(refused > 500, "{refused}");
+        for _ in 0..OF_FEW.known.0 {
+            forget("good").await;
+            assert_eq!(ask(&reviews, "good", &asked).await, Ok(Some(1)));
+        }
+        let state = reviews.state.lock();
+        assert_eq!((state.known.len(), state.unwelcome.len()), (1, 1));
     }
 
     #[tokio::test]
@@ -299,9 +342,9 @@ mod tests {
     async fn a_token_that_is_good_no_more_is_a_stranger_again() {
         let reviews = Reviews::<u8>::default();
         let hash: Hash = Sha256::digest("t").into();
-        reviews.who(&token("t"), HERE, async || Ok::<_, Busy>(Some(1))).await.unwrap();
+        reviews.who(&token("t"), HERE, |_| true, async || Ok::<_, Busy>(Some(1))).await.unwrap();
         *reviews.slot(hash).lock().await = None;
-        assert_eq!(reviews.who(&token("t"), HERE, async || Ok::<_, Busy>(None)).await, Ok(None));
+        assert_eq!(reviews.who(&token("t"), HERE, |_| true, async || Ok::<_, Busy>(None)).await, Ok(None));
         assert!(reviews.state.lock().known.is_empty());
     }
 }
