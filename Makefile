@@ -79,7 +79,7 @@ bench: ## The benchmarks, on a real control plane; results go to target/bench
 lint: ## Format and lints, as CI checks them
 	@$(STEP) "format" cargo fmt --all --check
 	@$(STEP) "clippy" cargo clippy $(ALL) --all-targets --quiet -- -D warnings
-	@$(STEP) "lock file of the fuzzing" cargo metadata --locked --quiet --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
+	@$(STEP) "lock file of the fuzzing" sh -c 'cargo metadata --locked --quiet --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null'
 
 .PHONY: image-test
 image-test: ## Tests of the program that writes images
