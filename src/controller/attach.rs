@@ -17,6 +17,7 @@ use super::shared::{Shared, StreamGuard};
 use crate::core::lease::StreamId;
 use crate::core::replica::{ConfirmRefused, Hello, SignalId};
 use crate::core::session::SessionKey;
+use crate::core::tally::Full;
 use crate::proto::convert::{self, Malformed};
 use crate::proto::v1::{self, agent_message, replica_message};
 use crate::proto::{MAX_MESSAGE_BYTES, MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
@@ -37,8 +38,8 @@ enum Ended {
     Malformed(#[from] Malformed),
     #[error("the agent said no hello within {} s", HELLO_DEADLINE.as_secs())]
     NoHello,
-    #[error("the agent holds more copies than it may")]
-    TooMany,
+    #[error("more copies are held than may be: {0}")]
+    TooMany(#[from] Full),
     #[error("the agent has not read for {} s", READ_DEADLINE.as_secs())]
     Stuck,
     #[error("namespace {0} is not watched by this controller")]
@@ -73,7 +74,7 @@ impl Ended {
             Self::Malformed(Malformed::Version { .. }) | Self::NotWatched(_) => Some(Status::failed_precondition(text)),
             Self::Malformed(_) | Self::Undecodable => Some(Status::invalid_argument(text)),
             Self::NoHello | Self::Stuck => Some(Status::deadline_exceeded(text)),
-            Self::TooMany | Self::TooLong => Some(Status::resource_exhausted(text)),
+            Self::TooMany(_) | Self::TooLong => Some(Status::resource_exhausted(text)),
             Self::Superseded => Some(Status::aborted(text)),
             Self::Broken(_) | Self::Closed => None,
         }
@@ -212,8 +213,7 @@ impl Attach {
 
     fn reports(&self, stream: StreamId, namespace: &Arc<str>, reports: &v1::Reports) -> Result<(), Ended> {
         let (reports, through) = convert::reports(reports, namespace)?;
-        let within = self.shared.with(|replica, now| replica.reported(stream, reports, through, now));
-        if within { Ok(()) } else { Err(Ended::TooMany) }
+        Ok(self.shared.with(|replica, now| replica.reported(stream, reports, through, now))?)
     }
 }
 

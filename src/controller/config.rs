@@ -9,6 +9,7 @@ use thiserror::Error;
 use super::certificates::args::{TlsArgs, TlsArgsError};
 use super::injection::InjectionArgs;
 use super::leader::{LeaderArgs, LeaderArgsError};
+use crate::core::tally::Bounds;
 use crate::runtime::admin::AdminArgs;
 use crate::runtime::kube_client::KubeArgs;
 use crate::runtime::listen::{Advertise, Listen};
@@ -52,9 +53,14 @@ pub struct ControllerArgs {
     #[arg(long, env = "VMCP_RENEWAL_SECONDS", value_name = "SECONDS", default_value_t = 5.0)]
     pub renewal_seconds: f64,
 
-    /// Copies that one process of a pod may hold: 1 to 10000000. A stream that reports more ends.
-    #[arg(long, env = "VMCP_COPIES_PER_AGENT", value_name = "NUMBER", default_value_t = 200_000)]
-    pub copies_per_agent: usize,
+    /// Copies that all pods together may hold: 1 to 100000000, at some 250 bytes each. One namespace may have most of them, and
+    /// leaves some to others.
+    #[arg(long, env = "VMCP_COPIES", value_name = "NUMBER", default_value_t = 1_000_000)]
+    pub copies: usize,
+
+    /// Copies that one pod may hold: 1 to 100000000. A stream that reports more ends. Default: half of --copies.
+    #[arg(long, env = "VMCP_COPIES_PER_POD", value_name = "NUMBER")]
+    pub copies_per_pod: Option<usize>,
 
     /// The certificate of the streams.
     #[command(flatten)]
@@ -120,14 +126,16 @@ impl ControllerArgs {
         seconds("renewal-seconds", self.renewal_seconds, 1.0, 600.0, "1 to 600 seconds")
     }
 
-    /// Copies that one agent may hold.
-    pub fn copies(&self) -> Result<usize, ConfigError> {
-        let got = self.copies_per_agent;
-        if !(1..=10_000_000).contains(&got) {
-            let expected = "1 to 10000000 copies";
-            return Err(ConfigError::Range { flag: "copies-per-agent", got: got.to_string(), expected });
-        }
-        Ok(got)
+    /// Copies that pods may hold.
+    pub fn copies(&self) -> Result<Bounds, ConfigError> {
+        let within = |flag, got: usize| {
+            let expected = "1 to 100000000 copies";
+            let right = (1..=100_000_000).contains(&got);
+            if right { Ok(got) } else { Err(ConfigError::Range { flag, got: got.to_string(), expected }) }
+        };
+        let all = within("copies", self.copies)?;
+        let per_pod = within("copies-per-pod", self.copies_per_pod.unwrap_or(all.div_ceil(2)))?;
+        Ok(Bounds { all, per_pod })
     }
 
     /// Refuses what makes no sense.
@@ -201,9 +209,11 @@ mod tests {
             let error = parsed(&["--lease-seconds", lease]).unwrap_err();
             assert!(error.to_string().contains("1 to 300 seconds"), "{error}");
         }
-        for copies in ["0", "10000001"] {
-            let error = parsed(&["--copies-per-agent", copies]).unwrap_err();
-            assert!(error.to_string().contains("1 to 10000000 copies"), "{error}");
+        for flag in ["--copies", "--copies-per-pod"] {
+            for copies in ["0", "100000001"] {
+                let error = parsed(&[flag, copies]).unwrap_err();
+                assert_eq!(error.to_string(), format!("{flag} is {copies}: expected 1 to 100000000 copies"));
+            }
         }
         for listen in [":7070", "0.0.0.0:7070", "[::]:7070"] {
             let error = parsed(&["--listen", listen]).unwrap_err();

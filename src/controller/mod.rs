@@ -135,7 +135,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
 
     let namespaces: Vec<Arc<str>> = args.chosen_namespaces().iter().map(|n| n.as_str().into()).collect();
-    let config = Config { lease, holdings_per_agent: args.copies()?, ..Config::default() };
+    let config = Config { lease, holdings: args.copies()?, ..Config::default() };
     let replica = Replica::with_registry(config, &namespaces, &args.operator_namespace.as_str().into());
     let scopes: Vec<(ScopeId, Option<Arc<str>>)> = replica.scopes().map(|(id, n)| (id, n.cloned())).collect();
     let leases = Api::namespaced(client.clone(), &args.operator_namespace);

@@ -163,7 +163,7 @@ mod tests {
             replica.relist(scope, vec![old], ResourceVersion(1), now).unwrap();
             let hello = Hello { instance: InstanceId(1), namespace: "ns".into(), name: "pod".into() };
             assert_eq!(replica.stream_opened(stream.id, hello, now), None);
-            replica.reported(stream.id, vec![(key.clone(), Report::Held(held))], Some(1), now);
+            replica.reported(stream.id, vec![(key.clone(), Report::Held(held))], Some(1), now).unwrap();
         });
         scribe.0.lock().clear();
 

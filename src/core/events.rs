@@ -1,6 +1,12 @@
 //! Which events are written, and when: at most one waits per session and reason, and a bucket limits their rate.
+//!
+//! No namespace keeps the events of others waiting: each event has its time as if its namespace had all the rate for itself,
+//! and the earliest of these times comes first. Where there is one namespace, that changes nothing; one that has many events
+//! waits for itself. (Virtual times as of Zhang, "Virtual Clock: A New Traffic Control Algorithm for Packet Switching
+//! Networks", ACM SIGCOMM 1990.)
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -25,6 +31,8 @@ pub struct EventLimits {
     pub burst: u32,
     /// and one more after each interval.
     pub interval: Duration,
+    /// What its namespace's other events would let wait for longer is dropped and counted.
+    pub longest_wait: Duration,
     /// For one session and reason: so many at once,
     pub burst_per_session: u32,
     /// and one more after each interval.
@@ -37,6 +45,8 @@ impl Default for EventLimits {
             capacity: 4096,
             burst: 50,
             interval: Duration::from_millis(100),
+            // Half of the capacity.
+            longest_wait: Duration::from_secs(200),
             burst_per_session: 5,
             interval_per_session: Duration::from_secs(10),
         }
@@ -109,6 +119,7 @@ pub struct EventQueue {
     limits: EventLimits,
     queue: CoalescingQueue<EventKey, PendingEvent>,
     all: TokenBucket,
+    namespaces: HashMap<Arc<str>, TokenBucket>,
     each: HashMap<EventKey, TokenBucket>,
 }
 
@@ -120,6 +131,7 @@ impl EventQueue {
             limits,
             queue: CoalescingQueue::new(limits.capacity, backoff),
             all: TokenBucket::new(limits.burst, limits.interval),
+            namespaces: HashMap::new(),
             each: HashMap::new(),
         }
     }
@@ -127,8 +139,25 @@ impl EventQueue {
     /// Adds an event, or lets the one that waits for the same session and reason stand for both.
     pub fn offer(&mut self, event: PendingEvent, now: Time) -> Offered {
         let key = EventKey { uid: event.session.uid, reason: event.note.reason };
-        let ready_at = self.each.get(&key).map_or(now, |bucket| bucket.ready_at(now));
+        let mut ready_at = self.each.get(&key).map_or(now, |bucket| bucket.ready_at(now));
+        if self.queue.waiting(&key).is_none() {
+            match self.turn(event.session.key.namespace(), now) {
+                Some(turn) => ready_at = ready_at.max(turn),
+                None => return Offered::Full,
+            }
+        }
         self.queue.insert(key, event, ready_at)
+    }
+
+    /// When the namespace has its turn; `None` if it has too many events already.
+    fn turn(&mut self, namespace: &Arc<str>, now: Time) -> Option<Time> {
+        let EventLimits { capacity, burst, interval, longest_wait, .. } = self.limits;
+        if self.namespaces.len() >= capacity && !self.namespaces.contains_key(namespace) {
+            // Who has noted nothing for a while is like one who never has.
+            self.namespaces.retain(|_, bucket| !bucket.is_full(now));
+        }
+        let bucket = self.namespaces.entry(namespace.clone()).or_insert_with(|| TokenBucket::new(burst, interval));
+        (bucket.ready_at(now) <= now + longest_wait).then(|| bucket.reserve(now))
     }
 
     /// Takes the next event that may be written now.

@@ -13,6 +13,7 @@
 //! * [`expiry`]: which sessions have outlived their timeouts.
 //! * [`storm`]: which sessions are evicted again and again.
 //! * [`coalesce`], [`rate`]: how much is written to Kubernetes, and when.
+//! * [`tally`]: how much a pod or namespace may have of what is bounded.
 //! * [`events`], [`notes`]: which events are written, and what they say.
 
 pub mod cache;
@@ -31,6 +32,7 @@ pub mod session;
 pub mod session_ref;
 pub mod signal;
 pub mod storm;
+pub mod tally;
 pub mod time;
 
 #[cfg(test)]

@@ -36,6 +36,13 @@ impl TokenBucket {
         ready
     }
 
+    /// Takes the next token there will be, and says when that is: `now`, or later.
+    pub fn reserve(&mut self, now: Time) -> Time {
+        let ready = self.ready_at(now);
+        self.full_at = self.full_at.max(now) + self.interval;
+        ready
+    }
+
     /// Whether the bucket is full, and so no different from a new one.
     pub fn is_full(&self, now: Time) -> bool {
         self.full_at <= now
@@ -72,6 +79,15 @@ mod tests {
         let mut bucket = TokenBucket::new(0, Duration::from_secs(1));
         assert!(bucket.take(at(0)));
         assert!(!bucket.take(at(0)));
+    }
+
+    #[test]
+    fn what_is_reserved_is_taken() {
+        let mut bucket = TokenBucket::new(2, Duration::from_secs(1));
+        let reserved: Vec<Time> = (0..4).map(|_| bucket.reserve(at(5000))).collect();
+        assert_eq!(reserved, [at(5000), at(5000), at(6000), at(7000)]);
+        assert!(!bucket.take(at(7999)));
+        assert!(bucket.take(at(8000)));
     }
 
     proptest! {

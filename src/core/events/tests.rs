@@ -21,6 +21,7 @@ fn limits() -> EventLimits {
         capacity: 4,
         burst: 3,
         interval: Duration::from_secs(1),
+        longest_wait: Duration::from_secs(100),
         burst_per_session: 1,
         interval_per_session: Duration::from_secs(10),
     }
@@ -54,6 +55,26 @@ fn a_warning_does_not_wait_behind_what_is_normal() {
     queue.offer(event("a", "Changed", "two"), at(1));
     queue.offer(event("a", "Storm", "storm"), at(2));
     assert_eq!(taken(&mut queue, at(2)).as_deref(), Some("storm"));
+}
+
+#[test]
+fn a_namespace_with_many_events_waits_for_itself_only() {
+    let limits = EventLimits { capacity: 100, longest_wait: Duration::from_secs(10), ..limits() };
+    let mut queue = EventQueue::new(limits);
+    let offered = |queue: &mut EventQueue, namespace: &str, n: u32, now| {
+        let mut event = event(&n.to_string(), "Changed", &format!("{namespace} {n}"));
+        event.session.uid = Uid::from_u128(u128::from(n) << 8 | u128::from(namespace.as_bytes()[0]));
+        event.session.key = SessionKey::new(namespace, n.to_string());
+        queue.offer(event, now)
+    };
+    let taken_by_many = (0..50).filter(|n| offered(&mut queue, "many", *n, at(0)) == Offered::Queued).count();
+    assert_eq!(taken_by_many, 3 + 10, "at once, and in the time that they may wait");
+    assert!((0..3).all(|_| taken(&mut queue, at(0)).unwrap().starts_with("many")));
+    assert_eq!(offered(&mut queue, "few", 1, at(500)), Offered::Queued);
+    assert_eq!(taken(&mut queue, at(1000)).as_deref(), Some("few 1"));
+    // What waits is merged for nothing.
+    assert_eq!(offered(&mut queue, "many", 5, at(1000)), Offered::Merged);
+    assert_eq!(taken(&mut queue, at(2000)).as_deref(), Some("many 3"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Agents: their streams, what they hold, and what waits to be sent to them.
+//! Agents: their streams, their leases, and what waits to be sent to them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use std::time::Duration;
 use hashbrown::HashMap as FastMap;
 use thiserror::Error;
 
-use super::{AgentId, Confirmed, Entry, Replica, SignalId};
-use crate::core::cache::{Holding, Report};
+use super::holdings::Held;
+use super::{AgentId, Confirmed, Replica, SignalId};
 use crate::core::lease::{StreamId, with_drift};
 use crate::core::rules::Rule;
-use crate::core::session::{ResourceVersion, SessionKey};
-use crate::core::signal::{Barrier, Fate};
+use crate::core::session::SessionKey;
+use crate::core::signal::Barrier;
 use crate::core::time::Time;
 
 /// A process of an agent: random, so that a restarted one is another.
@@ -74,42 +74,23 @@ pub enum Outgoing {
     Confirmed(Confirmed),
 }
 
-/// A copy that an agent holds.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub holding: Holding,
-    /// The watch must reach this before it can be compared.
-    pub waits_for: Option<ResourceVersion>,
-    /// When it was reported.
-    pub reported: Time,
-    /// What the agent was told of it last, so that it is not told twice.
-    told: Option<Fate>,
-}
-
-impl Held {
-    /// Whether this replica has told the agent to drop it.
-    pub fn was_told(&self) -> bool {
-        self.told.is_some()
-    }
-}
-
 /// An agent that is connected, or whose last lease has not ended.
 #[derive(Debug)]
 pub(super) struct Agent {
     hello: Hello,
-    stream: Option<StreamId>,
-    holdings: FastMap<SessionKey, Held>,
+    pub(super) stream: Option<StreamId>,
+    pub(super) holdings: FastMap<SessionKey, Held>,
     /// Everything up to this sequence number was compared; nothing until the inventory is complete.
-    processed: u64,
+    pub(super) processed: u64,
     /// A holding beyond the limit was not taken: nothing new is covered over this stream, since a sequence number
     /// cannot leave one copy out.
-    refused: bool,
+    pub(super) refused: bool,
     /// The last signal before the stream was opened, until the inventory is complete.
-    opened_after: Option<SignalId>,
+    pub(super) opened_after: Option<SignalId>,
     remembered_until: Time,
     /// When the last lease ends that was granted over an older stream. Such a lease is not given back over this one.
     older_until: Time,
-    evictions: FastMap<SessionKey, (SignalId, Barrier)>,
+    pub(super) evictions: FastMap<SessionKey, (SignalId, Barrier)>,
     barriers: BTreeMap<SignalId, (SessionKey, Barrier)>,
     heartbeat: Option<Heartbeat>,
     revoke: bool,
@@ -136,6 +117,7 @@ impl Agent {
         self.stream
     }
 
+    #[cfg(test)]
     pub fn holdings(&self) -> usize {
         self.holdings.len()
     }
@@ -238,44 +220,6 @@ impl Replica {
         }
     }
 
-    /// A part of the inventory or of later reports came in. With `through`, everything up to that sequence number
-    /// is told once this is processed; all but the last part of an inventory come without. False if the agent holds
-    /// more than it may: it then gets no cover for what is new.
-    pub fn reported(
-        &mut self,
-        stream: StreamId,
-        reports: Vec<(SessionKey, Report)>,
-        through: Option<u64>,
-        now: Time,
-    ) -> bool {
-        let Some(&id) = self.by_stream.get(&stream) else {
-            return true;
-        };
-        let mut within = true;
-        for (key, report) in reports {
-            match report {
-                Report::Held(holding) => within &= self.hold(id, &key, holding, now),
-                Report::Released => {
-                    self.note_moved_on(id, &key, now);
-                    self.release(id, &key, now);
-                }
-            }
-        }
-        let Some(agent) = self.agents.get_mut(&id) else {
-            return within;
-        };
-        agent.refused |= !within && Rule::RefusedEndsCover.on();
-        if let Some(through) = through {
-            if !agent.refused && (within || Rule::RefusedEndsCover.on()) {
-                agent.processed = agent.processed.max(through);
-            }
-            if let Some(before) = agent.opened_after.take() {
-                self.round_reconnected(id, before, now);
-            }
-        }
-        within
-    }
-
     /// A heartbeat came in. `now` must have been read from the clock after it was received: a replica that was
     /// paused must not answer with what it knew before.
     pub fn heartbeat(&mut self, stream: StreamId, number: u64, now: Time) {
@@ -361,32 +305,6 @@ impl Replica {
         agent.answer_heartbeat(lease)
     }
 
-    /// Queues an eviction of what `agent` holds of `key`, unless it was told so already.
-    pub(super) fn evict(&mut self, key: &SessionKey, agent: AgentId, state: Barrier, now: Time) {
-        let id = self.next_signal();
-        let Some(known) = self.agents.get_mut(&agent) else {
-            return;
-        };
-        let Some(held) = known.holdings.get_mut(key) else {
-            return;
-        };
-        let fate = state.mark.fate;
-        let told = match (held.told, fate) {
-            (Some(Fate::Gone), _) => true,
-            (Some(Fate::Stale { below: told }), Fate::Stale { below }) => told >= below,
-            _ => false,
-        };
-        if told {
-            return;
-        }
-        held.told = Some(fate);
-        known.evictions.insert(key.clone(), (id, state));
-        let stream = known.stream;
-        self.wake(stream);
-        self.counts.evicted(fate);
-        self.round_evicted(key, agent, id, now);
-    }
-
     /// The agent's last lease has ended. If it is not connected either, it is forgotten.
     pub(super) fn lease_over(&mut self, id: AgentId) {
         self.confirm_forget(id);
@@ -416,59 +334,6 @@ impl Replica {
         }
     }
 
-    fn hold(&mut self, id: AgentId, key: &SessionKey, holding: Holding, now: Time) -> bool {
-        let Some(scope) = self.scope_of(key.namespace()) else {
-            return false;
-        };
-        let most = self.config.holdings_per_agent;
-        let Some(agent) = self.agents.get_mut(&id) else {
-            return true;
-        };
-        let new = Held { holding, waits_for: None, reported: now, told: None };
-        if agent.holdings.len() >= most && !agent.holds(key) {
-            return false;
-        }
-        // The new copy took the old one's place: what was queued for that one is settled.
-        let settled = agent.evictions.remove(key);
-        if let Some(old) = agent.holdings.insert(key.clone(), new) {
-            if let Some(until) = old.waits_for {
-                self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
-            }
-        } else {
-            self.entries.entry(key.clone()).or_default().holders.push(id);
-        }
-        if let Some((signal, _)) = settled {
-            self.round_acknowledged(id, key, signal, now);
-        }
-        if Rule::CompareOnReport.on() {
-            let position = self.position(scope);
-            self.compare_one(key, id, position, now);
-        }
-        true
-    }
-
-    fn release(&mut self, id: AgentId, key: &SessionKey, now: Time) {
-        let scope = self.scope_of(key.namespace());
-        let Some(agent) = self.agents.get_mut(&id) else {
-            return;
-        };
-        let settled = agent.evictions.remove(key);
-        let Some(old) = agent.holdings.remove(key) else {
-            return;
-        };
-        if let (Some(until), Some(scope)) = (old.waits_for, scope) {
-            self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
-        }
-        if let Some(Entry { truth, holders }) = self.entries.get_mut(key) {
-            holders.retain(|h| *h != id);
-            if holders.is_empty() && truth.is_none() {
-                self.entries.remove(key);
-            }
-        }
-        if let Some((signal, _)) = settled {
-            self.round_acknowledged(id, key, signal, now);
-        }
-    }
 }
 
 impl Agent {

@@ -9,7 +9,7 @@
 //! Who asks may lie, and who is asked may be silent. So a confirmation waits for no agent longer than a lease: what was
 //! leased before it has ended then, and every lease since has come after the barrier. And a state that a proof of freshness
 //! does not show, though the proof was begun after the request came, was never committed: that request is dropped. One pod
-//! can have a part of the confirmations under way, and all pods together leave some to the leader.
+//! and one namespace can have a part of the confirmations under way, and all pods together leave some to the leader.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use crate::core::lease::{StreamId, with_drift};
 use crate::core::rules::Rule;
 use crate::core::session::SessionKey;
 use crate::core::signal::{Barrier, Fate};
+use crate::core::tally::Bounds;
 use crate::core::time::Time;
 
 /// One part in so many of the confirmations under way is kept for the leader.
@@ -94,8 +95,8 @@ impl Replica {
                 self.woken.insert(stream);
             }
         }
-        if let Some(pod) = pod.clone() {
-            *self.confirmations_by_pod.entry(pod).or_default() += 1;
+        if let Some((namespace, name)) = &pod {
+            self.asked.add(namespace, name);
         }
         let origin = Some(origin);
         let confirmation = Confirmation { key, barrier, scope, origin, request, waiting, pod, since: None };
@@ -110,13 +111,14 @@ impl Replica {
     }
 
     fn may_confirm(&self, origin: StreamId, pod: Option<&(Arc<str>, AgentName)>) -> bool {
-        let most = self.config.confirmations;
+        let Bounds { all, per_pod } = self.config.confirmations;
         let unread = self.replies.get(&origin).map_or(0, Vec::len);
-        let Some(pod) = pod else {
-            return self.confirmations.len() < most && unread < most;
+        let Some((namespace, name)) = pod else {
+            return self.confirmations.len() < all && unread < all;
         };
-        let own = self.confirmations_by_pod.get(pod).copied().unwrap_or(0);
-        self.confirmations.len() < most - most / LEADERS_PART && own + unread < self.config.confirmations_per_pod
+        let all = all - all / LEADERS_PART;
+        let bounds = Bounds { all, per_pod: per_pod.saturating_sub(unread) };
+        self.confirmations.len() < all && self.asked.admits(namespace, name, bounds).is_ok()
     }
 
     pub(super) fn confirm_acknowledged(&mut self, agent: AgentId, signal: SignalId, now: Time) {
@@ -165,13 +167,8 @@ impl Replica {
     /// Takes a confirmation out. Whoever was not sent its barrier yet needs it no more than a new stream does.
     fn confirm_over(&mut self, signal: SignalId) -> Option<Confirmation> {
         let confirmation = self.confirmations.remove(&signal)?;
-        if let Some(pod) = &confirmation.pod
-            && let Some(own) = self.confirmations_by_pod.get_mut(pod)
-        {
-            *own -= 1;
-            if *own == 0 {
-                self.confirmations_by_pod.remove(pod);
-            }
+        if let Some((namespace, name)) = &confirmation.pod {
+            self.asked.remove(namespace, name);
         }
         for id in self.by_namespace.get(confirmation.key.namespace()).into_iter().flatten() {
             if let Some(agent) = self.agents.get_mut(id) {

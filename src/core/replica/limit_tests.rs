@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use super::agents::Agent;
 use super::{Config, ConfirmRefused, Fact, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId, SignalId};
 use crate::core::cache::{Holding, Report};
 use crate::core::digest::{Digest, Metadata, Summarizer};
 use crate::core::lease::{StreamId, with_drift};
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
+use crate::core::tally::{Bounds, Full};
 use crate::core::time::Time;
 
 const LEASE: Duration = Duration::from_secs(15);
@@ -22,7 +24,12 @@ struct Bench {
 
 impl Bench {
     fn new(confirmations: usize, confirmations_per_pod: usize) -> Self {
-        let config = Config { lease: LEASE, holdings_per_agent: 10, confirmations, confirmations_per_pod };
+        let holdings = Bounds { all: 25, per_pod: 10 };
+        let confirmations = Bounds { all: confirmations, per_pod: confirmations_per_pod };
+        Self::with(Config { lease: LEASE, holdings, confirmations })
+    }
+
+    fn with(config: Config) -> Self {
         let replica = Replica::new(config, &[]);
         let scope = replica.scopes().next().unwrap().0;
         let mut bench = Self { replica, scope, now: Time::default() + LEASE };
@@ -106,7 +113,7 @@ fn a_state_that_a_later_proof_does_not_show_was_never_committed() {
     bench.pass(Duration::from_millis(1));
     assert_eq!((bench.replica.confirmations(), bench.replica.queued_signals()), (0, 0));
     assert!(bench.answers(asker).is_empty(), "a lie was confirmed");
-    assert!(bench.replica.confirmations_by_pod.is_empty());
+    assert_eq!(bench.replica.asked.used(), 0);
 }
 
 #[test]
@@ -142,7 +149,7 @@ fn nobody_is_waited_for_longer_than_a_lease() {
 }
 
 #[test]
-fn a_pod_has_its_part_of_the_confirmations_and_leaves_the_leaders() {
+fn a_pod_and_a_namespace_have_their_parts_of_the_confirmations_and_leave_the_leaders() {
     let mut bench = Bench::new(16, 6);
     let pods: Vec<_> = (1..=3).map(|n| bench.agent(n, "ns", &n.to_string(), n.into()).0).collect();
     // Another stream of the first pod has no more for it; a pod of the same name elsewhere has its own.
@@ -154,12 +161,14 @@ fn a_pod_has_its_part_of_the_confirmations_and_leaves_the_leaders() {
     }
     assert!(refused(&mut bench, pods[0]) && refused(&mut bench, again));
     bench.confirm(elsewhere, 1_000).unwrap();
-    for _ in 0..6 {
+    // The namespace has four times what is free of 14, since two are for other replicas, and for them only.
+    for _ in 0..5 {
         bench.confirm(pods[1], 1_000).unwrap();
     }
-    // 13 of 16: the last two are for other replicas, and for them only.
-    bench.confirm(pods[2], 1_000).unwrap();
-    assert!(refused(&mut bench, pods[2]));
+    assert!(refused(&mut bench, pods[1]) && refused(&mut bench, pods[2]));
+    bench.confirm(elsewhere, 1_000).unwrap();
+    bench.confirm(elsewhere, 1_000).unwrap();
+    assert!(refused(&mut bench, elsewhere));
     for _ in 0..2 {
         bench.confirm(StreamId(99), 1_000).unwrap();
     }
@@ -217,10 +226,46 @@ fn held() -> Holding {
 }
 
 #[test]
+fn a_pod_and_a_namespace_have_their_parts_of_the_copies() {
+    let mut bench = Bench::new(16, 16);
+    let (pod, _) = bench.agent(1, "ns", "a", 1);
+    let (again, _) = bench.agent(2, "ns", "a", 2);
+    let (peer, _) = bench.agent(3, "ns", "b", 3);
+    let (elsewhere, _) = bench.agent(4, "other", "a", 4);
+    let hold = |bench: &mut Bench, stream, namespace, names: std::ops::Range<u32>| {
+        let copy = |n: u32| (SessionKey::new(namespace, n.to_string()), Report::Held(held()));
+        let within = bench.replica.reported(stream, names.map(copy).collect(), Some(100), bench.now);
+        bench.replica.heartbeat(stream, 1, bench.now);
+        let covers = loop {
+            if let Some(Outgoing::Lease { covers, .. }) = bench.replica.drain(stream, 100) {
+                break covers;
+            }
+        };
+        (within, covers)
+    };
+    // Two processes of one pod have together what it may have.
+    assert_eq!(hold(&mut bench, pod, "ns", 0..6), (Ok(()), 100));
+    assert_eq!(hold(&mut bench, again, "ns", 0..4), (Ok(()), 100));
+    assert_eq!(hold(&mut bench, again, "ns", 4..5), (Err(Full::Pod), 100), "what was there before stays covered");
+    assert_eq!(hold(&mut bench, pod, "ns", 0..6), (Ok(()), 100), "these are no more than before");
+    // 20 of 25, and then what there is for others.
+    assert_eq!(hold(&mut bench, peer, "ns", 0..10), (Ok(()), 100));
+    let (last, _) = bench.agent(5, "ns", "c", 5);
+    assert_eq!(hold(&mut bench, last, "ns", 0..1), (Err(Full::Namespace), 0));
+    assert_eq!(hold(&mut bench, elsewhere, "other", 0..4), (Ok(()), 100));
+    assert_eq!(bench.replica.holdings(), 24);
+    // Who leaves makes room.
+    bench.replica.stream_closed(again, bench.now);
+    bench.replica.reported(pod, vec![(SessionKey::new("ns", "0"), Report::Released)], None, bench.now).unwrap();
+    assert_eq!(bench.replica.holdings(), 19);
+    assert_eq!(hold(&mut bench, pod, "ns", 6..8).0, Ok(()));
+}
+
+#[test]
 fn keys_that_change_while_somebody_does_not_obey_are_not_collected_for_ever() {
     let mut bench = Bench::new(16, 16);
     let (silent, _) = bench.agent(1, "ns", "a", 1);
-    assert!(bench.replica.reported(silent, vec![(key(), Report::Held(held()))], Some(1), bench.now));
+    bench.replica.reported(silent, vec![(key(), Report::Held(held()))], Some(1), bench.now).unwrap();
     let mut summarizer = Summarizer::default();
     for generation in 2..1_000 {
         let object = Object {
@@ -239,7 +284,7 @@ fn keys_that_change_while_somebody_does_not_obey_are_not_collected_for_ever() {
     }
     assert_eq!(bench.replica.awaited(&key()), 1);
     bench.replica.take_facts();
-    bench.replica.reported(silent, vec![(key(), Report::Released)], Some(2), bench.now);
+    bench.replica.reported(silent, vec![(key(), Report::Released)], Some(2), bench.now).unwrap();
     bench.replica.acknowledged(silent, &key(), SignalId(u64::MAX), bench.now);
     let facts = bench.replica.take_facts();
     let [Fact::Settled(settled)] = &facts[..] else { panic!("{facts:?}") };
@@ -251,7 +296,7 @@ fn pods_that_are_silent_are_told_of_once_while_they_have_leases() {
     let mut bench = Bench::new(16, 16);
     for (stream, pod) in [(1, "b"), (2, "a")] {
         let (silent, _) = bench.agent(stream, "ns", pod, stream.into());
-        assert!(bench.replica.reported(silent, vec![(key(), Report::Held(held()))], Some(1), bench.now));
+        bench.replica.reported(silent, vec![(key(), Report::Held(held()))], Some(1), bench.now).unwrap();
     }
     let object = Object {
         key: key(),
@@ -274,4 +319,58 @@ fn pods_that_are_silent_are_told_of_once_while_they_have_leases() {
     assert!(told.lease_left > LEASE / 2 && told.lease_left <= LEASE, "{told:?}");
     bench.pass(LEASE / 10);
     assert_eq!(late(&mut bench), []);
+}
+
+#[test]
+fn who_takes_leases_and_acknowledges_nothing_is_waited_for_until_the_last_of_them_has_ended() {
+    let mut bench = Bench::new(16, 16);
+    let (silent, _) = bench.agent(1, "ns", "a", 1);
+    // There is no such session: the copy is evicted at once.
+    let copy = SessionKey::new("ns", "gone");
+    bench.replica.reported(silent, vec![(copy.clone(), Report::Held(held()))], Some(1), bench.now).unwrap();
+    let settled = |bench: &mut Bench| {
+        let facts = bench.replica.take_facts();
+        facts.into_iter().find_map(|fact| if let Fact::Settled(settled) = fact { Some(settled) } else { None })
+    };
+    bench.replica.take_facts();
+    let begun = bench.now;
+    while bench.now < begun + LEASE * 5 {
+        bench.prove();
+        bench.lease(silent);
+        bench.pass(LEASE / 10);
+        assert_eq!((settled(&mut bench), bench.replica.awaited(&copy)), (None, 1));
+    }
+    let until = bench.replica.agents.values().map(Agent::remembered_until).max().unwrap();
+    bench.pass(until.saturating_since(bench.now) - Duration::from_nanos(1));
+    assert_eq!(settled(&mut bench), None);
+    bench.pass(Duration::from_nanos(1));
+    let over = settled(&mut bench).expect("nobody can be waited for any more");
+    assert_eq!(over.silent, ["a".into()]);
+    bench.replica.stream_closed(silent, bench.now);
+    assert_eq!(bench.replica.left_over(0), None);
+}
+
+#[test]
+fn rounds_of_who_acknowledges_nothing_are_looked_at_in_turns() {
+    let (many, all) = (5_000, Bounds { all: 20_000, per_pod: 10_000 });
+    let mut bench = Bench::with(Config { lease: LEASE, holdings: all, ..Config::default() });
+    let (silent, _) = bench.agent(1, "ns", "a", 1);
+    let copies = (0..many).map(|n: usize| (SessionKey::new("ns", n.to_string()), Report::Held(held())));
+    bench.replica.reported(silent, copies.collect(), Some(1), bench.now).unwrap();
+    let late = |bench: &mut Bench| {
+        let facts = bench.replica.take_facts();
+        facts.iter().filter(|fact| matches!(fact, Fact::Late(_))).count()
+    };
+    bench.pass(LEASE / 5);
+    let first = late(&mut bench);
+    assert!(first < many, "{first} in one go");
+    bench.pass(Duration::ZERO);
+    assert_eq!(first + late(&mut bench), many);
+    // It comes back and holds none of them: nothing is left of the rounds.
+    let (back, superseded) = bench.agent(2, "ns", "a", 1);
+    assert_eq!(superseded, Some(silent));
+    bench.replica.reported(back, Vec::new(), Some(1), bench.now).unwrap();
+    bench.replica.stream_closed(back, bench.now);
+    bench.pass(LEASE * 2);
+    assert_eq!(bench.replica.left_over(0), None);
 }

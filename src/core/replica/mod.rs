@@ -4,7 +4,9 @@
 //! * [`scope`]: how far a watch is, and how fresh that is proven to be.
 //! * [`registry`]: which markers are registrations.
 //! * [`truth`]: objects come in; holdings are compared.
-//! * [`agents`]: streams, holdings and heartbeats come in; signals and leases go out.
+//! * [`agents`]: streams and heartbeats come in; signals and leases go out.
+//! * [`holdings`]: what agents hold comes in, and is compared; evictions are queued.
+//! * [`rounds`], [`moved_on`]: which pods a change has evicted; [`facts`]: what logs, events and status hear of it.
 //! * [`confirm`]: barriers, and who has acknowledged them (I4, I8).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -16,12 +18,16 @@ use hashbrown::HashMap as FastMap;
 use super::digest::Summary;
 use super::lease::StreamId;
 use super::session::{ResourceVersion, SessionKey, Uid};
+use super::tally::{Bounds, Tally};
 use super::time::Time;
 
 pub mod agents;
 pub mod compare;
 pub mod confirm;
 pub mod counts;
+pub mod facts;
+pub mod holdings;
+pub mod moved_on;
 pub mod registry;
 pub mod rounds;
 pub mod scope;
@@ -37,13 +43,14 @@ mod tests;
 pub use agents::{AgentName, Hello, InstanceId, Outgoing, Refusal};
 pub use confirm::{ConfirmRefused, Confirmed};
 pub use counts::Counts;
-pub use rounds::{Fact, Late, Settled};
+pub use facts::{Fact, Late, Settled};
 pub use scope::{ProofError, Registration, ScopeId};
 pub use truth::{Kind, Object, StaleList};
 
 use agents::Agent;
 use confirm::Confirmation;
-use rounds::{MovedOn, Round};
+use moved_on::MovedOn;
+use rounds::Rounds;
 use scope::Scope;
 
 /// Limits and lengths of a replica.
@@ -51,22 +58,19 @@ use scope::Scope;
 pub struct Config {
     /// Length of a lease.
     pub lease: Duration,
-    /// Copies that one agent may hold. What it reports beyond is not covered by its leases.
-    pub holdings_per_agent: usize,
+    /// Copies that agents may hold. What one reports beyond is not covered by its leases.
+    pub holdings: Bounds,
     /// Confirmations under way at once. More are refused: whoever asked waits for the leases to end.
-    pub confirmations: usize,
-    /// Of these, those that one pod may have asked for.
-    pub confirmations_per_pod: usize,
+    pub confirmations: Bounds,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(15),
-            // Twice as many as a cache keeps, at some 250 bytes.
-            holdings_per_agent: 200_000,
-            confirmations: 4_096,
-            confirmations_per_pod: 512,
+            // At some 250 bytes. A pod can have several processes, each of which keeps 100,000.
+            holdings: Bounds { all: 1_000_000, per_pod: 500_000 },
+            confirmations: Bounds { all: 4_096, per_pod: 512 },
         }
     }
 }
@@ -108,14 +112,16 @@ pub struct Replica {
     entries: FastMap<SessionKey, Entry>,
     sessions: usize,
     agents: HashMap<AgentId, Agent>,
+    /// How many copies they hold.
+    held: Tally,
     by_hello: HashMap<Hello, AgentId>,
     by_stream: HashMap<StreamId, AgentId>,
     by_namespace: HashMap<Arc<str>, BTreeSet<AgentId>>,
     confirmations: BTreeMap<SignalId, Confirmation>,
-    /// How many of them each pod has asked for, by namespace and name.
-    confirmations_by_pod: HashMap<(Arc<str>, AgentName), usize>,
+    /// Of these, those that pods have asked for.
+    asked: Tally,
     replies: HashMap<StreamId, Vec<Confirmed>>,
-    rounds: FastMap<SessionKey, Round>,
+    rounds: Rounds,
     moved_on: MovedOn,
     stopping: bool,
     last_agent: u32,
@@ -141,13 +147,14 @@ impl Replica {
             entries: FastMap::new(),
             sessions: 0,
             agents: HashMap::new(),
+            held: Tally::default(),
             by_hello: HashMap::new(),
             by_stream: HashMap::new(),
             by_namespace: HashMap::new(),
             confirmations: BTreeMap::new(),
-            confirmations_by_pod: HashMap::new(),
+            asked: Tally::default(),
             replies: HashMap::new(),
-            rounds: FastMap::new(),
+            rounds: Rounds::default(),
             moved_on: MovedOn::default(),
             stopping: false,
             last_agent: 0,
@@ -190,7 +197,7 @@ impl Replica {
 
     /// Copies that agents hold.
     pub fn holdings(&self) -> usize {
-        self.agents.values().map(Agent::holdings).sum()
+        self.held.used()
     }
 
     /// Agents that are connected, and those that are only remembered.

@@ -1,82 +1,17 @@
 //! Rounds of eviction: which pods a change was signalled to, and who has acknowledged. For logs, events and status
 //! only; no promise rests on it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::HashMap as FastMap;
+use hashbrown::{HashMap as FastMap, HashSet as FastSet};
 
 use super::agents::Agent;
-use super::{AgentId, AgentName, Replica, SignalId, Truth};
+use super::{AgentId, AgentName, Fact, Late, Replica, Settled, SignalId, Truth};
 use crate::core::lease::with_drift;
-use crate::core::session::{ResourceVersion, SessionKey, Uid};
+use crate::core::session::{SessionKey, Uid};
 use crate::core::time::Time;
-
-/// Something that logs, events or status may tell.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Fact {
-    /// A session appeared, or its spec changed.
-    Changed {
-        /// Which one.
-        key: SessionKey,
-        /// Its uid.
-        uid: Uid,
-        /// Its new generation.
-        generation: u64,
-        /// The resourceVersion that brought it.
-        resource_version: ResourceVersion,
-        /// Metadata keys that changed; empty if the object is new to this replica.
-        changed_keys: Vec<Arc<str>>,
-        /// Whether it is new: it was not there, or was another object.
-        new: bool,
-    },
-    /// A session is gone.
-    Removed {
-        /// Which one.
-        key: SessionKey,
-    },
-    /// Pods that were signalled have not acknowledged it for longer than that takes.
-    Late(Late),
-    /// Everybody who was signalled has acknowledged, or can be waited for no longer.
-    Settled(Settled),
-}
-
-/// Who is waited for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Late {
-    /// The session.
-    pub key: SessionKey,
-    /// The uid of the object as it is now, else of the copies.
-    pub uid: Uid,
-    /// The pods, by name, sorted.
-    pub pods: Vec<AgentName>,
-    /// For how long they have been waited for.
-    pub waited: Duration,
-    /// When the last of their leases ends, from now.
-    pub lease_left: Duration,
-}
-
-/// How a round ended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settled {
-    /// The session.
-    pub key: SessionKey,
-    /// The uid of the copies that were evicted last.
-    pub uid: Uid,
-    /// The uid of the object as it is now, if it is there and not being deleted.
-    pub object: Option<Uid>,
-    /// The generation that the pods were brought to; `None` if the object is gone.
-    pub generation: Option<u64>,
-    /// Metadata keys that changed.
-    pub changed_keys: Vec<Arc<str>>,
-    /// Pods that were signalled, by name, sorted.
-    pub pods: Vec<AgentName>,
-    /// Those of them that did not acknowledge before their leases ended.
-    pub silent: Vec<AgentName>,
-    /// From the first signal to the last acknowledgement.
-    pub took: Duration,
-}
 
 /// An acknowledgement is late after this part of a lease.
 const LATE_PART: u32 = 5;
@@ -85,32 +20,32 @@ const LATE_PART: u32 = 5;
 /// leases, and every change meanwhile may bring other keys.
 const MOST_KEYS: usize = 256;
 
+/// Rounds that are looked at in one go. A pod may leave all its copies unacknowledged, and others must have their turn.
+const MOST_AT_ONCE: usize = 4_096;
+
+/// What is looked at next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Whether somebody is late.
+    Late,
+    /// Whether somebody still has a lease.
+    Over,
+}
+
 #[derive(Debug)]
-pub(super) struct Round {
+struct Round {
     uid: Uid,
     generation: Option<u64>,
     changed: BTreeSet<Arc<str>>,
     started: Time,
-    told_late: bool,
+    due: Time,
+    next: Next,
     waiting: BTreeMap<AgentId, (SignalId, AgentName)>,
     pods: BTreeSet<AgentName>,
     silent: BTreeSet<AgentName>,
 }
 
 impl Round {
-    fn new(uid: Uid, generation: Option<u64>, now: Time) -> Self {
-        Self {
-            uid,
-            generation,
-            changed: BTreeSet::new(),
-            started: now,
-            told_late: false,
-            waiting: BTreeMap::new(),
-            pods: BTreeSet::new(),
-            silent: BTreeSet::new(),
-        }
-    }
-
     fn changed_too(&mut self, keys: &[Arc<str>]) {
         let room = MOST_KEYS.saturating_sub(self.changed.len());
         let new = keys.iter().filter(|key| !self.changed.contains(*key)).take(room).cloned();
@@ -119,35 +54,97 @@ impl Round {
     }
 }
 
-/// Pods that gave up a copy before this replica's watch showed why. Kept for a lease at most, and bounded.
+/// The rounds that are going on. All that is done with them takes as long as there are rounds that it is about, not as there are any.
 #[derive(Debug, Default)]
-pub(super) struct MovedOn {
-    since: Time,
-    pods: FastMap<SessionKey, Vec<(AgentName, Uid)>>,
+pub(super) struct Rounds {
+    by_key: FastMap<SessionKey, Round>,
+    /// When each is looked at.
+    due: BTreeSet<(Time, SessionKey)>,
+    /// Those that wait for an agent.
+    by_agent: HashMap<AgentId, FastSet<SessionKey>>,
 }
 
-impl MovedOn {
-    /// Sessions that are kept at most. Copies that go for want of room are noted too, and must not pile up.
-    const MOST: usize = 10_000;
+impl Rounds {
+    /// How many there are, or are remembered in one way or another.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.by_key.len().max(self.due.len()).max(self.by_agent.len())
+    }
 
-    fn note(&mut self, key: &SessionKey, name: AgentName, uid: Uid, now: Time, lease: Duration) {
-        if now.saturating_since(self.since) > lease || self.pods.len() >= Self::MOST {
-            self.pods.clear();
-        }
-        if self.pods.is_empty() {
-            self.since = now;
-        }
-        let pods = self.pods.entry(key.clone()).or_default();
-        if !pods.iter().any(|(known, _)| *known == name) {
-            pods.push((name, uid));
+    /// The round of this session, or a new one.
+    fn begun(&mut self, key: &SessionKey, uid: Uid, generation: Option<u64>, lease: Duration, now: Time) -> &mut Round {
+        let due = now + lease / LATE_PART;
+        self.by_key.entry(key.clone()).or_insert_with(|| {
+            self.due.insert((due, key.clone()));
+            Round {
+                uid,
+                generation,
+                changed: BTreeSet::new(),
+                started: now,
+                due,
+                next: Next::Late,
+                waiting: BTreeMap::new(),
+                pods: BTreeSet::new(),
+                silent: BTreeSet::new(),
+            }
+        })
+    }
+
+    fn wait(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId, name: AgentName) {
+        if let Some(round) = self.by_key.get_mut(key) {
+            round.pods.insert(name.clone());
+            round.waiting.insert(agent, (signal, name));
+            self.by_agent.entry(agent).or_default().insert(key.clone());
         }
     }
 
-    fn take(&mut self, key: &SessionKey, old: Option<&Truth>, now: Time, lease: Duration) -> Vec<AgentName> {
-        let pods = self.pods.remove(key).unwrap_or_default();
-        let fresh = now.saturating_since(self.since) <= lease;
-        let of_old = |uid: Uid| fresh && old.is_some_and(|o| o.uid == uid);
-        pods.into_iter().filter(|(_, uid)| of_old(*uid)).map(|(name, _)| name).collect()
+    /// The round waits for this agent no more, if it was signalled no later than with `signal`. False if it goes on waiting,
+    /// or did not wait.
+    fn wait_no_more(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId) -> bool {
+        let waiting = self.by_key.get_mut(key).map(|round| &mut round.waiting);
+        let Some(waiting) = waiting.filter(|w| w.get(&agent).is_some_and(|(last, _)| *last <= signal)) else {
+            return false;
+        };
+        waiting.remove(&agent);
+        self.forget(key, agent);
+        true
+    }
+
+    fn forget(&mut self, key: &SessionKey, agent: AgentId) {
+        if let Some(keys) = self.by_agent.get_mut(&agent) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_agent.remove(&agent);
+            }
+        }
+    }
+
+    /// The sessions of the rounds that are due: the first of them, if there are many.
+    fn take_due(&mut self, now: Time) -> Vec<SessionKey> {
+        let mut due = Vec::new();
+        while due.len() < MOST_AT_ONCE
+            && self.due.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, key)) = self.due.pop_first()
+        {
+            due.push(key);
+        }
+        due
+    }
+
+    fn again(&mut self, key: &SessionKey, next: Next, due: Time) {
+        if let Some(round) = self.by_key.get_mut(key) {
+            (round.next, round.due) = (next, due);
+            self.due.insert((due, key.clone()));
+        }
+    }
+
+    fn remove(&mut self, key: &SessionKey) -> Option<Round> {
+        let round = self.by_key.remove(key)?;
+        self.due.remove(&(round.due, key.clone()));
+        for agent in round.waiting.keys() {
+            self.forget(key, *agent);
+        }
+        Some(round)
     }
 }
 
@@ -160,19 +157,13 @@ impl Replica {
             return;
         };
         let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
-        let round = self.rounds.entry(key.clone()).or_insert_with(|| Round::new(uid, generation, now));
-        round.uid = uid;
-        round.generation = generation;
-        round.pods.insert(name.clone());
-        round.waiting.insert(agent, (signal, name));
+        let round = self.rounds.begun(key, uid, generation, self.config.lease, now);
+        (round.uid, round.generation) = (uid, generation);
+        self.rounds.wait(key, agent, signal, name);
     }
 
     pub(super) fn round_acknowledged(&mut self, agent: AgentId, key: &SessionKey, signal: SignalId, now: Time) {
-        let Some(round) = self.rounds.get_mut(key) else {
-            return;
-        };
-        if round.waiting.get(&agent).is_some_and(|(waits_for, _)| signal >= *waits_for) {
-            round.waiting.remove(&agent);
+        if self.rounds.wait_no_more(key, agent, signal) {
             self.settle(key, now);
         }
     }
@@ -180,15 +171,9 @@ impl Replica {
     /// The agent has told all that it holds over a new stream. What it was signalled over an older one, up to
     /// `before`, it will not acknowledge any more: it has obeyed, or was just signalled again.
     pub(super) fn round_reconnected(&mut self, agent: AgentId, before: SignalId, now: Time) {
-        let mut over = Vec::new();
-        for (key, round) in &mut self.rounds {
-            if round.waiting.get(&agent).is_some_and(|w| w.0 <= before) {
-                round.waiting.remove(&agent);
-                over.push(key.clone());
-            }
-        }
-        for key in over {
-            self.settle(&key, now);
+        let awaited: Vec<SessionKey> = self.rounds.by_agent.get(&agent).into_iter().flatten().cloned().collect();
+        for key in awaited {
+            self.round_acknowledged(agent, &key, before, now);
         }
     }
 
@@ -202,7 +187,7 @@ impl Replica {
         if !changed_keys.is_empty() || new.terminating || same.is_none() {
             self.count_moved_on(key, old, now);
         }
-        if let Some(round) = self.rounds.get_mut(key) {
+        if let Some(round) = self.rounds.by_key.get_mut(key) {
             round.changed_too(&changed_keys);
         }
         self.facts.push(Fact::Changed {
@@ -219,7 +204,7 @@ impl Replica {
     pub(super) fn removed(&mut self, key: &SessionKey, old: Option<&Truth>, now: Time) {
         self.facts.push(Fact::Removed { key: key.clone() });
         self.count_moved_on(key, old, now);
-        if self.rounds.contains_key(key) {
+        if self.rounds.by_key.contains_key(key) {
             self.settle(key, now);
         }
     }
@@ -246,67 +231,66 @@ impl Replica {
             return;
         };
         let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
-        self.rounds.entry(key.clone()).or_insert_with(|| Round::new(uid, generation, now)).pods.extend(pods);
+        self.rounds.begun(key, uid, generation, self.config.lease, now).pods.extend(pods);
     }
 
     /// How many pods have been signalled a change of this session and have not acknowledged it yet.
     pub fn awaited(&self, key: &SessionKey) -> usize {
-        self.rounds.get(key).map_or(0, |round| round.waiting.len())
+        self.rounds.by_key.get(key).map_or(0, |round| round.waiting.len())
     }
 
-    /// Nobody is waited for longer than a lease.
+    /// People hear of pods that are silent, and nobody is waited for who has no lease any more.
     pub(super) fn poll_rounds(&mut self, now: Time) {
-        if self.rounds.is_empty() {
-            return;
-        }
-        self.tell_late(now);
-        let longest = with_drift(self.config.lease);
-        let mut overdue = Vec::new();
-        for (key, round) in &mut self.rounds {
-            if round.started + longest > now {
-                continue;
+        for key in self.rounds.take_due(now) {
+            match self.rounds.by_key.get(&key).map(|round| round.next) {
+                Some(Next::Late) => self.tell_late(&key, now),
+                Some(Next::Over) => self.leave_out(&key, now),
+                None => {}
             }
-            let agents = &self.agents;
-            round.waiting.retain(|id, (_, name)| {
-                let leased = agents.get(id).is_some_and(|a| a.remembered_until() > now);
-                if !leased {
-                    round.silent.insert(name.clone());
-                }
-                leased
-            });
-            overdue.push(key.clone());
-        }
-        for key in overdue {
-            self.settle(&key, now);
         }
     }
 
     /// An acknowledgement takes milliseconds. People hear of pods that are silent while these may still serve old copies.
-    fn tell_late(&mut self, now: Time) {
-        let mut late = Vec::new();
-        for (key, round) in self.rounds.iter_mut().filter(|(_, r)| !r.told_late && !r.waiting.is_empty()) {
-            if round.started + self.config.lease / LATE_PART > now {
-                continue;
-            }
-            round.told_late = true;
-            let until = round.waiting.keys().filter_map(|id| self.agents.get(id)).map(Agent::remembered_until).max();
-            let pods: BTreeSet<AgentName> = round.waiting.values().map(|(_, name)| name.clone()).collect();
-            late.push(Late {
-                key: key.clone(),
-                uid: round.uid,
-                pods: pods.into_iter().collect(),
-                waited: now.saturating_since(round.started),
-                lease_left: until.map_or(Duration::ZERO, |until| until.saturating_since(now)),
-            });
+    fn tell_late(&mut self, key: &SessionKey, now: Time) {
+        let Some(round) = self.rounds.by_key.get(key) else {
+            return;
+        };
+        let until = round.waiting.keys().filter_map(|id| self.agents.get(id)).map(Agent::remembered_until).max();
+        let pods: BTreeSet<AgentName> = round.waiting.values().map(|(_, name)| name.clone()).collect();
+        let late = Late {
+            key: key.clone(),
+            uid: self.truth(key).map_or(round.uid, |truth| truth.uid),
+            pods: pods.into_iter().collect(),
+            waited: now.saturating_since(round.started),
+            lease_left: until.map_or(Duration::ZERO, |until| until.saturating_since(now)),
+        };
+        let due = round.started + with_drift(self.config.lease);
+        self.rounds.again(key, Next::Over, due);
+        self.facts.push(Fact::Late(late));
+    }
+
+    /// Whoever has not acknowledged and has no lease is silent. Who was granted one since is waited for until that has ended.
+    fn leave_out(&mut self, key: &SessionKey, now: Time) {
+        let Some(round) = self.rounds.by_key.get_mut(key) else {
+            return;
+        };
+        let until = |id: &AgentId| self.agents.get(id).map_or(Time::ZERO, Agent::remembered_until);
+        let silent: Vec<AgentId> = round.waiting.keys().filter(|id| until(id) <= now).copied().collect();
+        let leased = round.waiting.keys().map(until).max().filter(|until| *until > now);
+        for agent in &silent {
+            round.silent.extend(round.waiting.remove(agent).map(|(_, name)| name));
         }
-        for mut late in late {
-            late.uid = self.truth(&late.key).map_or(late.uid, |truth| truth.uid);
-            self.facts.push(Fact::Late(late));
+        for agent in silent {
+            self.rounds.forget(key, agent);
+        }
+        match leased {
+            Some(until) => self.rounds.again(key, Next::Over, until),
+            None => self.settle(key, now),
         }
     }
 
     fn settle(&mut self, key: &SessionKey, now: Time) {
-        if self.rounds.get(key).is_some_and(|r| !r.waiting.is_empty()) {
+        if self.awaited(key) > 0 {
             return;
         }
         let truth = self.truth(key).filter(|t| !t.terminating);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::agents::Agent;
 use super::{Config, Fact, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId, SignalId};
 use crate::core::cache::{Holding, Report};
 use crate::core::digest::{Digest, Metadata, Summarizer};
@@ -17,9 +18,10 @@ impl Replica {
         let counts = [
             ("queued signals", self.queued_signals(), 0),
             ("confirmations", self.confirmations(), 0),
-            ("pods that wait for confirmations", self.confirmations_by_pod.len(), 0),
+            ("confirmations that pods wait for", self.asked.used(), 0),
             ("waiting holdings", waiting, 0),
             ("rounds", self.rounds.len(), 0),
+            ("copies too many", self.held.used() - self.agents.values().map(Agent::holdings).sum::<usize>(), 0),
             ("replies", self.replies.values().map(Vec::len).sum(), 0),
             ("agents", self.agents.len(), agents),
             ("streams", self.by_stream.len(), agents),
@@ -66,7 +68,7 @@ fn evicted(replica: &mut Replica) -> Vec<Fate> {
 fn a_copy_of_a_history_that_a_backup_wiped_out_is_evicted_by_the_first_write_after_it() {
     let (mut replica, scope) = replica();
     let key = SessionKey::new("a", "s");
-    replica.reported(STREAM, vec![(key, held(100))], Some(1), at(2));
+    replica.reported(STREAM, vec![(key, held(100))], Some(1), at(2)).unwrap();
     assert_eq!(evicted(&mut replica), [], "the pod may know more than the watch");
     // Sent before the report: a resourceVersion below the copy's is no contradiction.
     replica.marker_answered(scope, at(1), ResourceVersion(50), ResourceVersion(60), at(3)).unwrap();
@@ -102,9 +104,9 @@ fn an_inventory_covers_nothing_before_its_last_part() {
             other => panic!("{other:?}"),
         }
     };
-    replica.reported(STREAM, vec![(SessionKey::new("a", "s"), held(60))], None, at(3));
+    replica.reported(STREAM, vec![(SessionKey::new("a", "s"), held(60))], None, at(3)).unwrap();
     assert_eq!(covers(&mut replica, 1), 0);
-    replica.reported(STREAM, vec![(SessionKey::new("a", "t"), held(61))], Some(7), at(3));
+    replica.reported(STREAM, vec![(SessionKey::new("a", "t"), held(61))], Some(7), at(3)).unwrap();
     assert_eq!(covers(&mut replica, 2), 7);
 }
 
@@ -112,7 +114,7 @@ fn an_inventory_covers_nothing_before_its_last_part() {
 fn strangers_change_nothing() {
     let (mut replica, _) = replica();
     let (stranger, key) = (StreamId(99), SessionKey::new("a", "s"));
-    replica.reported(stranger, vec![(key.clone(), held(60))], Some(7), at(2));
+    replica.reported(stranger, vec![(key.clone(), held(60))], Some(7), at(2)).unwrap();
     replica.heartbeat(stranger, 1, at(2));
     replica.acknowledged(stranger, &key, SignalId(5), at(2));
     replica.acknowledged(STREAM, &key, SignalId(5), at(2));
@@ -141,9 +143,9 @@ fn a_pod_that_another_replica_told_first_is_counted_when_the_watch_shows_the_cha
     let digest = summary.digest;
     let holding = Holding { uid: old.uid, generation: 1, digest, resource_version: ResourceVersion(51) };
     replica.apply(scope, old, at(2));
-    replica.reported(STREAM, vec![(key.clone(), Report::Held(holding))], Some(1), at(2));
+    replica.reported(STREAM, vec![(key.clone(), Report::Held(holding))], Some(1), at(2)).unwrap();
     replica.take_facts();
-    replica.reported(STREAM, vec![(key.clone(), Report::Released)], Some(2), at(3));
+    replica.reported(STREAM, vec![(key.clone(), Report::Released)], Some(2), at(3)).unwrap();
     replica.apply(scope, object(2, 52, "new"), at(3));
     let settled = replica.take_facts().into_iter().find_map(|fact| match fact {
         Fact::Settled(settled) => Some(settled),
@@ -171,7 +173,7 @@ fn after_a_restore_of_etcd_nothing_counts_before_a_whole_list() {
     assert!(replica.must_list(scope));
 
     // The watch goes on: it shows what changes from now on, and a marker of ours among it.
-    replica.reported(STREAM, vec![(kept.clone(), held(41))], Some(1), at(4));
+    replica.reported(STREAM, vec![(kept.clone(), held(41))], Some(1), at(4)).unwrap();
     replica.marker_answered(scope, at(4), ResourceVersion(0), ResourceVersion(61), at(4)).unwrap();
     replica.apply(scope, object(&changed, 60), at(5));
     replica.delete(scope, &changed, ResourceVersion(61), at(5));

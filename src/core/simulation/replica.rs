@@ -12,6 +12,7 @@ use crate::core::lease::with_drift;
 use crate::core::replica::{Config, Hello, Replica, ScopeId};
 use crate::core::rules::Rule;
 use crate::core::session::ResourceVersion;
+use crate::core::tally::Bounds;
 use crate::core::time::Time;
 
 /// A process of a replica.
@@ -41,8 +42,8 @@ pub struct ReplicaEdge {
 
 impl ReplicaEdge {
     pub fn new(sim: &Sim, at: usize, life: u32) -> Self {
-        let holdings_per_agent = sim.setup.holdings;
-        let config = Config { lease: lease(), holdings_per_agent, confirmations: 16, confirmations_per_pod: 16 };
+        let holdings = Bounds { all: usize::MAX, per_pod: sim.setup.holdings };
+        let config = Config { lease: lease(), holdings, confirmations: Bounds { all: 16, per_pod: 16 } };
         let core = Replica::new(config, &[]);
         let scope = core.scopes().next().map(|(scope, _)| scope);
         let process = if Rule::NewProcessNewReplica.on() { life } else { 0 };
@@ -207,7 +208,8 @@ impl Sim {
         self.tell(|| format!("replica {at} <- stream {conn}: {message:?}"));
         let now = self.replica_now(at);
         let id = stream(conn);
-        let name: Arc<str> = format!("pod-{agent}").into();
+        // A process that starts anew is one of another pod, so that what it may hold does not depend on when the older stream ends.
+        let name: Arc<str> = format!("pod-{agent}-{life}").into();
         let instance = self.instance(agent, life);
         let replica = &mut self.replicas[at];
         match message {
@@ -223,7 +225,8 @@ impl Sim {
                 }
             }
             Up::Reports(reports, through) => {
-                replica.core.reported(id, reports, through, now);
+                // A controller ends the stream then. What has to hold without that holds with it.
+                let _ = replica.core.reported(id, reports, through, now);
             }
             Up::Heartbeat(number) => {
                 let read = if Rule::ReadClockLate.on() { now } else { replica.gauge };

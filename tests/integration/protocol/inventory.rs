@@ -95,7 +95,7 @@ fn who_reports_more_than_it_may_hold_is_cut_off() {
         agent.say(parts("one-more", 1).remove(0)).await;
         let status = agent.ended().await;
         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-        assert!(status.message().contains("more copies than it may"), "{status:?}");
+        assert!(status.message().contains("the pod has as many as one may have"), "{status:?}");
         shared.wait_at_most(HOLDINGS, 10).await;
     });
 }

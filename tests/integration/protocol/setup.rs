@@ -20,7 +20,7 @@ use crate::world::{Evictions, World};
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Length of a lease.
 pub const LEASE: Duration = Duration::from_secs(5);
-/// Copies that an agent may report.
+/// Copies that a pod may hold.
 pub const COPIES: usize = 120_000;
 /// A part of whatever is sent wrongly: no answer and no line of a log repeats it.
 pub const CANARY: &str = "canary";
@@ -74,7 +74,7 @@ pub fn on_shared(test: impl AsyncFnOnce(&Shared)) {
 
 impl Shared {
     async fn start() -> Arc<Self> {
-        let copies = format!("--copies-per-agent={COPIES}");
+        let copies = format!("--copies-per-pod={COPIES}");
         let options = ClusterOptions::default().size(1, 1).lease(LEASE);
         let world = World::start(options.controller_args(&[&copies, "--renewal-seconds=1"])).await;
         world.plane.create_namespace(OTHER).await.unwrap();

@@ -1,0 +1,152 @@
+//! What agents hold: reports come in, evictions are queued.
+
+use super::{AgentId, Entry, Replica};
+use crate::core::cache::{Holding, Report};
+use crate::core::lease::StreamId;
+use crate::core::rules::Rule;
+use crate::core::session::{ResourceVersion, SessionKey};
+use crate::core::signal::{Barrier, Fate};
+use crate::core::tally::Full;
+use crate::core::time::Time;
+
+/// A copy that an agent holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub holding: Holding,
+    /// The watch must reach this before it can be compared.
+    pub waits_for: Option<ResourceVersion>,
+    /// When it was reported.
+    pub reported: Time,
+    /// What the agent was told of it last, so that it is not told twice.
+    told: Option<Fate>,
+}
+
+impl Held {
+    /// Whether this replica has told the agent to drop it.
+    pub fn was_told(&self) -> bool {
+        self.told.is_some()
+    }
+}
+
+impl Replica {
+    /// A part of the inventory or of later reports came in. With `through`, everything up to that sequence number
+    /// is told once this is processed; all but the last part of an inventory come without.
+    ///
+    /// # Errors
+    ///
+    /// The agent, or all of its namespace, holds more than it may: it then gets no cover for what is new.
+    pub fn reported(
+        &mut self,
+        stream: StreamId,
+        reports: Vec<(SessionKey, Report)>,
+        through: Option<u64>,
+        now: Time,
+    ) -> Result<(), Full> {
+        let Some(&id) = self.by_stream.get(&stream) else {
+            return Ok(());
+        };
+        let mut within = Ok(());
+        for (key, report) in reports {
+            match report {
+                Report::Held(holding) => within = within.and(self.hold(id, &key, holding, now)),
+                Report::Released => {
+                    self.note_moved_on(id, &key, now);
+                    self.release(id, &key, now);
+                }
+            }
+        }
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return within;
+        };
+        agent.refused |= within.is_err() && Rule::RefusedEndsCover.on();
+        if let Some(through) = through {
+            if !agent.refused && (within.is_ok() || Rule::RefusedEndsCover.on()) {
+                agent.processed = agent.processed.max(through);
+            }
+            if let Some(before) = agent.opened_after.take() {
+                self.round_reconnected(id, before, now);
+            }
+        }
+        within
+    }
+
+    /// Queues an eviction of what `agent` holds of `key`, unless it was told so already.
+    pub(super) fn evict(&mut self, key: &SessionKey, agent: AgentId, state: Barrier, now: Time) {
+        let id = self.next_signal();
+        let Some(known) = self.agents.get_mut(&agent) else {
+            return;
+        };
+        let Some(held) = known.holdings.get_mut(key) else {
+            return;
+        };
+        let fate = state.mark.fate;
+        let told = match (held.told, fate) {
+            (Some(Fate::Gone), _) => true,
+            (Some(Fate::Stale { below: told }), Fate::Stale { below }) => told >= below,
+            _ => false,
+        };
+        if told {
+            return;
+        }
+        held.told = Some(fate);
+        known.evictions.insert(key.clone(), (id, state));
+        let stream = known.stream;
+        self.wake(stream);
+        self.counts.evicted(fate);
+        self.round_evicted(key, agent, id, now);
+    }
+
+    fn hold(&mut self, id: AgentId, key: &SessionKey, holding: Holding, now: Time) -> Result<(), Full> {
+        // What is not watched is compared with nothing, and must not be covered.
+        let scope = self.scope_of(key.namespace()).ok_or(Full::Namespace)?;
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return Ok(());
+        };
+        if !agent.holds(key) {
+            self.held.admits(agent.namespace(), agent.name(), self.config.holdings)?;
+        }
+        let new = Held { holding, waits_for: None, reported: now, told: None };
+        // The new copy took the old one's place: what was queued for that one is settled.
+        let settled = agent.evictions.remove(key);
+        if let Some(old) = agent.holdings.insert(key.clone(), new) {
+            if let Some(until) = old.waits_for {
+                self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
+            }
+        } else {
+            self.held.add(agent.namespace(), agent.name());
+            self.entries.entry(key.clone()).or_default().holders.push(id);
+        }
+        if let Some((signal, _)) = settled {
+            self.round_acknowledged(id, key, signal, now);
+        }
+        if Rule::CompareOnReport.on() {
+            let position = self.position(scope);
+            self.compare_one(key, id, position, now);
+        }
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self, id: AgentId, key: &SessionKey, now: Time) {
+        let scope = self.scope_of(key.namespace());
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return;
+        };
+        let settled = agent.evictions.remove(key);
+        let Some(old) = agent.holdings.remove(key) else {
+            return;
+        };
+        self.held.remove(agent.namespace(), agent.name());
+        if let (Some(until), Some(scope)) = (old.waits_for, scope) {
+            self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
+        }
+        if let Some(Entry { truth, holders }) = self.entries.get_mut(key) {
+            holders.retain(|h| *h != id);
+            if holders.is_empty() && truth.is_none() {
+                self.entries.remove(key);
+            }
+        }
+        if let Some((signal, _)) = settled {
+            self.round_acknowledged(id, key, signal, now);
+        }
+    }
+}
