@@ -48,6 +48,8 @@ enum Ended {
     Superseded,
     #[error("a message is longer than {MAX_MESSAGE_BYTES} bytes")]
     TooLong,
+    #[error("a message names more than {MAX_SESSIONS_PER_MESSAGE} sessions")]
+    TooManyNamed,
     #[error("a message cannot be decoded")]
     Undecodable,
     #[error("the stream broke: {0:?}")]
@@ -61,6 +63,7 @@ impl From<Status> for Ended {
         // These come from the decoder, not from the other side, and their texts are made for another reader.
         match status.code() {
             Code::OutOfRange => Self::TooLong,
+            Code::InvalidArgument if status.source().is_none() => Self::TooManyNamed,
             Code::Internal if status.source().is_none() => Self::Undecodable,
             code => Self::Broken(code),
         }
@@ -72,7 +75,7 @@ impl Ended {
         let text = self.to_string();
         match self {
             Self::Malformed(Malformed::Version { .. }) | Self::NotWatched(_) => Some(Status::failed_precondition(text)),
-            Self::Malformed(_) | Self::Undecodable => Some(Status::invalid_argument(text)),
+            Self::Malformed(_) | Self::TooManyNamed | Self::Undecodable => Some(Status::invalid_argument(text)),
             Self::NoHello | Self::Stuck => Some(Status::deadline_exceeded(text)),
             Self::TooMany(_) | Self::TooLong => Some(Status::resource_exhausted(text)),
             Self::Superseded => Some(Status::aborted(text)),

@@ -2,6 +2,7 @@
 //!
 //! [`core`]: crate::core
 
+pub mod codec;
 pub mod convert;
 
 #[cfg(test)]
