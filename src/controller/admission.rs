@@ -1,4 +1,4 @@
-//! What one pod may open. Whatever it does beyond that, it does to itself.
+//! What one pod, and the pods of one namespace, may open. Whatever they do beyond that, they do to themselves.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,23 +10,25 @@ use tonic::Status;
 
 use super::clock::now;
 use crate::core::rate::TokenBucket;
+use crate::core::tally::{Bounds, Full, Tally};
 use crate::core::time::Time;
 
-/// Streams of one pod at once. It needs one for each of its processes that has a cache, and one more while the network
-/// has not yet told that an older one is over.
-const STREAMS: usize = 8;
+/// Streams at once. One pod needs one for each of its processes that has a cache, and one more while the network has not yet
+/// told that an older one is over. Each may come on a connection of its own, and there must be connections left for those who
+/// are not yet known (see [`super::connections`]).
+const STREAMS: Bounds = Bounds { all: 7_680, per_pod: 8 };
 /// Streams that one pod may open at once and, after these, one in each interval: more often than an agent comes back.
 const OPENINGS: u32 = 32;
 const OPENING_INTERVAL: Duration = Duration::from_millis(250);
 /// Pods are forgotten, once nothing is left to be known of them, when there are twice as many as at the last time.
 const FORGET_FROM: usize = 1_024;
 
-/// A pod has too much.
+/// A pod, or its namespace, has too much.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TooMuch {
     /// Too many streams.
-    #[error("this pod has {STREAMS} streams already: no more are allowed")]
-    Streams,
+    #[error("too many streams: {0}")]
+    Streams(#[from] Full),
     /// Streams are opened too often.
     #[error("this pod opens streams too often: at most one in {} ms is allowed", OPENING_INTERVAL.as_millis())]
     Openings,
@@ -46,54 +48,45 @@ pub struct Admission {
 
 #[derive(Debug, Default)]
 struct Pods {
-    by_uid: HashMap<Arc<str>, Use>,
+    streams: Tally,
+    openings: HashMap<Arc<str>, TokenBucket>,
     forget_at: usize,
 }
 
-#[derive(Debug)]
-struct Use {
-    streams: usize,
-    openings: TokenBucket,
-}
-
 impl Admission {
-    /// A stream for the pod `uid`, until the guard is dropped.
-    pub fn admit(self: &Arc<Self>, uid: &str) -> Result<Admitted, TooMuch> {
-        self.admit_at(uid, now())
+    /// A stream for the pod `uid` of a namespace, until the guard is dropped.
+    pub fn admit(self: &Arc<Self>, namespace: &str, uid: &str) -> Result<Admitted, TooMuch> {
+        self.admit_at(namespace, uid, now())
     }
 
-    fn admit_at(self: &Arc<Self>, uid: &str, now: Time) -> Result<Admitted, TooMuch> {
-        let uid: Arc<str> = uid.into();
+    fn admit_at(self: &Arc<Self>, namespace: &str, uid: &str, now: Time) -> Result<Admitted, TooMuch> {
         let mut pods = self.pods.lock();
-        if pods.by_uid.len() >= pods.forget_at.max(FORGET_FROM) {
-            pods.by_uid.retain(|_, used| used.streams > 0 || !used.openings.is_full(now));
-            pods.forget_at = pods.by_uid.len() * 2;
+        pods.streams.admits(namespace, uid, STREAMS)?;
+        if pods.openings.len() >= pods.forget_at.max(FORGET_FROM) {
+            pods.openings.retain(|_, openings| !openings.is_full(now));
+            pods.forget_at = pods.openings.len() * 2;
         }
-        let new = || Use { streams: 0, openings: TokenBucket::new(OPENINGS, OPENING_INTERVAL) };
-        let used = pods.by_uid.entry(uid.clone()).or_insert_with(new);
-        if used.streams >= STREAMS {
-            return Err(TooMuch::Streams);
-        }
-        if !used.openings.take(now) {
+        let (namespace, uid): (Arc<str>, Arc<str>) = (namespace.into(), uid.into());
+        let new = || TokenBucket::new(OPENINGS, OPENING_INTERVAL);
+        if !pods.openings.entry(uid.clone()).or_insert_with(new).take(now) {
             return Err(TooMuch::Openings);
         }
-        used.streams += 1;
-        Ok(Admitted { uid, by: self.clone() })
+        pods.streams.add(&namespace, &uid);
+        Ok(Admitted { namespace, uid, by: self.clone() })
     }
 }
 
 /// A stream that was admitted.
 #[derive(Debug)]
 pub struct Admitted {
+    namespace: Arc<str>,
     uid: Arc<str>,
     by: Arc<Admission>,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        if let Some(used) = self.by.pods.lock().by_uid.get_mut(&self.uid) {
-            used.streams -= 1;
-        }
+        self.by.pods.lock().streams.remove(&self.namespace, &self.uid);
     }
 }
 
@@ -104,35 +97,47 @@ mod tests {
     #[test]
     fn a_pod_has_a_few_streams_and_others_have_theirs() {
         let (all, now) = (Arc::new(Admission::default()), Time::default());
-        let mut streams: Vec<_> = (0..STREAMS).map(|_| all.admit_at("a", now).unwrap()).collect();
-        assert_eq!(all.admit_at("a", now).unwrap_err(), TooMuch::Streams);
-        assert!(all.admit_at("b", now).is_ok());
+        let mut streams: Vec<_> = (0..STREAMS.per_pod).map(|_| all.admit_at("ns", "a", now).unwrap()).collect();
+        assert_eq!(all.admit_at("ns", "a", now).unwrap_err(), TooMuch::Streams(Full::Pod));
+        assert!(all.admit_at("ns", "b", now).is_ok());
         streams.pop();
-        assert!(all.admit_at("a", now).is_ok());
+        assert!(all.admit_at("ns", "a", now).is_ok());
+    }
+
+    #[test]
+    fn a_namespace_with_many_pods_leaves_streams_to_others() {
+        let (all, now) = (Arc::new(Admission::default()), Time::default());
+        let streams = (0..STREAMS.all).map_while(|n| all.admit_at("greedy", &(n / STREAMS.per_pod).to_string(), now).ok());
+        let greedy: Vec<_> = streams.collect();
+        assert!(greedy.len() > STREAMS.all / 2 && greedy.len() < STREAMS.all, "{}", greedy.len());
+        assert_eq!(all.admit_at("greedy", "another", now).unwrap_err(), TooMuch::Streams(Full::Namespace));
+        let others: Vec<_> = (0..1_000).map_while(|n| all.admit_at("other", &n.to_string(), now).ok()).collect();
+        assert_eq!(others.len(), 1_000);
     }
 
     #[test]
     fn a_pod_that_opens_streams_again_and_again_must_wait_and_others_need_not() {
         let (all, now) = (Arc::new(Admission::default()), Time::default());
         for _ in 0..OPENINGS {
-            all.admit_at("a", now).unwrap();
+            all.admit_at("ns", "a", now).unwrap();
         }
-        assert_eq!(all.admit_at("a", now).unwrap_err(), TooMuch::Openings);
-        assert!(all.admit_at("b", now).is_ok());
-        assert!(all.admit_at("a", now + OPENING_INTERVAL).is_ok());
+        assert_eq!(all.admit_at("ns", "a", now).unwrap_err(), TooMuch::Openings);
+        assert!(all.admit_at("ns", "b", now).is_ok());
+        assert!(all.admit_at("ns", "a", now + OPENING_INTERVAL).is_ok());
     }
 
     #[test]
     fn pods_of_which_nothing_is_left_are_forgotten() {
         let (all, now) = (Arc::new(Admission::default()), Time::default());
-        let kept = all.admit_at("kept", now).unwrap();
+        let kept = all.admit_at("ns", "kept", now).unwrap();
         for n in 0..FORGET_FROM * 3 {
             let now = now + OPENING_INTERVAL * u32::try_from(n).unwrap();
-            all.admit_at(&n.to_string(), now).unwrap();
+            all.admit_at("ns", &n.to_string(), now).unwrap();
         }
-        let pods = all.pods.lock().by_uid.len();
+        let pods = all.pods.lock().openings.len();
         assert!(pods <= FORGET_FROM, "{pods}");
-        assert!(all.pods.lock().by_uid.contains_key("kept"));
+        assert_eq!(all.pods.lock().streams.of_pod("ns", "kept"), 1);
         drop(kept);
+        assert_eq!(all.pods.lock().streams.used(), 0);
     }
 }

@@ -222,7 +222,11 @@ impl Authenticator {
     }
 
     async fn bearer(&self, token: &Token, from: IpAddr) -> Result<Bearer, Denied> {
-        let welcome = |bearer: &Bearer| bearer.may_read || bearer.user == self.own_user;
+        let welcome = |bearer: &Bearer| match &bearer.pod {
+            Some(pod) if bearer.may_read => Some(pod.namespace.as_str().into()),
+            // The other replicas are few.
+            _ => (bearer.user == self.own_user).then(|| "".into()),
+        };
         let bearer = self.reviews.who(token, from, welcome, async || self.review(token.reveal()).await).await?;
         bearer.ok_or_else(|| Denied::NotAccepted { audience: self.audience.clone() })
     }

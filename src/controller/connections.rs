@@ -1,14 +1,16 @@
 //! Connections, before anything is known of who is at the other end.
 //!
 //! A connection is busy while a stream is open on it whose token was checked. Otherwise it is idle, and it may be that for
-//! a short time only. If too many are idle, the one that has been so for longest gives way to the newest: who has a good
-//! token needs a few milliseconds to be busy, so connections that say nothing keep nobody out. How many can be busy is
-//! bounded by what each pod may open (see [`super::admission`]).
+//! a short time only. If too many are idle, one gives way to the newest: of the address from which most have come, the one that
+//! has been idle for longest. Who has a good token needs a few milliseconds to be busy, so connections that say nothing keep
+//! nobody out, and however fast they come from one address, they take the places of each other. How many can be busy is bounded
+//! by what each pod and each namespace may open (see [`super::admission`]).
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -52,6 +54,7 @@ struct State {
 
 #[derive(Debug)]
 struct Open {
+    from: IpAddr,
     streams: usize,
     /// Its place among the idle ones.
     idle: Option<u64>,
@@ -78,14 +81,26 @@ impl State {
         }
     }
 
-    fn admit(&mut self, now: Instant) -> Option<(u64, CancellationToken)> {
+    /// The place, among the idle ones, of the one that gives way to a newcomer.
+    fn gives_way(&self) -> Option<u64> {
+        let mut by_address: HashMap<IpAddr, (usize, Reverse<u64>)> = HashMap::new();
+        for (place, (_, id)) in &self.idle {
+            if let Some(open) = self.open.get(id) {
+                by_address.entry(open.from).or_insert((0, Reverse(*place))).0 += 1;
+            }
+        }
+        by_address.into_values().max().map(|(_, Reverse(oldest))| oldest)
+    }
+
+    fn admit(&mut self, from: IpAddr, now: Instant) -> Option<(u64, CancellationToken)> {
         if self.open.len() >= MOST || self.idle.len() >= MOST_IDLE {
             // If none is idle, all belong to somebody: the newcomer must come again.
-            let (_, (_, oldest)) = self.idle.pop_first()?;
-            self.end(oldest);
+            let place = self.gives_way()?;
+            let (_, id) = self.idle.remove(&place)?;
+            self.end(id);
         }
         let (id, end) = (self.next(), CancellationToken::new());
-        self.open.insert(id, Open { streams: 0, idle: None, end: end.clone() });
+        self.open.insert(id, Open { from, streams: 0, idle: None, end: end.clone() });
         self.set_idle(id, now);
         Some((id, end))
     }
@@ -185,7 +200,7 @@ impl Connections {
     }
 
     fn admit(self: &Arc<Self>, io: TcpStream, from: SocketAddr) -> Option<Accepted> {
-        let (id, end) = self.state.lock().admit(Instant::now())?;
+        let (id, end) = self.state.lock().admit(from.ip(), Instant::now())?;
         // Answers are small and must not wait for the other side's delayed acknowledgement. The server's own setting counts only
         // where it binds the address itself.
         if let Err(error) = io.set_nodelay(true) {
@@ -267,11 +282,19 @@ impl AsyncWrite for Accepted {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
     fn connection(all: &Arc<Connections>, now: Instant) -> (Connection, CancellationToken) {
-        let (id, end) = all.state.lock().admit(now).unwrap();
-        (Connection { from: ([127, 0, 0, 1], 1).into(), id, all: all.clone() }, end)
+        connection_from(HERE, all, now)
+    }
+
+    fn connection_from(from: IpAddr, all: &Arc<Connections>, now: Instant) -> (Connection, CancellationToken) {
+        let (id, end) = all.state.lock().admit(from, now).unwrap();
+        (Connection { from: (from, 1).into(), id, all: all.clone() }, end)
     }
 
     #[test]
@@ -310,12 +333,24 @@ mod tests {
     }
 
     #[test]
+    fn many_connections_from_one_address_give_way_to_each_other() {
+        let (all, now) = (Arc::new(Connections::default()), Instant::now());
+        let (_early, early_end) = connection_from(Ipv4Addr::new(10, 0, 0, 1).into(), &all, now);
+        let flood: Vec<_> = (0..3 * MOST_IDLE).map(|_| connection(&all, now).1).collect();
+        assert!(!early_end.is_cancelled(), "who is alone at his address");
+        assert_eq!(flood.iter().filter(|end| !end.is_cancelled()).count(), MOST_IDLE - 1);
+        let (_late, late_end) = connection_from(Ipv4Addr::new(10, 0, 0, 2).into(), &all, now);
+        connection(&all, now);
+        assert!(!early_end.is_cancelled() && !late_end.is_cancelled());
+    }
+
+    #[test]
     fn when_all_are_busy_a_newcomer_is_not_taken() {
         let (all, now) = (Arc::new(Connections::default()), Instant::now());
         let busy: Vec<_> = (0..MOST).map(|_| connection(&all, now).0.busy()).collect();
-        assert!(all.state.lock().admit(now).is_none());
+        assert!(all.state.lock().admit(HERE, now).is_none());
         drop(busy);
         assert_eq!(all.count(), (MOST, MOST));
-        assert!(all.state.lock().admit(now).is_some());
+        assert!(all.state.lock().admit(HERE, now).is_some());
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! A stream's token is checked when the stream is opened, and whoever reaches the port can open streams. So answers are
 //! used again for a few seconds, an answer that is being waited for is waited for by all who ask the same, and questions
-//! come out of token buckets: one for tokens that were good before, one for all others, of which each address gets a part only.
-//! A flood of made-up tokens empties neither the first one, so who was let in before can come back with the same token, nor, if it
-//! comes from one address, the second, so others get in with new ones.
+//! come out of token buckets: one for tokens that were good before, of which each namespace gets a part only, and one for all
+//! others, of which each address gets a part only. A flood of made-up tokens does not empty the first one, so who was let in before
+//! can come back with the same token; nor, if it comes from one address, the second, so others get in with new ones.
 //!
 //! What is kept is a hash of each token, never the token.
 
@@ -25,16 +25,19 @@ use crate::core::time::Time;
 pub const FRESH: Duration = Duration::from_secs(5);
 /// Of pods.
 const OF_PODS: Rates = Rates {
-    // More than all streams that there may be need to be looked at again every 25 s: 8,192.
+    // More than all streams that there may be need to be looked at again every 25 s: 7,680.
     known: (500, Duration::from_micros(2_500)),
-    // As many as pods may start at once, then 50 in a second.
-    strangers: (200, Duration::from_millis(20)),
+    // More than those of them need that one namespace may have: 6,144.
+    group: (400, Duration::from_micros(3_125)),
+    // As many as pods may start at once, or come to a new replica, then 100 in a second.
+    strangers: (400, Duration::from_millis(10)),
     // Pods of one node may share its address.
     address: (100, Duration::from_millis(50)),
 };
 /// Of those who read metrics, who are few.
 const OF_FEW: Rates = Rates {
     known: (20, Duration::from_millis(100)),
+    group: (20, Duration::from_millis(100)),
     strangers: (10, Duration::from_millis(500)),
     address: (5, Duration::from_secs(1)),
 };
@@ -45,6 +48,8 @@ const MOST_KNOWN: usize = 16_384;
 const MOST_STRANGERS: usize = 1_024;
 /// Addresses that are remembered. All are forgotten when more of them ask at once.
 const MOST_ADDRESSES: usize = 1_024;
+/// Groups that are remembered, likewise.
+const MOST_GROUPS: usize = 1_024;
 
 /// How many questions may be asked: so many at once, then one in each interval.
 #[derive(Clone, Copy)]
@@ -52,6 +57,8 @@ struct Rates {
     /// About tokens whose owners were let in before. About those of owners that were not, as many again: whoever can make tokens must
     /// not use up what others need.
     known: (u32, Duration),
+    /// About those of them that are of one group.
+    group: (u32, Duration),
     /// About all others.
     strangers: (u32, Duration),
     /// About those of them that come from one address.
@@ -65,6 +72,7 @@ impl Rates {
 }
 
 type Hash = [u8; 32];
+type Group = Arc<str>;
 type Slot<T> = Arc<tokio::sync::Mutex<Option<(Time, Option<T>)>>>;
 
 /// Too many questions; ask again later.
@@ -77,13 +85,14 @@ pub struct Reviews<T> {
 }
 
 struct State<T> {
-    known: HashMap<Hash, Slot<T>>,
+    known: HashMap<Hash, (Group, Slot<T>)>,
     /// Good tokens of those who are not let in.
     unwelcome: HashMap<Hash, Slot<T>>,
     strangers: HashMap<Hash, Slot<T>>,
     for_known: TokenBucket,
     for_unwelcome: TokenBucket,
     for_strangers: TokenBucket,
+    by_group: HashMap<Group, TokenBucket>,
     by_address: HashMap<IpAddr, TokenBucket>,
     rates: Rates,
 }
@@ -91,23 +100,35 @@ struct State<T> {
 impl<T> State<T> {
     /// Whether the API server may be asked about it.
     fn take(&mut self, hash: &Hash, from: IpAddr, now: Time) -> bool {
-        if self.known.contains_key(hash) {
-            return self.for_known.take(now);
+        if let Some((group, _)) = self.known.get(hash) {
+            let of_group = part(&mut self.by_group, group, MOST_GROUPS, self.rates.group, now);
+            // What a group or an address may not ask costs the others nothing.
+            return of_group.take(now) && self.for_known.take(now);
         }
         if self.unwelcome.contains_key(hash) {
             return self.for_unwelcome.take(now);
         }
-        if self.by_address.len() >= MOST_ADDRESSES && !self.by_address.contains_key(&from) {
-            // Who has asked nothing for a while is like one who has never asked.
-            self.by_address.retain(|_, bucket| !bucket.is_full(now));
-            if self.by_address.len() >= MOST_ADDRESSES {
-                self.by_address.clear();
-            }
-        }
-        let of_address = self.by_address.entry(from).or_insert_with(|| Rates::bucket(self.rates.address));
-        // What the address may not ask costs the others nothing.
+        let of_address = part(&mut self.by_address, &from, MOST_ADDRESSES, self.rates.address, now);
         of_address.take(now) && self.for_strangers.take(now)
     }
+}
+
+/// The bucket of `who`. Of too many, those are forgotten that have asked nothing for a while, as if they had never asked; all, if
+/// these are too few.
+fn part<'a, K: Clone + Eq + std::hash::Hash>(
+    all: &'a mut HashMap<K, TokenBucket>,
+    who: &K,
+    most: usize,
+    rate: (u32, Duration),
+    now: Time,
+) -> &'a mut TokenBucket {
+    if all.len() >= most && !all.contains_key(who) {
+        all.retain(|_, bucket| !bucket.is_full(now));
+        if all.len() >= most {
+            all.clear();
+        }
+    }
+    all.entry(who.clone()).or_insert_with(|| Rates::bucket(rate))
 }
 
 impl<T> Default for Reviews<T> {
@@ -131,6 +152,7 @@ impl<T> Reviews<T> {
             for_known: Rates::bucket(rates.known),
             for_unwelcome: Rates::bucket(rates.known),
             for_strangers: Rates::bucket(rates.strangers),
+            by_group: HashMap::new(),
             by_address: HashMap::new(),
             rates,
         };
@@ -140,12 +162,12 @@ impl<T> Reviews<T> {
 
 impl<T: Clone> Reviews<T> {
     /// Who `token` belongs to, which came `from` an address: by an answer that is at most [`FRESH`] old, and not older than the
-    /// token's end, or by a new one from `ask`. Whether that is somebody who is let in, `welcome` says.
+    /// token's end, or by a new one from `ask`. What group somebody is of who is let in, `welcome` says.
     pub async fn who<E: From<Busy>>(
         &self,
         token: &Token,
         from: IpAddr,
-        welcome: impl Fn(&T) -> bool,
+        welcome: impl Fn(&T) -> Option<Group>,
         ask: impl AsyncFnOnce() -> Result<Option<T>, E>,
     ) -> Result<Option<T>, E> {
         let hash: Hash = Sha256::digest(token.reveal()).into();
@@ -170,7 +192,7 @@ impl<T: Clone> Reviews<T> {
 
     fn slot(&self, hash: Hash) -> Slot<T> {
         let mut state = self.state.lock();
-        if let Some(slot) = state.known.get(&hash).or_else(|| state.unwelcome.get(&hash)) {
+        if let Some(slot) = state.known.get(&hash).map(|(_, slot)| slot).or_else(|| state.unwelcome.get(&hash)) {
             return slot.clone();
         }
         if state.strangers.len() >= MOST_STRANGERS {
@@ -179,21 +201,27 @@ impl<T: Clone> Reviews<T> {
         state.strangers.entry(hash).or_default().clone()
     }
 
-    /// `None`: the token is not good.
-    fn keep(&self, hash: Hash, slot: &Slot<T>, welcome: Option<bool>) {
+    /// `None`: the token is not good. `Some(None)`: it is, but its owner is not let in.
+    fn keep(&self, hash: Hash, slot: &Slot<T>, welcome: Option<Option<Group>>) {
         let mut state = self.state.lock();
         state.known.remove(&hash);
         state.unwelcome.remove(&hash);
         let Some(welcome) = welcome else { return };
         state.strangers.remove(&hash);
-        let kept = if welcome { &mut state.known } else { &mut state.unwelcome };
-        if kept.len() >= MOST_KNOWN
-            && let Some(any) = kept.keys().next().copied()
-        {
-            kept.remove(&any);
+        match welcome {
+            Some(group) => insert(&mut state.known, hash, (group, slot.clone())),
+            None => insert(&mut state.unwelcome, hash, slot.clone()),
         }
-        kept.insert(hash, slot.clone());
     }
+}
+
+fn insert<V>(kept: &mut HashMap<Hash, V>, hash: Hash, value: V) {
+    if kept.len() >= MOST_KNOWN
+        && let Some(any) = kept.keys().next().copied()
+    {
+        kept.remove(&any);
+    }
+    kept.insert(hash, value);
 }
 
 #[cfg(test)]
@@ -216,14 +244,19 @@ mod tests {
         ask_from(HERE, reviews, text, asked).await
     }
 
-    /// Asks for a token that is good if it begins with `good`, and counts.
+    /// Asks for a token, and counts. `good` ones are of one group, `other` ones of another, and `unwelcome` ones of none.
     async fn ask_from(from: IpAddr, reviews: &Reviews<u8>, text: &str, asked: &Cell<u32>) -> Result<Option<u8>, Busy> {
-        let good = if text.starts_with("good") { Some(1) } else { text.starts_with("unwelcome").then_some(0) };
+        let good = match text.as_bytes()[0] {
+            b'g' => Some(1),
+            b'o' => Some(2),
+            b'u' => Some(0),
+            _ => None,
+        };
         reviews
             .who(
                 &token(text),
                 from,
-                |who| *who == 1,
+                |who| (*who > 0).then(|| who.to_string().into()),
                 async || {
                     asked.set(asked.get() + 1);
                     tokio::task::yield_now().await;
@@ -262,8 +295,8 @@ mod tests {
     #[tokio::test]
     async fn an_error_is_no_answer() {
         let reviews = Reviews::<u8>::default();
-        assert_eq!(reviews.who(&token("good"), HERE, |_| true, async || Err(Busy)).await, Err(Busy));
-        assert_eq!(reviews.who(&token("good"), HERE, |_| true, async || Ok::<_, Busy>(Some(1))).await, Ok(Some(1)));
+        assert_eq!(reviews.who(&token("good"), HERE, |_| Some("".into()), async || Err(Busy)).await, Err(Busy));
+        assert_eq!(reviews.who(&token("good"), HERE, |_| Some("".into()), async || Ok::<_, Busy>(Some(1))).await, Ok(Some(1)));
     }
 
     #[tokio::test]
@@ -312,6 +345,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_group_that_asks_much_leaves_something_to_others() {
+        let (reviews, asked) = (Reviews::default(), Cell::new(0));
+        let forget = async |text: &str| *reviews.slot(Sha256::digest(text).into()).lock().await = None;
+        ask(&reviews, "good", &asked).await.unwrap();
+        ask(&reviews, "other", &asked).await.unwrap();
+        let mut refused = 0;
+        for _ in 0..2_000 {
+            forget("good").await;
+            refused += u32::from(ask(&reviews, "good", &asked).await.is_err());
+        }
+        assert!(refused > 500, "{refused}");
+        for _ in 0..OF_PODS.known.0 - OF_PODS.group.0 {
+            forget("other").await;
+            assert_eq!(ask(&reviews, "other", &asked).await, Ok(Some(2)));
+        }
+    }
+
+    #[tokio::test]
     async fn a_flood_from_many_addresses_is_cut_and_takes_no_memory() {
         let (reviews, asked) = (Reviews::default(), Cell::new(0));
         let begun = now();
@@ -342,9 +393,9 @@ mod tests {
     async fn a_token_that_is_good_no_more_is_a_stranger_again() {
         let reviews = Reviews::<u8>::default();
         let hash: Hash = Sha256::digest("t").into();
-        reviews.who(&token("t"), HERE, |_| true, async || Ok::<_, Busy>(Some(1))).await.unwrap();
+        reviews.who(&token("t"), HERE, |_| Some("".into()), async || Ok::<_, Busy>(Some(1))).await.unwrap();
         *reviews.slot(hash).lock().await = None;
-        assert_eq!(reviews.who(&token("t"), HERE, |_| true, async || Ok::<_, Busy>(None)).await, Ok(None));
+        assert_eq!(reviews.who(&token("t"), HERE, |_| Some("".into()), async || Ok::<_, Busy>(None)).await, Ok(None));
         assert!(reviews.state.lock().known.is_empty());
     }
 }

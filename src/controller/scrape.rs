@@ -124,7 +124,7 @@ impl Gate {
         let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = value.and_then(Token::bearer).ok_or(Refused::NoToken)?;
         let allowed =
-            self.reviews.who(&token, from, |allowed| *allowed, async || self.ask(token.reveal()).await).await?;
+            self.reviews.who(&token, from, |allowed| allowed.then(|| "".into()), async || self.ask(token.reveal()).await).await?;
         match allowed {
             Some(true) => Ok(()),
             Some(false) => Err(Refused::NotAllowed),

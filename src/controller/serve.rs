@@ -116,7 +116,7 @@ impl Coherence for Service {
         let from = from(request.extensions());
         let (pod, pass) = self.authenticator.pod(request.metadata(), from).await.map_err(refused)?;
         let too_much = |too_much| self.refused(request.extensions(), too_much);
-        let admitted = self.admission.admit(&pod.uid).map_err(too_much)?;
+        let admitted = self.admission.admit(&pod.namespace, &pod.uid).map_err(too_much)?;
         let busy = busy(request.extensions());
         let (outbox, end, outgoing) = outgoing();
         let (attach, authenticator) = (self.attach.clone(), self.authenticator.clone());

@@ -12,26 +12,8 @@ use crate::world::{Evictions, World, serves};
 /// Longer than anything takes that works, so that it shows whether a lease was waited for.
 const LEASE: Duration = Duration::from_secs(10);
 
-async fn start(options: ClusterOptions, namespaces: &str) -> World {
-    let options = options.size(0, 0).lease(LEASE);
-    let mut world = World::start(options.controller_args(&[&format!("--namespaces={namespaces}")])).await;
-    for namespace in namespaces.split(',') {
-        if namespace != "vmcp" {
-            world.plane.create_namespace(namespace).await.unwrap();
-        }
-        // As the manifest of the controller's rights says: a marker of its own in each of them.
-        let object = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "markers", "namespace": namespace}});
-        let (mut role, mut binding) = (object.clone(), object);
-        role["kind"] = json!("Role");
-        role["rules"] = json!([{"apiGroups": ["vmcp.dev"], "resources": ["vmcpsessions"], "verbs": ["create"]}]);
-        binding["kind"] = json!("RoleBinding");
-        binding["roleRef"] = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "markers"});
-        binding["subjects"] =
-            json!([{"kind": "ServiceAccount", "name": "vmcp-session-controller", "namespace": "vmcp-system"}]);
-        for object in [role, binding] {
-            world.plane.apply_yaml(&object.to_string()).await.unwrap();
-        }
-    }
+async fn start(options: ClusterOptions, namespaces: &[&str]) -> World {
+    let mut world = World::start(options.size(0, 0).lease(LEASE).chosen(namespaces)).await;
     for _ in 0..2 {
         world.add_controller().await.unwrap();
     }
@@ -53,7 +35,7 @@ async fn apply(world: &World, namespace: &str, metadata: &serde_json::Value, n: 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_marker_that_a_tenant_forged_reaches_nobody_and_blocks_nothing() {
-    let world = start(ClusterOptions::default().without_policies(), "vmcp").await;
+    let world = start(ClusterOptions::default().without_policies(), &["vmcp"]).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     for n in 0..40 {
@@ -102,7 +84,7 @@ async fn what_only_looks_like_a_marker_is_a_session() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_are_followed_in_each_chosen_namespace_and_in_no_other() {
-    let mut world = start(ClusterOptions::default(), "vmcp,second").await;
+    let mut world = start(ClusterOptions::default(), &["vmcp", "second"]).await;
     world.plane.create_namespace("third").await.unwrap();
     world.plane.create_service_account("second", "vmcp-server").await.unwrap();
     let rules = vec![testkit::policy_rule("vmcp.dev", &["vmcpsessions"], &["get", "create", "patch", "delete"])];

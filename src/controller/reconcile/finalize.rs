@@ -5,7 +5,7 @@
 //! the deletion.
 //! So no object hangs for longer than a lease, whoever is dead.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +87,12 @@ impl Quorum {
     }
 }
 
+/// The replicas that matter for the sessions of a namespace.
+struct Registered {
+    replicas: BTreeSet<Arc<str>>,
+    longest_lease: Duration,
+}
+
 #[derive(Debug)]
 enum Stage {
     /// Replicas are asked.
@@ -160,11 +166,14 @@ impl Finalizer {
         let now = now();
         let terminating: BTreeMap<SessionKey, Terminating> = self.ledger.terminating().into_iter().collect();
         works.retain(|key, work| terminating.get(key).is_some_and(|t| t.uid == work.terminating.uid));
+        let registered = self.registered(terminating.keys());
         let mut wake: Option<Time> = None;
         let mut again_at = |at: Time| wake = Some(wake.map_or(at, |wake| wake.min(at)));
         for (key, terminating) in terminating {
-            let longest = self.shared.with(|replica, _| replica.longest_lease(key.namespace()));
-            let over = terminating.since + with_drift(longest);
+            let Some(registered) = registered.get(key.namespace()) else {
+                continue;
+            };
+            let over = terminating.since + with_drift(registered.longest_lease);
             if now < over {
                 again_at(over);
             }
@@ -183,7 +192,7 @@ impl Finalizer {
                 continue;
             };
             let ready = match &work.stage {
-                Stage::Asked(quorum) => now >= over || self.is_complete(&key, quorum),
+                Stage::Asked(quorum) => now >= over || quorum.is_complete(&self.own, |name| registered.replicas.contains(name)),
                 Stage::LettingGo => false,
                 Stage::Again(at) => {
                     if now < *at {
@@ -207,9 +216,17 @@ impl Finalizer {
         wake
     }
 
-    fn is_complete(&self, key: &SessionKey, quorum: &Quorum) -> bool {
-        self.shared
-            .with(|replica, _| quorum.is_complete(&self.own, |name| replica.is_registered(key.namespace(), name)))
+    /// Who matters for these sessions, by namespace, as this replica's watch shows it. Many sessions may be deleted at once, and the
+    /// replica is locked meanwhile: it is asked once for each namespace.
+    fn registered<'a>(&self, keys: impl Iterator<Item = &'a SessionKey>) -> HashMap<Arc<str>, Registered> {
+        let namespaces: BTreeSet<&Arc<str>> = keys.map(SessionKey::namespace).collect();
+        self.shared.with(|replica, _| {
+            let of = |namespace: &str| Registered {
+                longest_lease: replica.longest_lease(namespace),
+                replicas: replica.registered_in(namespace).cloned().collect(),
+            };
+            namespaces.into_iter().map(|namespace| (namespace.clone(), of(namespace))).collect()
+        })
     }
 
     fn ask(&self, stream: &StreamGuard, key: &SessionKey, work: &Work) {

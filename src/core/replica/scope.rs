@@ -206,9 +206,9 @@ impl Replica {
         ages?.into_iter().max()
     }
 
-    /// Whether that replica is registered, as the watch shows it that matters for the sessions of `namespace`.
-    pub fn is_registered(&self, namespace: &str, replica: &str) -> bool {
-        self.scope_of(namespace).is_some_and(|scope| self.registered_for(scope).contains_key(replica))
+    /// Names of the replicas that are registered, as the watch shows them that matters for the sessions of `namespace`.
+    pub fn registered_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<str>> {
+        self.scope_of(namespace).into_iter().flat_map(|scope| self.registered_for(scope).keys())
     }
 
     /// How long the leases are of those replicas that matter for the sessions of `namespace`, the longest of them: while an upgrade

@@ -150,6 +150,6 @@ impl Deref for ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        rights::leave(&self.audit, &self.component.restarts());
+        rights::leave(&self.audit, &self.component.restarts(), &self.shared.chosen);
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     AgentOptions, AgentPod, ControlPlane, ControlPlaneOptions, Controller, Error, Result, StreamFiles, VmcpPod,
-    eventually, policy_rule,
+    eventually, policy_rule, rendered_chart,
 };
 use k8s_openapi::api::core::v1::Pod;
 use std::{
@@ -35,6 +35,8 @@ pub struct Programs {
     pub rbac: PathBuf,
     /// What the API server is to refuse.
     pub policy: PathBuf,
+    /// The project, with its chart.
+    pub root: PathBuf,
 }
 
 impl Programs {
@@ -54,6 +56,7 @@ impl Programs {
             crd: PathBuf::from(root).join("crds/vmcpsessions.vmcp.dev.yaml"),
             rbac: PathBuf::from(root).join("deploy/rbac/controller.yaml"),
             policy: PathBuf::from(root).join("deploy/policy/sessions.yaml"),
+            root: PathBuf::from(root),
         };
         for program in [&programs.session, &programs.pod] {
             if !program.exists() {
@@ -85,6 +88,8 @@ pub struct ClusterOptions {
     pub stream_proxies: bool,
     /// Whether replicas listen on all addresses, and say that they are at one of IPv6.
     pub ipv6: bool,
+    /// The namespaces that the controllers watch, with just the rights that the chart grants them then. Empty: all.
+    pub chosen: Vec<String>,
     /// More arguments for each replica.
     pub controller_args: Vec<String>,
     /// Whether the controllers make their certificate themselves. Then [`Cluster::streams`] must be told of the authority before
@@ -124,6 +129,7 @@ impl Default for ClusterOptions {
             api_server: None,
             stream_proxies: false,
             ipv6: false,
+            chosen: Vec::new(),
             controller_args: Vec::new(),
             controller_env: Vec::new(),
             own_certificates: false,
@@ -165,6 +171,13 @@ impl ClusterOptions {
         self
     }
 
+    /// With controllers that watch these namespaces only.
+    #[must_use]
+    pub fn chosen(mut self, namespaces: &[&str]) -> Self {
+        self.chosen = namespaces.iter().map(ToString::to_string).collect();
+        self
+    }
+
     /// Without the chart's policies: for what somebody may write where they are not installed.
     #[must_use]
     pub fn without_policies(mut self) -> Self {
@@ -199,10 +212,14 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a cluster, and waits until every replica is ready and every pod has a lease of each of them.
     pub async fn start(programs: Programs, options: ClusterOptions) -> Result<Self> {
-        let plane = ControlPlane::start(options.plane.clone()).await?;
+        let plane = ControlPlaneOptions { chosen: options.chosen.clone(), ..options.plane.clone() };
+        let plane = ControlPlane::start(plane).await?;
         plane.apply_crds(&programs.crd).await?;
         plane.create_namespace(OPERATOR).await?;
         plane.create_namespace(&options.namespace).await?;
+        for namespace in options.chosen.iter().filter(|namespace| **namespace != options.namespace) {
+            plane.create_namespace(namespace).await?;
+        }
         plane.create_service_account(&options.namespace, POD_ACCOUNT).await?;
         let streams = StreamFiles::write(plane.dir())?;
         let mut cluster = Self { controllers: vec![], pods: vec![], plane, options, streams, programs, started: 0 };
@@ -250,9 +267,22 @@ impl Cluster {
 
     /// Just what each account needs, and what nobody may do.
     async fn grant(&self) -> Result<()> {
-        let (rbac, policy) = (self.programs.rbac.display().to_string(), self.programs.policy.display().to_string());
-        let both = ["apply", "-f", &rbac, "-f", &policy];
-        self.plane.kubectl(if self.options.policies { &both } else { &both[..3] }).await?;
+        if self.options.policies {
+            self.plane.kubectl(&["apply", "-f", &self.programs.policy.display().to_string()]).await?;
+        }
+        if self.options.chosen.is_empty() {
+            self.plane.kubectl(&["apply", "-f", &self.programs.rbac.display().to_string()]).await?;
+        } else {
+            let values = format!("controller.namespaces={{{}}}", self.options.chosen.join(","));
+            let mut objects = rendered_chart(&self.programs.root, &[&values])?;
+            objects.retain(|object| {
+                let kind = object["kind"].as_str().unwrap_or_default();
+                let right = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"].contains(&kind);
+                right && object["metadata"]["name"] == CONTROLLER_ACCOUNT
+            });
+            let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
+            self.plane.apply_yaml(&list.to_string()).await?;
+        }
         let verbs = &["get", "create", "patch", "delete"];
         let pod = vec![policy_rule("vmcp.dev", &["vmcpsessions"], verbs)];
         self.plane.bind_role(&self.options.namespace, POD_ACCOUNT, pod).await?;

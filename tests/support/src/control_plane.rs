@@ -39,6 +39,8 @@ pub struct ControlPlaneOptions {
     pub apiserver_args: Vec<String>,
     /// Whether a real node joins it: see [`RealNode`](crate::RealNode).
     pub(crate) real_node: bool,
+    /// The namespaces that the controllers are to watch; empty for all. For who looks at what they asked for.
+    pub(crate) chosen: Vec<String>,
 }
 
 impl ControlPlaneOptions {
@@ -78,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) etcd_url: String,
     pub(crate) controller_manager: bool,
     pub(crate) real_node: bool,
+    pub(crate) chosen: Vec<String>,
     pub(crate) apiservers: AtomicUsize,
     pub(crate) loopback: LoopbackAddr,
     pub(crate) dir: Scratch,
@@ -163,6 +166,7 @@ impl ControlPlane {
             etcd_url: format!("http://{}", loopback.free_socket()?),
             controller_manager: options.controller_manager,
             real_node: options.real_node,
+            chosen: options.chosen.clone(),
             apiservers: AtomicUsize::new(0),
             loopback,
             dir,

@@ -68,6 +68,9 @@ impl Controller {
         if !cluster.options.own_certificates {
             args.extend(cluster.streams.controller_args());
         }
+        if !cluster.options.chosen.is_empty() {
+            args.push(format!("--namespaces={}", cluster.options.chosen.join(",")));
+        }
         args.extend(cluster.options.controller_args.iter().cloned());
         let launch = Launch::new(cluster, name, &cluster.programs.session, args, &access);
         let launch = launch.env(cluster.options.controller_env.clone());

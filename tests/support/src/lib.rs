@@ -62,6 +62,6 @@ pub use process::{Process, ProcessBuilder};
 pub use proxy::{ProxyMode, TcpProxy};
 pub use real_node::{Forward, RealNode};
 pub use resp::{Resp, RespClient};
-pub use rights::RightUsed;
+pub use rights::{Left, RightUsed};
 pub use vmcp_pod::{PodClient, Reply, VmcpPod};
 pub use wait::eventually;

@@ -79,26 +79,29 @@ impl RightUsed {
         Ok(entries.iter().filter(|entry| !is_early(entry, restarts)).flat_map(Self::of).collect())
     }
 
-    /// All that API servers left in a folder, each with the tests that asked for it.
-    pub fn in_folder(folder: &Path) -> Result<BTreeSet<(Self, String)>> {
+    /// What API servers left in a folder.
+    pub fn in_folder(folder: &Path) -> Result<Vec<Left>> {
         let failed = || Error::io(format!("reading {}", folder.display()));
-        let mut all = BTreeSet::new();
+        let mut all = Vec::new();
         for file in fs::read_dir(folder).map_err(failed())? {
             let path = file.map_err(failed())?.path();
             let text = fs::read_to_string(&path).map_err(failed())?;
             let malformed = |e| Error::Malformed(format!("{}: {e}", path.display()));
-            let left: Left = serde_json::from_str(&text).map_err(malformed)?;
-            all.extend(left.rights.into_iter().map(|right| (right, left.test.clone())));
+            all.push(serde_json::from_str(&text).map_err(malformed)?);
         }
         Ok(all)
     }
 }
 
 /// What one API server leaves.
-#[derive(Serialize, Deserialize)]
-struct Left {
-    test: String,
-    rights: BTreeSet<RightUsed>,
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Left {
+    /// The test that had it.
+    pub test: String,
+    /// The namespaces that its controllers watched; empty for all.
+    pub chosen: Vec<String>,
+    /// What was asked for.
+    pub rights: BTreeSet<RightUsed>,
 }
 
 /// Whether a request was refused by an API server that had just been started again, and may not have known of all roles yet. It
@@ -112,19 +115,19 @@ fn is_early(entry: &AuditEntry, restarts: &[Timestamp]) -> bool {
 }
 
 /// Leaves what an audit log shows in the folder that the environment names, if it names one.
-pub(crate) fn leave(audit: &AuditLog, restarts: &[Timestamp]) {
+pub(crate) fn leave(audit: &AuditLog, restarts: &[Timestamp], chosen: &[String]) {
     let Some(folder) = env::var_os(FOLDER).map(PathBuf::from) else { return };
-    if let Err(error) = leave_in(&folder, audit, restarts) {
+    if let Err(error) = leave_in(&folder, audit, restarts, chosen) {
         // The check misses it then, and fails.
         eprintln!("which rights were used is not known: {error}");
     }
 }
 
-fn leave_in(folder: &Path, audit: &AuditLog, restarts: &[Timestamp]) -> Result<()> {
+fn leave_in(folder: &Path, audit: &AuditLog, restarts: &[Timestamp], chosen: &[String]) -> Result<()> {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     // The thread that a test runs on has its name.
     let test = std::thread::current().name().unwrap_or_default().to_owned();
-    let left = Left { test, rights: RightUsed::in_log(audit, restarts)? };
+    let left = Left { test, chosen: chosen.to_vec(), rights: RightUsed::in_log(audit, restarts)? };
     let file = format!("{}-{}.json", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let failed = || Error::io(format!("writing to {}", folder.display()));
     fs::create_dir_all(folder).map_err(failed())?;
@@ -192,8 +195,10 @@ mod tests {
     fn what_is_left_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let audit = AuditLog::new(folder.path().join("none"));
-        leave_in(&folder.path().join("left"), &audit, &[]).unwrap();
-        assert!(RightUsed::in_folder(&folder.path().join("left")).unwrap().is_empty());
+        leave_in(&folder.path().join("left"), &audit, &[], &["a".into()]).unwrap();
+        let left = RightUsed::in_folder(&folder.path().join("left")).unwrap();
+        assert_eq!(left.len(), 1);
+        assert!(left[0].rights.is_empty() && left[0].chosen == ["a"]);
         assert!(RightUsed::in_folder(&folder.path().join("none")).is_err(), "nothing that was left is no proof");
     }
 }

@@ -3,12 +3,12 @@
 //! one used what only a test had granted.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     env,
     path::Path,
     process::ExitCode,
 };
-use testkit::{Error, Grant, Result, RightUsed, rendered_chart};
+use testkit::{Error, Grant, Left, Result, RightUsed, rendered_chart};
 
 /// Namespaces and accounts as tests have them.
 const OPERATOR: &str = "vmcp-system";
@@ -16,9 +16,9 @@ const TENANT: &str = "vmcp";
 const CONTROLLER: (&str, &str) = (OPERATOR, "vmcp-session-controller");
 const POD: (&str, &str) = (TENANT, "vmcp-server");
 const AGENTS: [&str; 2] = ["agents.namespaces[0].name=vmcp", "agents.namespaces[0].serviceAccounts[0]=vmcp-server"];
-const CHOSEN: [&str; 1] = ["controller.namespaces={vmcp}"];
+const CHOSEN: [&str; 3] = [AGENTS[0], AGENTS[1], "controller.namespaces={vmcp}"];
 
-/// Values with which the chart grants something else each time.
+/// Values with which the chart grants something else each time: where all namespaces are watched, and where some are chosen.
 const VALUES: [&[&str]; 2] = [&AGENTS, &CHOSEN];
 
 fn main() -> ExitCode {
@@ -39,41 +39,44 @@ fn main() -> ExitCode {
 
 fn check() -> Result<Vec<String>> {
     let folder = env::args().nth(1).ok_or_else(|| Error::Malformed("which folder?".into()))?;
-    let asked = RightUsed::in_folder(Path::new(&folder))?.into_iter().map(|(right, test)| (as_in_chart(right), test));
-    let (mut refused, used): (Vec<_>, Vec<_>) = asked.filter(|(right, _)| is_ours(right)).partition(|(r, _)| r.refused);
-    // Just after its start an API server may not know of all roles yet. What is not granted is refused all the time.
-    let allowed: BTreeSet<&(RightUsed, String)> = used.iter().collect();
-    refused.retain(|(right, test)| !allowed.contains(&(RightUsed { refused: false, ..right.clone() }, test.clone())));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut problems: Vec<String> = refused
-        .iter()
-        .map(|(right, test)| format!("in {test}, a program was refused what it asked for: {right:?}"))
-        .collect();
-    let tests: BTreeMap<&RightUsed, &String> = used.iter().map(|(right, test)| (right, test)).collect();
-    let used: BTreeSet<RightUsed> = tests.keys().copied().cloned().collect();
-    let mut uncovered = used.clone();
+    let (mut problems, mut granted, mut used) = (Vec::new(), Vec::new(), BTreeSet::new());
     for values in VALUES {
-        let grants = Grant::of(&rendered_chart(&root, values)?)?;
-        uncovered.retain(|right| !grants.iter().any(|grant| grant.covers(right)));
-        let needless = Grant::needless(&grants, &used);
+        granted.push((values, Grant::of(&rendered_chart(&root, values)?)?));
+    }
+    for Left { test, chosen, rights } in RightUsed::in_folder(Path::new(&folder))? {
+        let grants = &granted[usize::from(!chosen.is_empty())].1;
+        let rights: BTreeSet<RightUsed> = rights.into_iter().map(|right| as_in_chart(right, &chosen)).collect();
+        for right in rights.iter().filter(|right| is_ours(right)) {
+            // Just after its start an API server may not know of all roles yet. What is not granted is refused all the time.
+            if right.refused && !rights.contains(&RightUsed { refused: false, ..right.clone() }) {
+                problems.push(format!("in {test}, a program was refused what it asked for: {right:?}"));
+            } else if !right.refused && !grants.iter().any(|grant| grant.covers(right)) {
+                problems.push(format!("in {test}, a program used a right that the chart does not grant: {right:?}"));
+            }
+        }
+        used.extend(rights.into_iter().filter(|right| is_ours(right) && !right.refused));
+    }
+    for (values, grants) in &granted {
+        let needless = Grant::needless(grants, &used);
         problems.extend(needless.iter().map(|grant| format!("with {values:?}, nothing needs that {grant}")));
         println!("{} rights granted with {values:?}, {} of them needed", grants.len(), grants.len() - needless.len());
     }
-    let lacks = |right: &RightUsed| {
-        format!("in {}, a program used a right that the chart does not grant: {right:?}", tests[right])
-    };
-    problems.extend(uncovered.iter().map(lacks));
     Ok(problems)
 }
 
-/// Tests have more namespaces than one with pods and sessions; to the chart they are all alike.
-fn as_in_chart(right: RightUsed) -> RightUsed {
-    let like = |namespace: String| match &*namespace {
-        "" | OPERATOR => namespace,
+/// Tests have more namespaces than one with pods and sessions; to the chart they are all alike. What an account does outside its
+/// own, or a controller outside those that it watches, stays what it is.
+fn as_in_chart(right: RightUsed, chosen: &[String]) -> RightUsed {
+    let (of, account) = right.account.clone();
+    let like = match &*right.namespace {
+        "" | OPERATOR => right.namespace.clone(),
+        _ if of == OPERATOR && !chosen.is_empty() && !chosen.contains(&right.namespace) => right.namespace.clone(),
+        _ if of != OPERATOR && of != right.namespace => right.namespace.clone(),
         _ => TENANT.to_owned(),
     };
-    let (namespace, name) = right.account;
-    RightUsed { account: (like(namespace), name), namespace: like(right.namespace), ..right }
+    let of = if of == OPERATOR { of } else { TENANT.to_owned() };
+    RightUsed { account: (of, account), namespace: like, ..right }
 }
 
 /// Whether the chart is to grant it: everybody may ask who he is.
