@@ -53,7 +53,11 @@ impl Source {
             (outcome("unavailable"), state.unavailable),
         ];
         counters(encoder, "reads", "Sessions that were asked for, by how they were found", &reads)?;
-        let writes = [(outcome("written"), state.written), (outcome("failed"), state.write_errors)];
+        let writes = [
+            (outcome("written"), state.written),
+            (outcome("declined"), state.declined),
+            (outcome("failed"), state.write_errors),
+        ];
         counters(encoder, "writes", "Writes to the API server", &writes)?;
         let evictions: Vec<_> =
             state.evictions.iter().map(|(reason, n)| (vec![("reason", reason.as_str().to_owned())], *n)).collect();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::Cache;
 use super::error::{GetError, WriteError};
+use super::options::{Change, WriteOptions};
 use super::session::{Origin, Session};
 use super::store::{Store, now};
-use super::write::{Change, WriteOptions};
 use crate::core::cache::{LocalChange, LocalValues, Renewal};
 use crate::core::time::Time;
 

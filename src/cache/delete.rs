@@ -7,9 +7,10 @@ use tokio::time::{Instant, sleep};
 use super::api_server::CallError;
 use super::error::WriteError;
 use super::name::is_object_name;
+use super::options::Visibility;
 use super::shared::Shared;
 use super::unconfirmed::Deletion;
-use super::write::{PAUSE, Visibility, gone, refused};
+use super::write::{PAUSE, gone, refused};
 use crate::core::cache::Answer;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::runtime::api_error::ApiErrorKind;
@@ -27,6 +28,12 @@ struct Refused {
 impl From<WriteError> for Refused {
     fn from(error: WriteError) -> Self {
         Self { error, alive: None }
+    }
+}
+
+impl AsRef<WriteError> for Refused {
+    fn as_ref(&self) -> &WriteError {
+        &self.error
     }
 }
 

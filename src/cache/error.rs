@@ -59,6 +59,12 @@ pub enum WriteError {
     },
 }
 
+impl AsRef<Self> for WriteError {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl GetError {
     pub(super) fn unavailable(reason: impl std::fmt::Display) -> Self {
         let reason = reason.to_string().into();

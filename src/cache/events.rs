@@ -70,6 +70,7 @@ pub(super) struct Counters {
     pub overloaded: AtomicU64,
     pub unavailable: AtomicU64,
     pub written: AtomicU64,
+    pub declined: AtomicU64,
     pub write_errors: AtomicU64,
 }
 

@@ -187,6 +187,11 @@ impl Flight {
             Err(GetError::Overloaded) => &counters.overloaded,
             Err(GetError::Unavailable { .. }) => &counters.unavailable,
         });
+        match &outcome {
+            Err(GetError::Unavailable { reason }) => self.shared.trouble.reads.failed(reason),
+            Err(GetError::Overloaded) => {}
+            Ok(_) | Err(GetError::NotFound) => self.shared.trouble.reads.worked(),
+        }
         // Those who are told find nothing of it any more.
         drop(self);
         teller.send_replace(Some(outcome));

@@ -209,15 +209,18 @@ impl Link {
         };
         if !lease.refused.is_empty() {
             let refused = one_line(&lease.refused);
-            debug!(replica = %self.settings.replica, reason = %refused, "no lease");
-            let streams = &self.shared.streams;
-            streams.leased(self.address, Err(format!("no lease: {refused}").into()));
+            let problem = format!("no lease: {refused}").into();
+            if self.shared.streams.leased(self.address, Err(problem)) {
+                info!(replica = %self.settings.replica, reason = %refused, "the controller grants no lease");
+            }
             return;
         }
         let grant = Grant { sent, age: Duration::from_micros(lease.age_micros), covers: lease.covers };
         self.shared.store.grant(self.stream, self.settings.lease, grant);
         let until = sent + self.settings.lease.saturating_sub(grant.age);
-        self.shared.streams.leased(self.address, Ok(until));
+        if self.shared.streams.leased(self.address, Ok(until)) {
+            info!(replica = %self.settings.replica, "the controller grants leases again");
+        }
     }
 }
 

@@ -70,6 +70,7 @@ mod flight_tests;
 mod limiter;
 mod link;
 mod name;
+mod options;
 mod outbox;
 mod respite;
 #[cfg(test)]
@@ -80,6 +81,7 @@ mod state;
 mod store;
 mod stream;
 mod transport;
+mod trouble;
 mod unconfirmed;
 mod write;
 
@@ -92,9 +94,9 @@ pub use config::{CacheConfig, ConfigError};
 pub use error::{GetError, WriteError};
 pub use events::{Event, Eviction, Subscription};
 pub use name::is_object_name;
+pub use options::{Change, CreateOptions, IdleTimeout, Visibility, WriteOptions};
 pub use session::{Origin, Session};
 pub use state::{CacheState, StreamState};
-pub use write::{Change, CreateOptions, IdleTimeout, Visibility, WriteOptions};
 
 use shared::Shared;
 

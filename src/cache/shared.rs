@@ -11,6 +11,7 @@ use super::events::Counters;
 use super::flight::Gets;
 use super::state::Streams;
 use super::store::Store;
+use super::trouble::Troubles;
 use super::unconfirmed::Unconfirmed;
 use super::write::Writes;
 use crate::core::cache::{Habits, Limits};
@@ -26,6 +27,7 @@ pub(super) struct Shared {
     pub unconfirmed: Unconfirmed,
     pub streams: Streams,
     pub counters: Counters,
+    pub trouble: Troubles,
     /// Cancelled when the cache ends.
     pub ended: CancellationToken,
 }
@@ -43,6 +45,7 @@ impl Shared {
             unconfirmed: Unconfirmed::default(),
             streams: Streams::default(),
             counters: Counters::default(),
+            trouble: Troubles::default(),
             ended: CancellationToken::new(),
             config,
         })

@@ -38,7 +38,9 @@ pub struct CacheState {
     pub unavailable: u64,
     /// Writes that were done.
     pub written: u64,
-    /// Writes that were refused, or whose outcome is not known.
+    /// Writes of which there was nothing to do, as the session was not as they wanted it: it is there already, or gone, or changed.
+    pub declined: u64,
+    /// Writes that failed: refused by the API server, or not answered.
     pub write_errors: u64,
     /// Evictions, by reason.
     pub evictions: Vec<(DropReason, u64)>,
@@ -105,16 +107,20 @@ impl Streams {
     }
 
     /// A heartbeat was answered: the lease runs until then, or there is none because of this.
-    pub fn leased(&self, address: SocketAddr, until: Result<Time, Arc<str>>) {
+    /// Whether that is another reason than before.
+    pub fn leased(&self, address: SocketAddr, until: Result<Time, Arc<str>>) -> bool {
         let mut streams = self.0.lock();
         let entry = streams.entry(address).or_default();
-        entry.problem = match until {
+        let problem = match until {
             Ok(until) => {
                 entry.until = entry.until.max(until);
                 None
             }
             Err(refused) => Some(refused),
         };
+        let is_new = entry.problem != problem;
+        entry.problem = problem;
+        is_new
     }
 
     /// The lease of the stream to `address` was taken back.
@@ -156,6 +162,7 @@ impl Shared {
             overloaded: get(&counters.overloaded),
             unavailable: get(&counters.unavailable),
             written: get(&counters.written),
+            declined: get(&counters.declined),
             write_errors: get(&counters.write_errors),
             evictions: self.store.events.by_reason(),
             waiting: self.gets.waiting(),

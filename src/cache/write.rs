@@ -1,6 +1,5 @@
 //! Creates, updates and deletes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,8 +11,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::api_server::CallError;
 use super::difference::difference;
 use super::error::WriteError;
-use super::events::count;
+use super::events::{Counters, count};
 use super::name::is_object_name;
+use super::options::{Change, CreateOptions, IdleTimeout, Visibility};
 use super::session::{Origin, Session};
 use super::shared::Shared;
 use crate::api::VmcpSessionSpec;
@@ -23,74 +23,6 @@ use crate::core::fields::Fields;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
 use crate::runtime::api_error::ApiErrorKind;
-
-/// When a write is answered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Visibility {
-    /// When it is committed. Other pods drop their copies milliseconds later.
-    #[default]
-    Committed,
-    /// When no pod can serve the older state any more: whoever reads anywhere after the answer reads what was written, or
-    /// something newer. Milliseconds, or one lease if a replica or a pod cannot be reached.
-    Everywhere,
-}
-
-/// How to write.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WriteOptions {
-    /// When the write is answered.
-    pub visibility: Visibility,
-}
-
-impl WriteOptions {
-    /// Answered when no pod can serve the older state any more.
-    pub const EVERYWHERE: Self = Self { visibility: Visibility::Everywhere };
-}
-
-/// What a new session has besides its metadata.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CreateOptions {
-    /// `spec.server`. Default: that of the cache's settings.
-    pub server: Option<String>,
-    /// The session is deleted when it has not been used for so long (whole seconds).
-    pub idle_timeout: Option<Duration>,
-    /// The session is deleted so long after its creation (whole seconds).
-    pub max_lifetime: Option<Duration>,
-    /// Annotations of the object.
-    pub annotations: BTreeMap<String, String>,
-    /// When the write is answered.
-    pub visibility: Visibility,
-}
-
-/// What a write does to the idle timeout.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum IdleTimeout {
-    /// Leaves it.
-    #[default]
-    Keep,
-    /// Removes it.
-    Clear,
-    /// Sets it (whole seconds).
-    Set(Duration),
-}
-
-/// What [`Cache::patch`](super::Cache::patch) changes, all in one write.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Change {
-    /// The metadata as it is to be; `None` leaves it. Only the difference from the base is sent.
-    pub metadata: Option<Metadata>,
-    /// The idle timeout.
-    pub idle_timeout: IdleTimeout,
-    /// Annotations that are set, or removed.
-    pub annotations: BTreeMap<String, Option<String>>,
-    /// Whether to write only if the object has not changed at all since the base was read (its resourceVersion), and to fail
-    /// with [`WriteError::Changed`] else.
-    pub only_if_unchanged: bool,
-    /// Whether copies of an older state are outdated even if their metadata is the same. Copies know an idle timeout or an
-    /// annotation as of their last GET, since no change of these evicts them; where others decide from what their copies say
-    /// of it, they must be told. Needs [`Visibility::Everywhere`].
-    pub outdates_equal: bool,
-}
 
 /// How often a write is sent, at most, when the API server answers that it lost a race or failed before it began.
 const ATTEMPTS: u32 = 8;
@@ -305,9 +237,29 @@ impl Shared {
         }
     }
 
+    /// Counts a write that was done, or has ended in this error, and says in the log what people must see to.
+    fn note(&self, ended: Option<&WriteError>) {
+        use WriteError::{
+            AlreadyExists, Changed, Invalid, NotFound, OutcomeUnknown, Overloaded, Replaced, Unavailable,
+        };
+        let Counters { written, declined, write_errors, .. } = &self.counters;
+        match ended {
+            None => count(written),
+            Some(NotFound | Replaced | AlreadyExists | Changed) => count(declined),
+            Some(Invalid { .. } | Overloaded | Unavailable { .. } | OutcomeUnknown { .. }) => count(write_errors),
+        }
+        match ended {
+            Some(error @ (Invalid { .. } | Unavailable { .. } | OutcomeUnknown { .. })) => {
+                self.trouble.writes.failed(&error.to_string());
+            }
+            Some(Overloaded) => {}
+            _ => self.trouble.writes.worked(),
+        }
+    }
+
     /// Runs a write in a task of its own: a request that is given up must not leave a write without its answer. Returns
     /// when the answer came.
-    pub(super) async fn run<T: Send + 'static, E: From<WriteError> + Send + 'static, W>(
+    pub(super) async fn run<T: Send + 'static, E: From<WriteError> + AsRef<WriteError> + Send + 'static, W>(
         self: &Arc<Self>,
         write: impl FnOnce(Arc<Self>) -> W + Send + 'static,
     ) -> Result<(T, Instant), E>
@@ -327,7 +279,7 @@ impl Shared {
                 return Err(unavailable("waited too long for other requests to the API server").into());
             };
             let written = write(shared.clone()).await;
-            count(if written.is_ok() { &shared.counters.written } else { &shared.counters.write_errors });
+            shared.note(written.as_ref().err().map(AsRef::as_ref));
             Ok((written?, Instant::now()))
         });
         let unknown = |_| WriteError::OutcomeUnknown { reason: "the cache has ended".into() };

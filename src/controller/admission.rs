@@ -107,7 +107,8 @@ mod tests {
     #[test]
     fn a_namespace_with_many_pods_leaves_streams_to_others() {
         let (all, now) = (Arc::new(Admission::default()), Time::default());
-        let streams = (0..STREAMS.all).map_while(|n| all.admit_at("greedy", &(n / STREAMS.per_pod).to_string(), now).ok());
+        let streams =
+            (0..STREAMS.all).map_while(|n| all.admit_at("greedy", &(n / STREAMS.per_pod).to_string(), now).ok());
         let greedy: Vec<_> = streams.collect();
         assert!(greedy.len() > STREAMS.all / 2 && greedy.len() < STREAMS.all, "{}", greedy.len());
         assert_eq!(all.admit_at("greedy", "another", now).unwrap_err(), TooMuch::Streams(Full::Namespace));

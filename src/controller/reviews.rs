@@ -296,7 +296,10 @@ mod tests {
     async fn an_error_is_no_answer() {
         let reviews = Reviews::<u8>::default();
         assert_eq!(reviews.who(&token("good"), HERE, |_| Some("".into()), async || Err(Busy)).await, Err(Busy));
-        assert_eq!(reviews.who(&token("good"), HERE, |_| Some("".into()), async || Ok::<_, Busy>(Some(1))).await, Ok(Some(1)));
+        assert_eq!(
+            reviews.who(&token("good"), HERE, |_| Some("".into()), async || Ok::<_, Busy>(Some(1))).await,
+            Ok(Some(1))
+        );
     }
 
     #[tokio::test]

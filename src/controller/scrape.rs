@@ -123,8 +123,10 @@ impl Gate {
     async fn check(&self, headers: &HeaderMap, from: IpAddr) -> Result<(), Refused> {
         let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = value.and_then(Token::bearer).ok_or(Refused::NoToken)?;
-        let allowed =
-            self.reviews.who(&token, from, |allowed| allowed.then(|| "".into()), async || self.ask(token.reveal()).await).await?;
+        let allowed = self
+            .reviews
+            .who(&token, from, |allowed| allowed.then(|| "".into()), async || self.ask(token.reveal()).await)
+            .await?;
         match allowed {
             Some(true) => Ok(()),
             Some(false) => Err(Refused::NotAllowed),

@@ -148,7 +148,9 @@ mod tests {
     fn entries_are_counted_behind_what_is_not_known() {
         let many = of(v1::agent_message::Message::Reports(reports(MOST_FIELDS, 1)));
         // Field 99: a number, a group with a number in it, eight bytes, four bytes.
-        for unknown in [&[0x98, 6, 1][..], &[0x9b, 6, 8, 1, 0x9c, 6], &[0x99, 6, 0, 0, 0, 0, 0, 0, 0, 0], &[0x9d, 6, 0, 0, 0, 0]] {
+        for unknown in
+            [&[0x98, 6, 1][..], &[0x9b, 6, 8, 1, 0x9c, 6], &[0x99, 6, 0, 0, 0, 0, 0, 0, 0, 0], &[0x9d, 6, 0, 0, 0, 0]]
+        {
             assert_eq!(outline(&[unknown, &many].concat()), Err(Refused::TooMany), "{unknown:?}");
         }
     }

@@ -192,7 +192,9 @@ impl Finalizer {
                 continue;
             };
             let ready = match &work.stage {
-                Stage::Asked(quorum) => now >= over || quorum.is_complete(&self.own, |name| registered.replicas.contains(name)),
+                Stage::Asked(quorum) => {
+                    now >= over || quorum.is_complete(&self.own, |name| registered.replicas.contains(name))
+                }
                 Stage::LettingGo => false,
                 Stage::Again(at) => {
                     if now < *at {

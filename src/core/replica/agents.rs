@@ -333,7 +333,6 @@ impl Replica {
             self.woken.extend(agent.stream);
         }
     }
-
 }
 
 impl Agent {

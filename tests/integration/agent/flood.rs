@@ -104,6 +104,7 @@ async fn a_flood_of_unknown_ids_reaches_the_api_server_as_a_trickle_and_slows_no
         lasted += began.elapsed().as_secs_f64();
     }
     let (calm, flooded) = (*calm.iter().min().unwrap(), *flooded.iter().min().unwrap());
+    world.plane.apiserver().audit_flush().await.unwrap();
     let entries = world.plane.audit().entries_since(mark).unwrap();
     let by_agent = |e: &&testkit::AuditEntry| e.stage == "ResponseComplete" && e.is_by("vmcp", "vmcp-server");
     let gets: Vec<_> = entries.iter().filter(by_agent).filter(|e| e.verb == Verb::Get).collect();

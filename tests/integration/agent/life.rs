@@ -55,15 +55,22 @@ async fn it_says_how_it_is_and_people_can_look_into_it() {
     let mut client = RespClient::connect_unix(&agent.socket).await.unwrap();
     ask(&mut client, &["SET", "mcp:s1", r#"{"user":"canary-7f3a"}"#]).await;
     ask(&mut client, &["GET", "mcp:s1"]).await;
+    // That a session is there already, or is not, is no failure.
+    for declined in [&["SET", "mcp:s1", "{}", "NX"][..], &["SET", "mcp:none", "{}", "XX"]] {
+        assert_eq!(ask(&mut client, declined).await, Resp::Null);
+    }
+    world.apply("theirs", &json!({"user": "bob"})).await.unwrap();
+    ask(&mut client, &["SET", "mcp:theirs", r#"{"user":"carol"}"#]).await;
 
     assert_eq!(agent.admin("/livez").await.unwrap().0, 200);
     assert_eq!(agent.admin("/readyz").await.unwrap().0, 200);
     let metrics = agent.metrics().await.unwrap();
     for expected in [
         "vmcp_agent_clients 1",
-        "vmcp_agent_writes_total{outcome=\"written\"} 1",
+        "vmcp_agent_writes_total{outcome=\"written\"} 2",
+        "vmcp_agent_writes_total{outcome=\"failed\"} 0",
         "vmcp_agent_command_duration_seconds_count{command=\"get\"} 1",
-        "vmcp_agent_command_duration_seconds_bucket{le=\"+Inf\",command=\"set\"} 1",
+        "vmcp_agent_command_duration_seconds_bucket{le=\"+Inf\",command=\"set\"} 4",
         "vmcp_agent_controllers{state=\"leasing\"} 2",
         "vmcp_agent_evictions_total{reason=\"stale\"} 0",
     ] {
@@ -78,7 +85,7 @@ async fn it_says_how_it_is_and_people_can_look_into_it() {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.success(), text(output.stdout) + &text(output.stderr))
     };
-    assert_eq!(look(&["ls"]), (true, "mcp:s1\n".to_owned()));
+    assert_eq!(look(&["ls"]), (true, "mcp:s1\nmcp:theirs\n".to_owned()));
     let (found, text) = look(&["get", "mcp:s1"]);
     assert!(found && text.contains("string, no timeout, 1 fields") && text.contains("user = canary-7f3a"), "{text}");
     let (found, text) = look(&["get", "mcp:none"]);

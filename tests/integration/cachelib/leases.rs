@@ -31,6 +31,7 @@ async fn under_a_lease_a_session_is_served_without_asking_until_it_changes() {
     for _ in 0..1_000 {
         assert_eq!(b.get("s").await.unwrap().origin(), Origin::Cache);
     }
+    cluster.plane.apiserver().audit_flush().await.unwrap();
     let asked = cluster.plane.audit().count_since(mark, |e| e.name == "s" && e.verb == Verb::Get).unwrap();
     assert_eq!(asked, 0, "a hit does no I/O");
 
@@ -90,6 +91,7 @@ async fn a_large_inventory_is_told_in_parts_and_covered() {
     })
     .await
     .unwrap();
+    cluster.plane.apiserver().audit_flush().await.unwrap();
     let asked = cluster.plane.audit().count_since(mark, |e| e.is_by("vmcp", ACCOUNT)).unwrap();
     assert_eq!(asked, 0, "no copy was asked for again");
     let by_reason: BTreeMap<_, _> = a.state().evictions.into_iter().map(|(r, n)| (r.as_str(), n)).collect();

@@ -107,7 +107,11 @@ fn later() -> Vec<Case> {
         case("2,049 holdings", Some(reports(vec![holding("s", UID); most + 1], vec![])), too_many),
         case("2,049 reports", Some(reports(vec![holding("s", UID); most], vec!["s".into()])), too_many),
         case("2,049 acknowledgements", acks(vec![ack("s"); most + 1]), too_many),
-        case("many that say nothing", Some(reports(vec![v1::Holding::default(); 100_000], vec![])), "names more than 2048"),
+        case(
+            "many that say nothing",
+            Some(reports(vec![v1::Holding::default(); 100_000], vec![])),
+            "names more than 2048",
+        ),
         case("2,049 renewals", renewals(vec![renewal("s", &[1; 16]); most + 1]), too_many),
     ]
 }

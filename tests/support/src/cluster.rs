@@ -277,7 +277,8 @@ impl Cluster {
             let mut objects = rendered_chart(&self.programs.root, &[&values])?;
             objects.retain(|object| {
                 let kind = object["kind"].as_str().unwrap_or_default();
-                let right = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"].contains(&kind);
+                let right =
+                    ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"].contains(&kind);
                 right && object["metadata"]["name"] == CONTROLLER_ACCOUNT
             });
             let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});

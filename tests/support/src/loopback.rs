@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     process,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU16, AtomicU32, Ordering},
 };
 
 /// The UDP port that is bound to claim an address; above the range that Linux gives to outgoing connections.
@@ -13,6 +13,9 @@ const CLAIM_PORT: u16 = 61_998;
 /// Addresses 127.0.1.1 to 127.0.255.254.
 const HOSTS: u32 = 254;
 const COUNT: u32 = 255 * HOSTS;
+
+/// The first port that is given out; below the range from which Linux takes ports for who wants any, on all addresses perhaps.
+const FIRST_PORT: u16 = 20_000;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -24,6 +27,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug)]
 pub struct LoopbackAddr {
     ip: Ipv4Addr,
+    /// No port is given out twice, as one that was may not be in use yet.
+    next_port: AtomicU16,
     _claim: UdpSocket,
 }
 
@@ -37,7 +42,7 @@ impl LoopbackAddr {
             let [.., high, low] = (((slot / HOSTS + 1) << 8) | (slot % HOSTS + 1)).to_be_bytes();
             let ip = Ipv4Addr::new(127, 0, high, low);
             match UdpSocket::bind((ip, CLAIM_PORT)) {
-                Ok(claim) => return Ok(Self { ip, _claim: claim }),
+                Ok(claim) => return Ok(Self { ip, next_port: AtomicU16::new(FIRST_PORT), _claim: claim }),
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
                 Err(e) => return Err(Error::io(format!("claiming {ip}"))(e)),
             }
@@ -52,7 +57,14 @@ impl LoopbackAddr {
 
     /// A port that is free on this address.
     pub fn free_port(&self) -> Result<u16> {
-        free_port(self.ip.into())
+        loop {
+            let port = self.next_port.fetch_add(1, Ordering::Relaxed);
+            match TcpListener::bind((self.ip, port)) {
+                Ok(_) => return Ok(port),
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse && port < CLAIM_PORT => {}
+                Err(e) => return Err(Error::io(format!("looking for a free port on {}", self.ip))(e)),
+            }
+        }
     }
 
     /// This address with a port that is free on it.
@@ -78,6 +90,10 @@ mod tests {
         UdpSocket::bind((ip, CLAIM_PORT)).unwrap_err();
         // Another process may come to the same address first.
         NEXT.fetch_sub(1, Ordering::Relaxed);
+        let (one, other) = (address.free_port().unwrap(), address.free_port().unwrap());
+        assert_ne!(one, other, "nobody has bound the first one yet");
+        let _taken = TcpListener::bind((ip, other + 1)).unwrap();
+        assert_eq!(address.free_port().unwrap(), other + 2);
         assert_ne!(LoopbackAddr::claim().unwrap().ip, ip);
         drop(address);
         UdpSocket::bind((ip, CLAIM_PORT)).unwrap();

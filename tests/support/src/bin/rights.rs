@@ -2,12 +2,7 @@
 //! tests left there (`RIGHTS_USED`). It fails when the chart grants what nothing needed, when a program was refused something, and when
 //! one used what only a test had granted.
 
-use std::{
-    collections::BTreeSet,
-    env,
-    path::Path,
-    process::ExitCode,
-};
+use std::{collections::BTreeSet, env, path::Path, process::ExitCode};
 use testkit::{Error, Grant, Left, Result, RightUsed, rendered_chart};
 
 /// Namespaces and accounts as tests have them.

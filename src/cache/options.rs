@@ -1,0 +1,74 @@
+//! What a write is asked to do.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::core::digest::Metadata;
+
+/// When a write is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Visibility {
+    /// When it is committed. Other pods drop their copies milliseconds later.
+    #[default]
+    Committed,
+    /// When no pod can serve the older state any more: whoever reads anywhere after the answer reads what was written, or
+    /// something newer. Milliseconds, or one lease if a replica or a pod cannot be reached.
+    Everywhere,
+}
+
+/// How to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// When the write is answered.
+    pub visibility: Visibility,
+}
+
+impl WriteOptions {
+    /// Answered when no pod can serve the older state any more.
+    pub const EVERYWHERE: Self = Self { visibility: Visibility::Everywhere };
+}
+
+/// What a new session has besides its metadata.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// `spec.server`. Default: that of the cache's settings.
+    pub server: Option<String>,
+    /// The session is deleted when it has not been used for so long (whole seconds).
+    pub idle_timeout: Option<Duration>,
+    /// The session is deleted so long after its creation (whole seconds).
+    pub max_lifetime: Option<Duration>,
+    /// Annotations of the object.
+    pub annotations: BTreeMap<String, String>,
+    /// When the write is answered.
+    pub visibility: Visibility,
+}
+
+/// What a write does to the idle timeout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IdleTimeout {
+    /// Leaves it.
+    #[default]
+    Keep,
+    /// Removes it.
+    Clear,
+    /// Sets it (whole seconds).
+    Set(Duration),
+}
+
+/// What [`Cache::patch`](super::Cache::patch) changes, all in one write.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// The metadata as it is to be; `None` leaves it. Only the difference from the base is sent.
+    pub metadata: Option<Metadata>,
+    /// The idle timeout.
+    pub idle_timeout: IdleTimeout,
+    /// Annotations that are set, or removed.
+    pub annotations: BTreeMap<String, Option<String>>,
+    /// Whether to write only if the object has not changed at all since the base was read (its resourceVersion), and to fail
+    /// with [`WriteError::Changed`](super::WriteError::Changed) else.
+    pub only_if_unchanged: bool,
+    /// Whether copies of an older state are outdated even if their metadata is the same. Copies know an idle timeout or an
+    /// annotation as of their last GET, since no change of these evicts them; where others decide from what their copies say
+    /// of it, they must be told. Needs [`Visibility::Everywhere`].
+    pub outdates_equal: bool,
+}
