@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 use super::Agent;
 use super::command::BUCKETS;
+use crate::runtime::metrics::{counters, gauges, rows};
 
 /// Names of the numbers begin with this.
 const PREFIX: &str = "vmcp_agent";
@@ -28,9 +28,6 @@ struct Source(Arc<Agent>);
 
 type Encoded = Result<(), std::fmt::Error>;
 
-/// A number with its labels.
-type Row<V> = (Vec<(&'static str, String)>, V);
-
 impl Collector for Source {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Encoded {
         let encoder = &mut encoder;
@@ -43,7 +40,7 @@ impl Collector for Source {
 impl Source {
     fn encode_cache(&self, encoder: &mut DescriptorEncoder) -> Encoded {
         let state = self.0.sessions.cache().state();
-        let outcome = |name: &str| vec![("outcome", name.to_owned())];
+        let outcome = |name| Some(("outcome", name));
         let reads = [
             (outcome("hit"), state.hits),
             (outcome("validated"), state.validated),
@@ -60,38 +57,48 @@ impl Source {
         ];
         counters(encoder, "writes", "Writes to the API server", &writes)?;
         let evictions: Vec<_> =
-            state.evictions.iter().map(|(reason, n)| (vec![("reason", reason.as_str().to_owned())], *n)).collect();
+            state.evictions.iter().map(|(reason, n)| (Some(("reason", reason.as_str())), *n)).collect();
         counters(encoder, "evictions", "Copies that were dropped", &evictions)?;
-        counters(encoder, "api_requests", "Requests to the API server", &[(vec![], state.api_calls)])?;
-        gauges(encoder, "copies", "Copies that are kept", &[(vec![], state.entries)])?;
-        gauges(encoder, "copies_bytes", "Bytes that the copies take, by estimate", &[(vec![], state.bytes)])?;
-        let what = |name: &str| vec![("what", name.to_owned())];
+        counters(encoder, "api_requests", "Requests to the API server", &[(None, state.api_calls)])?;
+        gauges(encoder, "copies", "Copies that are kept", &[(None, state.entries)])?;
+        gauges(encoder, "copies_bytes", "Bytes that the copies take, by estimate", &[(None, state.bytes)])?;
+        let what = |name| Some(("what", name));
         let waiting = [(what("sessions"), state.waiting), (what("confirmations"), state.confirmations)];
         gauges(encoder, "waiting", "What is waited for", &waiting)?;
         let leased = ConstGauge::new(state.leased_for.unwrap_or_default().as_secs_f64());
         let help = "How long copies may still be served if nothing more is heard; 0 without any lease";
-        rows(encoder, "leased_seconds", help, &[(vec![], leased)])?;
+        rows(encoder, "leased_seconds", help, &[(None, leased)])?;
         let streams = state.streams.len();
         let leases = state.streams.iter().filter(|s| s.leased_for.is_some()).count();
         let connected = state.streams.iter().filter(|s| s.replica.is_some()).count();
-        let is = |name: &str| vec![("state", name.to_owned())];
-        let controllers = [(is("known"), streams), (is("connected"), connected), (is("leasing"), leases)];
-        gauges(encoder, "controllers", "Replicas of the controller", &controllers)
+        let is = |name| Some(("state", name));
+        let controllers = [
+            (is("configured"), state.controllers),
+            (is("known"), streams),
+            (is("connected"), connected),
+            (is("leasing"), leases),
+        ];
+        gauges(
+            encoder,
+            "controllers",
+            "Replicas of the controller; configured: names and addresses of them in the settings",
+            &controllers,
+        )
     }
 
     fn encode_clients(&self, encoder: &mut DescriptorEncoder) -> Encoded {
         let Agent { clients, tracking, pubsub, .. } = &*self.0;
-        gauges(encoder, "clients", "Clients that are connected", &[(vec![], clients.len())])?;
+        gauges(encoder, "clients", "Clients that are connected", &[(None, clients.len())])?;
         let help = "Bytes that clients take together: buffers, and what waits for them";
-        gauges(encoder, "clients_bytes", help, &[(vec![], clients.memory_bytes())])?;
-        let outcome = |name: &str| vec![("outcome", name.to_owned())];
+        gauges(encoder, "clients_bytes", help, &[(None, clients.memory_bytes())])?;
+        let outcome = |name| Some(("outcome", name));
         let totals = clients.totals();
         let connections = [(outcome("accepted"), totals.accepted), (outcome("refused"), totals.refused)];
         counters(encoder, "connections", "Connections of clients", &connections)?;
-        let direction = |name: &str| vec![("direction", name.to_owned())];
+        let direction = |name| Some(("direction", name));
         let bytes = [(direction("in"), totals.bytes_read), (direction("out"), totals.bytes_written)];
         counters(encoder, "resp_bytes", "Bytes from and to clients", &bytes)?;
-        let reason = |name: &str| vec![("reason", name.to_owned())];
+        let reason = |name| Some(("reason", name));
         let ended = [
             (reason("protocol_error"), totals.protocol_errors),
             (reason("output_limit"), totals.ended_output),
@@ -103,14 +110,14 @@ impl Source {
         counters(encoder, "connections_ended", "Connections that the agent has ended, by reason", &ended)?;
         let counts = tracking.counts();
         let tracked = [
-            (vec![("what", "clients".to_owned())], counts.clients),
-            (vec![("what", "keys".to_owned())], counts.keys),
-            (vec![("what", "readers".to_owned())], counts.items),
-            (vec![("what", "prefixes".to_owned())], counts.prefixes),
+            (Some(("what", "clients")), counts.clients),
+            (Some(("what", "keys")), counts.keys),
+            (Some(("what", "readers")), counts.items),
+            (Some(("what", "prefixes")), counts.prefixes),
         ];
         gauges(encoder, "tracking", "Client-side caching: who keeps what", &tracked)?;
         let told = tracking.told();
-        let scope = |name: &str| vec![("scope", name.to_owned())];
+        let scope = |name| Some(("scope", name));
         let invalidations = [
             (scope("key"), told.invalidations.load(Ordering::Relaxed)),
             (scope("everything"), told.flushes.load(Ordering::Relaxed)),
@@ -118,9 +125,9 @@ impl Source {
         counters(encoder, "invalidations", "Messages to clients that keep copies of their own", &invalidations)?;
         let forgotten = told.forgotten.load(Ordering::Relaxed);
         let help = "Keys that were invalidated because the tracking table was full";
-        counters(encoder, "tracking_forgotten_keys", help, &[(vec![], forgotten)])?;
+        counters(encoder, "tracking_forgotten_keys", help, &[(None, forgotten)])?;
         let (channels, patterns) = pubsub.counts();
-        let topic = |name: &str| vec![("topic", name.to_owned())];
+        let topic = |name| Some(("topic", name));
         let subscriptions = [(topic("channel"), channels), (topic("pattern"), patterns)];
         gauges(encoder, "subscriptions", "Channels and patterns that clients listen to", &subscriptions)
     }
@@ -128,7 +135,7 @@ impl Source {
     fn encode_commands(&self, encoder: &mut DescriptorEncoder) -> Encoded {
         let stats = &self.0.commands.stats;
         let commands: Vec<_> = stats.by_command().collect();
-        let of = |name: &str| vec![("command", name.to_owned())];
+        let of = |name| Some(("command", name));
         let mut errors: Vec<_> = commands.iter().map(|c| (of(c.name), c.errors)).collect();
         errors.push((of("unknown"), stats.unknown_commands()));
         counters(encoder, "command_errors", "Commands that were answered with an error", &errors)?;
@@ -146,33 +153,4 @@ impl Source {
         }
         Ok(())
     }
-}
-
-fn gauges(encoder: &mut DescriptorEncoder, name: &str, help: &str, values: &[Row<usize>]) -> Encoded {
-    let value = |value: usize| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-    let values: Vec<_> = values.iter().map(|(labels, v)| (labels.clone(), value(*v))).collect();
-    rows(encoder, name, help, &values)
-}
-
-fn counters(encoder: &mut DescriptorEncoder, name: &str, help: &str, values: &[Row<u64>]) -> Encoded {
-    let values: Vec<_> = values.iter().map(|(labels, value)| (labels.clone(), ConstCounter::new(*value))).collect();
-    rows(encoder, name, help, &values)
-}
-
-fn rows<M: EncodeMetric + TypedMetric>(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    values: &[Row<M>],
-) -> Encoded {
-    let kind: MetricType = M::TYPE;
-    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
-    for (labels, value) in values {
-        if labels.is_empty() {
-            // Only one row has no label.
-            return value.encode(metric);
-        }
-        value.encode(metric.encode_family(&labels.as_slice())?)?;
-    }
-    Ok(())
 }

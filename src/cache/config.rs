@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::name::is_object_name;
+use crate::core::names::is_object_name;
 use crate::runtime::tls::Trust;
 use crate::runtime::transport::{CONTROLLER_NAME, Transport};
 

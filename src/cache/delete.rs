@@ -6,12 +6,12 @@ use tokio::time::{Instant, sleep};
 
 use super::api_server::CallError;
 use super::error::WriteError;
-use super::name::is_object_name;
 use super::options::Visibility;
 use super::shared::Shared;
 use super::unconfirmed::Deletion;
 use super::write::{PAUSE, gone, refused};
 use crate::core::cache::Answer;
+use crate::core::names::is_object_name;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::runtime::api_error::ApiErrorKind;
 

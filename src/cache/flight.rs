@@ -12,12 +12,12 @@ use super::api_server::CallError;
 use super::error::GetError;
 use super::events::count;
 use super::limiter::Bucket;
-use super::name::is_object_name;
 use super::respite::Respite;
 use super::session::{Origin, Session};
 use super::shared::Shared;
 use super::store::now;
 use crate::core::cache::{Answer, FlightId, Join, Restored, Shard};
+use crate::core::names::is_object_name;
 use crate::core::time::Time;
 use crate::runtime::api_error::ApiErrorKind;
 

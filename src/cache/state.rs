@@ -16,6 +16,8 @@ use crate::core::time::Time;
 /// A snapshot of a cache.
 #[derive(Clone, Debug)]
 pub struct CacheState {
+    /// Names and addresses of the controller in its settings.
+    pub controllers: usize,
     /// Streams to replicas, by address.
     pub streams: Vec<StreamState>,
     /// How long copies may still be served if nothing more is heard; `None` if each `get` must ask.
@@ -151,6 +153,7 @@ impl Shared {
         let counters = &self.counters;
         let now = now();
         CacheState {
+            controllers: self.config.controllers.len(),
             streams: self.streams.snapshot(now),
             leased_for: self.store.leased_until().and_then(|until| remaining(until, now)),
             entries,

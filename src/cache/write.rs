@@ -12,7 +12,7 @@ use super::api_server::CallError;
 use super::difference::difference;
 use super::error::WriteError;
 use super::events::{Counters, count};
-use super::name::is_object_name;
+
 use super::options::{Change, CreateOptions, IdleTimeout, Visibility};
 use super::session::{Origin, Session};
 use super::shared::Shared;
@@ -20,6 +20,7 @@ use crate::api::VmcpSessionSpec;
 use crate::core::cache::{Copy, FlightId, Observed, Shard};
 use crate::core::digest::{Digest, Metadata};
 use crate::core::fields::Fields;
+use crate::core::names::is_object_name;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
 use crate::runtime::api_error::ApiErrorKind;

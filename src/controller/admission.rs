@@ -1,6 +1,5 @@
 //! What one pod, and the pods of one namespace, may open. Whatever they do beyond that, they do to themselves.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use thiserror::Error;
 use tonic::Status;
 
 use super::clock::now;
-use crate::core::rate::TokenBucket;
+use crate::core::rate::Buckets;
 use crate::core::tally::{Bounds, Full, Tally};
 use crate::core::time::Time;
 
@@ -20,8 +19,8 @@ const STREAMS: Bounds = Bounds { all: 7_680, per_pod: 8 };
 /// Streams that one pod may open at once and, after these, one in each interval: more often than an agent comes back.
 const OPENINGS: u32 = 32;
 const OPENING_INTERVAL: Duration = Duration::from_millis(250);
-/// Pods are forgotten, once nothing is left to be known of them, when there are twice as many as at the last time.
-const FORGET_FROM: usize = 1_024;
+/// Pods of which it is known how often they open streams: more than can have any.
+const MOST_PODS: usize = 16_384;
 
 /// A pod, or its namespace, has too much.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -41,16 +40,22 @@ impl From<TooMuch> for Status {
 }
 
 /// Counts what each pod has.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Admission {
     pods: Mutex<Pods>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pods {
     streams: Tally,
-    openings: HashMap<Arc<str>, TokenBucket>,
-    forget_at: usize,
+    openings: Buckets<Arc<str>>,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        let openings = Buckets::new(OPENINGS, OPENING_INTERVAL, MOST_PODS);
+        Self { pods: Mutex::new(Pods { streams: Tally::default(), openings }) }
+    }
 }
 
 impl Admission {
@@ -62,13 +67,8 @@ impl Admission {
     fn admit_at(self: &Arc<Self>, namespace: &str, uid: &str, now: Time) -> Result<Admitted, TooMuch> {
         let mut pods = self.pods.lock();
         pods.streams.admits(namespace, uid, STREAMS)?;
-        if pods.openings.len() >= pods.forget_at.max(FORGET_FROM) {
-            pods.openings.retain(|_, openings| !openings.is_full(now));
-            pods.forget_at = pods.openings.len() * 2;
-        }
         let (namespace, uid): (Arc<str>, Arc<str>) = (namespace.into(), uid.into());
-        let new = || TokenBucket::new(OPENINGS, OPENING_INTERVAL);
-        if !pods.openings.entry(uid.clone()).or_insert_with(new).take(now) {
+        if !pods.openings.of(&uid, now).take(now) {
             return Err(TooMuch::Openings);
         }
         pods.streams.add(&namespace, &uid);
@@ -131,12 +131,12 @@ mod tests {
     fn pods_of_which_nothing_is_left_are_forgotten() {
         let (all, now) = (Arc::new(Admission::default()), Time::default());
         let kept = all.admit_at("ns", "kept", now).unwrap();
-        for n in 0..FORGET_FROM * 3 {
+        for n in 0..MOST_PODS * 2 {
             let now = now + OPENING_INTERVAL * u32::try_from(n).unwrap();
             all.admit_at("ns", &n.to_string(), now).unwrap();
         }
         let pods = all.pods.lock().openings.len();
-        assert!(pods <= FORGET_FROM, "{pods}");
+        assert!(pods <= MOST_PODS, "{pods}");
         assert_eq!(all.pods.lock().streams.of_pod("ns", "kept"), 1);
         drop(kept);
         assert_eq!(all.pods.lock().streams.used(), 0);

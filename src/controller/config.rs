@@ -9,6 +9,7 @@ use thiserror::Error;
 use super::certificates::args::{TlsArgs, TlsArgsError};
 use super::injection::InjectionArgs;
 use super::leader::{LeaderArgs, LeaderArgsError};
+use crate::core::names::is_namespace;
 use crate::core::tally::Bounds;
 use crate::runtime::admin::AdminArgs;
 use crate::runtime::kube_client::KubeArgs;
@@ -29,7 +30,7 @@ pub struct ControllerArgs {
     #[arg(long, env = "VMCP_NAMESPACES", value_name = "NAMES", value_delimiter = ',')]
     pub namespaces: Vec<String>,
 
-    /// The controller's own namespace: its Lease is there and, if it watches all namespaces, its markers.
+    /// The controller's own namespace: its Lease is there, and the marker that registers it.
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "vmcp-system")]
     pub operator_namespace: String,
 
@@ -170,9 +171,7 @@ impl ControllerArgs {
 }
 
 fn namespace(flag: &'static str, name: &str) -> Result<(), ConfigError> {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let dashed = name.starts_with('-') || name.ends_with('-');
-    if name.is_empty() || name.len() > 63 || dashed || !name.bytes().all(inner) {
+    if !is_namespace(name) {
         let expected = "the name of a namespace: 1 to 63 of a-z, 0-9 and '-', with a letter or digit first and last";
         return Err(ConfigError::Range { flag, got: name.to_owned(), expected });
     }

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::{GROUP, KIND, VERSION};
 use crate::controller::clock::now;
 use crate::controller::leader::{FIELD_MANAGER, LeadershipGuard};
 use crate::controller::pump::{self, Source};
@@ -29,8 +30,6 @@ use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 /// Who reports, as the API wants it: a qualified name.
 pub const REPORTING_CONTROLLER: &str = "vmcp.dev/session-controller";
 
-const API_VERSION: &str = "vmcp.dev/v1alpha1";
-const KIND: &str = "VmcpSession";
 const DEADLINE: Duration = Duration::from_secs(5);
 const CALLS: usize = 4;
 /// The API server's limit for `reportingInstance`.
@@ -215,7 +214,7 @@ fn object(event: &PendingEvent, controller: &str, instance: &str) -> Event {
         action: Some(note.action.to_owned()),
         note: Some(event.text()),
         regarding: Some(ObjectReference {
-            api_version: Some(API_VERSION.to_owned()),
+            api_version: Some(format!("{GROUP}/{VERSION}")),
             kind: Some(KIND.to_owned()),
             namespace: Some(session.key.namespace().to_string()),
             name: Some(session.key.name().to_owned()),

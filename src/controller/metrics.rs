@@ -6,10 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 use super::certificates::bundle::Publications;
@@ -22,6 +20,7 @@ use super::shared::Shared;
 use super::status::SessionStatusWriter;
 use crate::core::expiry::Expired;
 use crate::core::replica::Counts;
+use crate::runtime::metrics::{counters, gauges, rows};
 
 /// Where the numbers come from.
 #[derive(Debug)]
@@ -64,9 +63,6 @@ pub fn registry(sources: Sources, measured: Measured) -> Registry {
 
 type Encoded = Result<(), std::fmt::Error>;
 
-/// A number with at most one label.
-type Row<V> = (Option<(&'static str, &'static str)>, V);
-
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Encoded {
         let encoder = &mut encoder;
@@ -101,12 +97,12 @@ impl Sources {
         let agents = [(state("connected"), now.agents.0), (state("remembered"), now.agents.1)];
         gauges(encoder, "agents", "Agents: connected, or remembered until their last lease has ended", &agents)?;
         let help = "How long an agent may serve its copies when nothing more is heard";
-        one(encoder, "lease_seconds", help, &[(None, ConstGauge::new(self.lease.as_secs_f64()))])?;
+        rows(encoder, "lease_seconds", help, &[(None, ConstGauge::new(self.lease.as_secs_f64()))])?;
         // There is no age before the first proof.
         if let Some(age) = now.age {
             let help = "How long ago the watch was proven to be complete";
             let age = ConstGauge::new(age.as_secs_f64());
-            one(encoder, "watch_freshness_age_seconds", help, &[(None, age)])?;
+            rows(encoder, "watch_freshness_age_seconds", help, &[(None, age)])?;
         }
         let Counts { stale, gone, leases, unproven, outdated, stopping } = now.counts;
         let reason = |name| Some(("reason", name));
@@ -158,35 +154,6 @@ impl Sources {
         let help = "Places where the bundle of authorities is not what it should be";
         gauges(encoder, "bundles_behind", help, &[(None, publications.behind())])
     }
-}
-
-fn gauges(encoder: &mut DescriptorEncoder, name: &str, help: &str, rows: &[Row<usize>]) -> Encoded {
-    let value = |value: &usize| ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX));
-    let rows: Vec<_> = rows.iter().map(|(label, v)| (*label, value(v))).collect();
-    one(encoder, name, help, &rows)
-}
-
-fn counters(encoder: &mut DescriptorEncoder, name: &str, help: &str, rows: &[Row<u64>]) -> Encoded {
-    let rows: Vec<_> = rows.iter().map(|(label, value)| (*label, ConstCounter::new(*value))).collect();
-    one(encoder, name, help, &rows)
-}
-
-fn one<M: EncodeMetric + TypedMetric>(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    rows: &[Row<M>],
-) -> Encoded {
-    let kind: MetricType = M::TYPE;
-    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
-    for (label, value) in rows {
-        match label {
-            Some(label) => value.encode(metric.encode_family(&[*label])?)?,
-            // Only one row has no label.
-            None => return value.encode(metric),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ mod question;
 pub mod reconcile;
 pub mod release;
 mod remedy;
-mod reviews;
+pub mod reviews;
 pub mod scrape;
 pub mod serve;
 pub mod shared;

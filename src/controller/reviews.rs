@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::clock::now;
 use super::token::Token;
-use crate::core::rate::TokenBucket;
+use crate::core::rate::{Buckets, TokenBucket};
 use crate::core::time::Time;
 
 /// How long an answer is used: the time for which a token that was revoked, or whose pod was deleted, still opens streams.
@@ -46,10 +46,8 @@ const OF_FEW: Rates = Rates {
 const MOST_KNOWN: usize = 16_384;
 /// Hashes of other tokens that are kept. All go when there are more.
 const MOST_STRANGERS: usize = 1_024;
-/// Addresses that are remembered. All are forgotten when more of them ask at once.
-const MOST_ADDRESSES: usize = 1_024;
-/// Groups that are remembered, likewise.
-const MOST_GROUPS: usize = 1_024;
+/// Addresses, and groups, that are remembered.
+const MOST_REMEMBERED: usize = 1_024;
 
 /// How many questions may be asked: so many at once, then one in each interval.
 #[derive(Clone, Copy)]
@@ -68,6 +66,10 @@ struct Rates {
 impl Rates {
     fn bucket((burst, interval): (u32, Duration)) -> TokenBucket {
         TokenBucket::new(burst, interval)
+    }
+
+    fn each<K: Clone + Eq + std::hash::Hash>((burst, interval): (u32, Duration)) -> Buckets<K> {
+        Buckets::new(burst, interval, MOST_REMEMBERED)
     }
 }
 
@@ -92,43 +94,22 @@ struct State<T> {
     for_known: TokenBucket,
     for_unwelcome: TokenBucket,
     for_strangers: TokenBucket,
-    by_group: HashMap<Group, TokenBucket>,
-    by_address: HashMap<IpAddr, TokenBucket>,
-    rates: Rates,
+    by_group: Buckets<Group>,
+    by_address: Buckets<IpAddr>,
 }
 
 impl<T> State<T> {
     /// Whether the API server may be asked about it.
     fn take(&mut self, hash: &Hash, from: IpAddr, now: Time) -> bool {
         if let Some((group, _)) = self.known.get(hash) {
-            let of_group = part(&mut self.by_group, group, MOST_GROUPS, self.rates.group, now);
             // What a group or an address may not ask costs the others nothing.
-            return of_group.take(now) && self.for_known.take(now);
+            return self.by_group.of(group, now).take(now) && self.for_known.take(now);
         }
         if self.unwelcome.contains_key(hash) {
             return self.for_unwelcome.take(now);
         }
-        let of_address = part(&mut self.by_address, &from, MOST_ADDRESSES, self.rates.address, now);
-        of_address.take(now) && self.for_strangers.take(now)
+        self.by_address.of(&from, now).take(now) && self.for_strangers.take(now)
     }
-}
-
-/// The bucket of `who`. Of too many, those are forgotten that have asked nothing for a while, as if they had never asked; all, if
-/// these are too few.
-fn part<'a, K: Clone + Eq + std::hash::Hash>(
-    all: &'a mut HashMap<K, TokenBucket>,
-    who: &K,
-    most: usize,
-    rate: (u32, Duration),
-    now: Time,
-) -> &'a mut TokenBucket {
-    if all.len() >= most && !all.contains_key(who) {
-        all.retain(|_, bucket| !bucket.is_full(now));
-        if all.len() >= most {
-            all.clear();
-        }
-    }
-    all.entry(who.clone()).or_insert_with(|| Rates::bucket(rate))
 }
 
 impl<T> Default for Reviews<T> {
@@ -152,9 +133,8 @@ impl<T> Reviews<T> {
             for_known: Rates::bucket(rates.known),
             for_unwelcome: Rates::bucket(rates.known),
             for_strangers: Rates::bucket(rates.strangers),
-            by_group: HashMap::new(),
-            by_address: HashMap::new(),
-            rates,
+            by_group: Rates::each(rates.group),
+            by_address: Rates::each(rates.address),
         };
         Self { state: Mutex::new(state) }
     }
@@ -376,7 +356,7 @@ mod tests {
         let (burst, interval) = OF_PODS.strangers;
         let allowed = f64::from(burst) + seconds / interval.as_secs_f64() + 1.0;
         assert!(f64::from(asked.get()) <= allowed, "{} asked in {seconds} s", asked.get());
-        assert!(reviews.state.lock().by_address.len() <= MOST_ADDRESSES);
+        assert!(reviews.state.lock().by_address.len() <= MOST_REMEMBERED);
     }
 
     #[tokio::test]

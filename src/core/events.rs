@@ -9,12 +9,11 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::HashMap;
 use sha2::{Digest, Sha256};
 
 use super::coalesce::{Backoff, Coalesce, CoalescingQueue, Offered, Taken};
 use super::notes::{NOTE_LIMIT, Note, cut};
-use super::rate::TokenBucket;
+use super::rate::{Buckets, TokenBucket};
 use super::session::Uid;
 use super::session_ref::SessionRef;
 use super::time::Time;
@@ -119,8 +118,9 @@ pub struct EventQueue {
     limits: EventLimits,
     queue: CoalescingQueue<EventKey, PendingEvent>,
     all: TokenBucket,
-    namespaces: HashMap<Arc<str>, TokenBucket>,
-    each: HashMap<EventKey, TokenBucket>,
+    namespaces: Buckets<Arc<str>>,
+    /// If too many are busy, the limit for all sessions together holds on its own for a while.
+    each: Buckets<EventKey>,
 }
 
 impl EventQueue {
@@ -131,15 +131,15 @@ impl EventQueue {
             limits,
             queue: CoalescingQueue::new(limits.capacity, backoff),
             all: TokenBucket::new(limits.burst, limits.interval),
-            namespaces: HashMap::new(),
-            each: HashMap::new(),
+            namespaces: Buckets::new(limits.burst, limits.interval, limits.capacity),
+            each: Buckets::new(limits.burst_per_session, limits.interval_per_session, limits.capacity),
         }
     }
 
     /// Adds an event, or lets the one that waits for the same session and reason stand for both.
     pub fn offer(&mut self, event: PendingEvent, now: Time) -> Offered {
         let key = EventKey { uid: event.session.uid, reason: event.note.reason };
-        let mut ready_at = self.each.get(&key).map_or(now, |bucket| bucket.ready_at(now));
+        let mut ready_at = self.each.ready_at(&key, now);
         if self.queue.waiting(&key).is_none() {
             match self.turn(event.session.key.namespace(), now) {
                 Some(turn) => ready_at = ready_at.max(turn),
@@ -151,13 +151,8 @@ impl EventQueue {
 
     /// When the namespace has its turn; `None` if it has too many events already.
     fn turn(&mut self, namespace: &Arc<str>, now: Time) -> Option<Time> {
-        let EventLimits { capacity, burst, interval, longest_wait, .. } = self.limits;
-        if self.namespaces.len() >= capacity && !self.namespaces.contains_key(namespace) {
-            // Who has noted nothing for a while is like one who never has.
-            self.namespaces.retain(|_, bucket| !bucket.is_full(now));
-        }
-        let bucket = self.namespaces.entry(namespace.clone()).or_insert_with(|| TokenBucket::new(burst, interval));
-        (bucket.ready_at(now) <= now + longest_wait).then(|| bucket.reserve(now))
+        let bucket = self.namespaces.of(namespace, now);
+        (bucket.ready_at(now) <= now + self.limits.longest_wait).then(|| bucket.reserve(now))
     }
 
     /// Takes the next event that may be written now.
@@ -166,24 +161,8 @@ impl EventQueue {
             return None;
         }
         let taken = self.queue.take(now)?;
-        self.draw(&taken.key, now);
+        self.each.of(&taken.key, now).take(now);
         Some(taken)
-    }
-
-    /// Full buckets are as good as none, so only busy ones are kept. If too many are busy, the limit for all sessions
-    /// together holds on its own for a while.
-    fn draw(&mut self, key: &EventKey, now: Time) {
-        if self.each.len() >= self.limits.capacity && !self.each.contains_key(key) {
-            self.each.retain(|_, bucket| !bucket.is_full(now));
-            if self.each.len() >= self.limits.capacity {
-                self.each.clear();
-            }
-        }
-        let EventLimits { burst_per_session, interval_per_session, .. } = self.limits;
-        self.each
-            .entry(key.clone())
-            .or_insert_with(|| TokenBucket::new(burst_per_session, interval_per_session))
-            .take(now);
     }
 
     /// When [`Self::take`] may give something; it may be past.

@@ -3,6 +3,7 @@
 //! Time and messages come in as arguments, signals and facts go out as values, so that a simulator, a model
 //! checker and a unit test drive exactly what the controller and the pods run.
 //!
+//! * [`names`]: what objects and namespaces can be called.
 //! * [`digest`]: when two metadata maps are equal.
 //! * [`fields`]: what a pod keeps of such a map.
 //! * [`signal`]: what replicas and agents tell each other, and which answers such a signal outdates.
@@ -24,6 +25,7 @@ pub mod events;
 pub mod expiry;
 pub mod fields;
 pub mod lease;
+pub mod names;
 pub mod notes;
 pub mod rate;
 pub mod replica;

@@ -1,6 +1,9 @@
-//! A token bucket on time given from outside.
+//! Token buckets on time given from outside.
 
+use std::hash::Hash;
 use std::time::Duration;
+
+use hashbrown::HashMap;
 
 use super::time::Time;
 
@@ -49,6 +52,50 @@ impl TokenBucket {
     }
 }
 
+/// A bucket for each key, for so many keys at once.
+#[derive(Debug)]
+pub struct Buckets<K> {
+    burst: u32,
+    interval: Duration,
+    most: usize,
+    by_key: HashMap<K, TokenBucket>,
+}
+
+impl<K: Clone + Eq + Hash> Buckets<K> {
+    /// No buckets yet; each will let so much through, as in [`TokenBucket::new`].
+    pub fn new(burst: u32, interval: Duration, most: usize) -> Self {
+        Self { burst, interval, most: most.max(1), by_key: HashMap::new() }
+    }
+
+    /// The bucket of `key`. If there are too many, those are forgotten that are full, since a new one is no different; and all, if
+    /// none is. Whoever must not be exceeded then needs a bucket for all keys together.
+    pub fn of(&mut self, key: &K, now: Time) -> &mut TokenBucket {
+        if self.by_key.len() >= self.most && !self.by_key.contains_key(key) {
+            self.by_key.retain(|_, bucket| !bucket.is_full(now));
+            if self.by_key.len() >= self.most {
+                self.by_key.clear();
+            }
+        }
+        let Self { burst, interval, .. } = *self;
+        self.by_key.entry(key.clone()).or_insert_with(|| TokenBucket::new(burst, interval))
+    }
+
+    /// When the next token of `key` is there.
+    pub fn ready_at(&self, key: &K, now: Time) -> Time {
+        self.by_key.get(key).map_or(now, |bucket| bucket.ready_at(now))
+    }
+
+    /// How many buckets are kept.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -88,6 +135,21 @@ mod tests {
         assert_eq!(reserved, [at(5000), at(5000), at(6000), at(7000)]);
         assert!(!bucket.take(at(7999)));
         assert!(bucket.take(at(8000)));
+    }
+
+    #[test]
+    fn only_buckets_that_are_full_are_forgotten_while_there_are_any() {
+        let mut buckets = Buckets::new(2, Duration::from_secs(1), 3);
+        for key in ["a", "b", "b", "c"] {
+            assert!(buckets.of(&key, at(0)).take(at(0)));
+        }
+        // At 1 s, those of a and c are full again.
+        buckets.of(&"d", at(1000));
+        assert_eq!(buckets.len(), 2);
+        assert_eq!(buckets.ready_at(&"b", at(0)), at(1000), "it is remembered");
+        assert!(buckets.of(&"e", at(1000)).take(at(1000)) && buckets.of(&"d", at(1000)).take(at(1000)));
+        buckets.of(&"f", at(1000));
+        assert_eq!(buckets.len(), 1, "none is full: all go");
     }
 
     proptest! {

@@ -10,6 +10,7 @@ use super::v1;
 use super::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
 use crate::core::cache::{Holding, Report};
 use crate::core::digest::Digest;
+use crate::core::names::{is_namespace, is_object_name};
 use crate::core::replica::{InstanceId, Outgoing, SignalId};
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
@@ -53,19 +54,13 @@ const fn field(field: &'static str, expected: &'static str) -> Malformed {
 pub fn session_name(name: &str) -> Result<&str, Malformed> {
     let expected =
         "the name of an object: at most 253 of a-z, 0-9, '-' and '.', and each part from letter or digit to the same";
-    if name.len() <= 253 && name.split('.').all(is_label) { Ok(name) } else { Err(field("session", expected)) }
+    if is_object_name(name) { Ok(name) } else { Err(field("session", expected)) }
 }
 
 /// The name of a namespace.
 pub fn namespace(name: &str) -> Result<&str, Malformed> {
     let expected = "the name of a namespace: at most 63 of a-z, 0-9 and '-', from letter or digit to the same";
-    if name.len() <= 63 && is_label(name) { Ok(name) } else { Err(field("namespace", expected)) }
-}
-
-/// Not its length: the parts of an object's name may be longer than those of a DNS name.
-fn is_label(label: &str) -> bool {
-    let (bytes, end) = (label.as_bytes(), |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit());
-    bytes.first().is_some_and(end) && bytes.last().is_some_and(end) && bytes.iter().all(|b| end(b) || *b == b'-')
+    if is_namespace(name) { Ok(name) } else { Err(field("namespace", expected)) }
 }
 
 fn uid(bytes: &Bytes) -> Result<Uid, Malformed> {

@@ -1,4 +1,4 @@
-//! What every subcommand needs around its work: logs, admin endpoints, shutdown, a clock, a Kubernetes client, streams
+//! What every subcommand needs around its work: logs, metrics, admin endpoints, shutdown, a clock, a Kubernetes client, streams
 //! to the controller.
 
 pub mod admin;
@@ -9,6 +9,7 @@ pub mod environment;
 pub mod health;
 pub mod kube_client;
 pub mod listen;
+pub mod metrics;
 pub mod probe;
 pub mod shutdown;
 pub mod small_file;

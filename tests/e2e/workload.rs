@@ -174,6 +174,8 @@ pub async fn a_client(story: &mut Story, scene: &Scene) {
     story.step("a change of labels, and one of a timeout, disturb nobody");
     let before = evictions(scene).await;
     scene.kubectl(&["label", "vmcps", &session, "seen=yes"]).await;
+    let timeout = r#"{"spec": {"idleTimeoutSeconds": 7200}}"#;
+    scene.kubectl(&["patch", "vmcps", &session, "--type=merge", "--patch", timeout]).await;
     each(&mut client, &pods, "one tool", tools, lists(&BOTH[1..])).await;
     assert_eq!(evictions(scene).await, before);
 

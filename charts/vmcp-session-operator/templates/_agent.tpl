@@ -4,7 +4,7 @@ what Kubernetes takes, but for two kinds of places, which annotations of the pod
   {option: NAME, default: X}   the value of vmcp.dev/agent-NAME, or X; without a default, left out
   {when: NAME, then: X}        X if there is vmcp.dev/agent-NAME; otherwise left out
 
-An option with `number` is a number. Pods that say what an option does not take are passed over (vmcp.injection.conditions). */ -}}
+An option with `number` is a number, one with `port` the number behind its last colon. Pods that say what an option does not take are passed over (vmcp.injection.conditions). */ -}}
 {{- define "vmcp.agent.container" -}}
 {{- $injection := .Values.injection -}}
 {{- $resources := $injection.agent.resources | default dict -}}
@@ -57,7 +57,7 @@ resources:
   {{- end }}
 {{- if .Values.metrics.podMonitor.create }}
 ports:
-  - {name: {{ include "vmcp.agent.port" . }}, containerPort: {{ regexFind "[0-9]+$" (include "vmcp.agent.admin" .) }}}
+  - {name: {{ include "vmcp.agent.port" . }}, containerPort: {option: admin-listen, port: true, default: {{ regexFind "[0-9]+$" (include "vmcp.agent.admin" .) }}}}
 {{- end }}
 securityContext:
   runAsNonRoot: true
@@ -176,6 +176,7 @@ option that is known to be there. */ -}}
 {{- $said := printf "variables.said[%s]" (toJson $name) -}}
 {{- $there := printf "%s in variables.said" (toJson $name) -}}
 {{- if $node.number }}{{ $said = printf "int(%s)" $said }}{{ end -}}
+{{- if $node.port }}{{ $said = printf "int(%s.find('[0-9]+$'))" $said }}{{ end -}}
 {{- if and (hasKey $node "option") (eq $name (.sure | default "")) -}}
   {{ $said }}
 {{- else if hasKey $node "when" -}}

@@ -3,7 +3,8 @@
 //! Two kinds of maps are such places, wherever they stand:
 //!
 //! * `{option: NAME, default: X}` is the value of the annotation `vmcp.dev/agent-NAME`, or X; without a default, it is left out
-//!   of its map or list. With `number: true` it is a number, and what is none counts as nothing.
+//!   of its map or list. With `number: true` it is a number, and with `port: true` the number behind its last colon; what is none
+//!   counts as nothing.
 //! * `{when: NAME, then: X}` is X if there is that annotation, and is left out otherwise.
 //!
 //! Whether a value is a good one is not asked here: the API server asks only for pods with good ones, and a
@@ -55,7 +56,7 @@ pub(super) enum FormError {
     Yaml(#[from] serde_norway::Error),
     #[error("the {0} has no name")]
     Nameless(&'static str),
-    #[error("there is a place that is neither {{option, default, number}} nor {{when, then}}: it has {0}")]
+    #[error("there is a place that is neither {{option, default, number, port}} nor {{when, then}}: it has {0}")]
     Place(String),
 }
 
@@ -65,8 +66,26 @@ enum Template {
     Is(Value),
     List(Vec<Template>),
     Map(Vec<(String, Template)>),
-    Option { annotation: String, default: Option<Value>, number: bool },
+    Option { annotation: String, default: Option<Value>, kind: Kind },
     When { annotation: String, then: Box<Template> },
+}
+
+/// What an annotation says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+    Port,
+}
+
+impl Kind {
+    fn of(self, said: &str) -> Option<Value> {
+        match self {
+            Self::Text => Some(said.into()),
+            Self::Number => digits(said),
+            Self::Port => digits(said.rsplit(':').next()?),
+        }
+    }
 }
 
 /// What pods get.
@@ -129,13 +148,19 @@ impl Template {
     fn place(mut map: Map<String, Value>) -> Result<Self, FormError> {
         let keys = map.keys().cloned().collect::<Vec<_>>().join(", ");
         let (option, when) = (map.remove("option"), map.remove("when"));
-        let (default, number, then) = (map.remove("default"), map.remove("number"), map.remove("then"));
+        let (default, then) = (map.remove("default"), map.remove("then"));
+        let kind = match (map.remove("number"), map.remove("port")) {
+            (None, None) => Some(Kind::Text),
+            (Some(Value::Bool(true)), None) => Some(Kind::Number),
+            (None, Some(Value::Bool(true))) => Some(Kind::Port),
+            _ => None,
+        };
         let known = map.is_empty();
-        match (option, when, then, number.unwrap_or(Value::Bool(false))) {
-            (Some(Value::String(name)), None, None, Value::Bool(number)) if known => {
-                Ok(Self::Option { annotation: format!("{PREFIX}{name}"), default, number })
+        match (option, when, then, kind) {
+            (Some(Value::String(name)), None, None, Some(kind)) if known => {
+                Ok(Self::Option { annotation: format!("{PREFIX}{name}"), default, kind })
             }
-            (None, Some(Value::String(name)), Some(then), Value::Bool(false)) if known && default.is_none() => {
+            (None, Some(Value::String(name)), Some(then), Some(Kind::Text)) if known && default.is_none() => {
                 Ok(Self::When { annotation: format!("{PREFIX}{name}"), then: Box::new(Self::of(then)?) })
             }
             _ => Err(FormError::Place(keys)),
@@ -151,10 +176,8 @@ impl Template {
                 let filled = |(key, value): &(String, Self)| Some((key.clone(), value.filled(annotations)?));
                 Some(Value::Object(entries.iter().filter_map(filled).collect()))
             }
-            Self::Option { annotation, default, number } => {
-                let said = annotations.get(annotation);
-                let said = if *number { said.and_then(|text| digits(text)) } else { said.cloned().map(Value::from) };
-                said.or_else(|| default.clone())
+            Self::Option { annotation, default, kind } => {
+                annotations.get(annotation).and_then(|said| kind.of(said)).or_else(|| default.clone())
             }
             Self::When { annotation, then } => annotations.get(annotation).and_then(|_| then.filled(annotations)),
         }
@@ -180,6 +203,7 @@ container:
     - {name: FIXED, value: '1'}
     - {when: server, then: {name: SERVER, value: {option: server}}}
     - {option: last}
+  ports: [{containerPort: {option: listen, port: true, default: 8079}}]
   securityContext: {runAsUser: {option: user, number: true, default: 7}, group: {option: group, number: true}}
 volumes:
   - name: always
@@ -197,16 +221,23 @@ volumes:
         let nothing = annotations(&[]);
         let bare = json!({
             "name": "agent", "image": "standard", "env": [{"name": "FIXED", "value": "1"}],
-            "securityContext": {"runAsUser": 7},
+            "ports": [{"containerPort": 8079}], "securityContext": {"runAsUser": 7},
         });
         assert_eq!(definition.container(&nothing), bare);
         assert_eq!(definition.volumes(&nothing), [json!({"name": "always"})]);
 
-        let said = annotations(&[("image", "mine"), ("server", ""), ("last", "x"), ("user", "0010"), ("group", "5")]);
+        let said = annotations(&[
+            ("image", "mine"),
+            ("server", ""),
+            ("last", "x"),
+            ("user", "0010"),
+            ("group", "5"),
+            ("listen", "[::1]:9000"),
+        ]);
         let full = json!({
             "name": "agent", "image": "mine",
             "env": [{"name": "FIXED", "value": "1"}, {"name": "SERVER", "value": ""}, "x"],
-            "securityContext": {"runAsUser": 10, "group": 5},
+            "ports": [{"containerPort": 9000}], "securityContext": {"runAsUser": 10, "group": 5},
         });
         assert_eq!(definition.container(&said), full);
         assert_eq!(definition.volumes(&said).len(), 2);
@@ -216,8 +247,10 @@ volumes:
     fn what_is_no_number_counts_as_nothing() {
         let definition = Definition::parse(TEXT).unwrap();
         for wrong in ["", "-1", "1.5", "x", "1e3", &"9".repeat(19), "+1"] {
-            let context = &definition.container(&annotations(&[("user", wrong), ("group", wrong)]))["securityContext"];
-            assert_eq!(*context, json!({"runAsUser": 7}), "{wrong}");
+            let said = annotations(&[("user", wrong), ("group", wrong), ("listen", &format!("127.0.0.1:{wrong}"))]);
+            let container = definition.container(&said);
+            assert_eq!(container["securityContext"], json!({"runAsUser": 7}), "{wrong}");
+            assert_eq!(container["ports"], json!([{"containerPort": 8079}]), "{wrong}");
         }
     }
 

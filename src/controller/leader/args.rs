@@ -5,6 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::core::election::{Timings, TimingsError};
+use crate::core::names::is_object_name;
 
 /// How the replicas elect the one that writes to Kubernetes.
 #[derive(clap::Args, Clone, Debug)]
@@ -71,13 +72,7 @@ impl LeaderArgs {
 struct InvalidName;
 
 fn parse_object_name(text: &str) -> Result<String, InvalidName> {
-    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let label = |label: &str| {
-        label.starts_with(alphanumeric)
-            && label.ends_with(alphanumeric)
-            && label.chars().all(|c| alphanumeric(c) || c == '-')
-    };
-    if text.len() <= 253 && text.split('.').all(label) { Ok(text.to_owned()) } else { Err(InvalidName) }
+    if is_object_name(text) { Ok(text.to_owned()) } else { Err(InvalidName) }
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ use scope::Scope;
 pub struct Config {
     /// Length of a lease.
     pub lease: Duration,
-    /// Copies that agents may hold. What one reports beyond is not covered by its leases.
+    /// Copies that agents may hold. One that reports more gets no cover for what is new.
     pub holdings: Bounds,
     /// Confirmations under way at once. More are refused: whoever asked waits for the leases to end.
     pub confirmations: Bounds,

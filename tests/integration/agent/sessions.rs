@@ -193,7 +193,10 @@ async fn without_an_api_server_the_answer_is_to_try_again_and_never_that_a_sessi
     for kind in ["reads", "writes"] {
         let said = |what: &str| log.lines().filter(|line| line.contains(what) && line.contains(kind)).count();
         let (failing, answered) = (said("requests to the API server fail"), said("are answered again"));
-        assert!((1..=5).contains(&failing) && (1..=failing).contains(&answered), "{kind}: {failing}, {answered}\n{log}");
+        assert!(
+            (1..=5).contains(&failing) && (1..=failing).contains(&answered),
+            "{kind}: {failing}, {answered}\n{log}"
+        );
     }
     assert!(!log.contains("canary"));
 }

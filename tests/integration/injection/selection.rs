@@ -69,13 +69,15 @@ async fn a_pod_monitor_finds_each_agent_that_is_added() {
     assert_eq!(monitor["namespaceSelector"], json!({"matchNames": ["given"]}));
     let disabled = json!([{"key": "vmcp.dev/agent", "operator": "NotIn", "values": ["disabled"]}]);
     assert_eq!(monitor["selector"], json!({"matchExpressions": disabled}), "nothing labels a pod whose namespace asks");
-    for pod in [plain(), labelled("enabled")] {
+    let elsewhere = ["0.0.0.0:9000", "[::]:9001", ":9002"].map(|at| (at, asking(&[("admin-listen", at)])));
+    for (at, pod) in [(":8079", plain()), (":8079", labelled("enabled"))].into_iter().chain(elsewhere) {
         let admitted = cluster.admit("given", &pod).await.unwrap();
         let agent = agent_of(&admitted).unwrap();
         let port = &agent["ports"][0];
         assert_eq!(port["name"], monitor["podMetricsEndpoints"][0]["port"]);
         let listen = agent["env"].as_array().unwrap().iter().find(|env| env["name"] == "VMCP_ADMIN_LISTEN").unwrap();
-        assert_eq!(listen["value"], json!(format!(":{}", port["containerPort"])));
+        assert_eq!(listen["value"], at);
+        assert!(at.ends_with(&format!(":{}", port["containerPort"])), "{at}: {port}");
     }
 }
 

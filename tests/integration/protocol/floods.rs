@@ -1,5 +1,6 @@
 //! Agents that say too much, read too little, or ask for what cannot be.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -78,18 +79,21 @@ fn an_agent_that_never_reads_holds_nobody_up_gets_no_lease_and_is_let_go() {
     });
 }
 
-/// Sends the same again and again, until told to end, and reads whatever comes. Returns how many it has sent, unless its
-/// stream ends before.
-async fn flood(mut agent: Agent, messages: Vec<Said>, until: Instant) -> Result<usize, Status> {
-    let mut sent = 0;
+/// Sends the same again and again, until told to end or its stream ends, and reads whatever comes. Returns how many it has sent, and
+/// with what its stream has ended before.
+async fn flood(mut agent: Agent, messages: Vec<Said>, until: Instant) -> (usize, Option<Status>) {
+    let sent = AtomicUsize::new(0);
     let outbox = agent.outbox.clone();
     let sending = async {
         for message in messages.iter().cycle() {
-            if Instant::now() > until || outbox.send(v1::AgentMessage { message: Some(message.clone()) }).await.is_err()
-            {
-                break;
+            if Instant::now() > until {
+                return;
             }
-            sent += 1;
+            if outbox.send(v1::AgentMessage { message: Some(message.clone()) }).await.is_err() {
+                // The other half says why.
+                std::future::pending().await
+            }
+            sent.fetch_add(1, Ordering::Relaxed);
         }
     };
     let reading = async {
@@ -102,8 +106,8 @@ async fn flood(mut agent: Agent, messages: Vec<Said>, until: Instant) -> Result<
         }
     };
     tokio::select! {
-        () = sending => Ok(sent),
-        status = reading => Err(status),
+        () = sending => (sent.load(Ordering::Relaxed), None),
+        status = reading => (sent.load(Ordering::Relaxed), Some(status)),
     }
 }
 
@@ -141,7 +145,11 @@ fn a_flood_of_messages_costs_nobody_else_and_no_memory() {
             longest = longest.max(shared.evictions_take(1).await);
         }
         for (what, flooding) in flooding {
-            println!("{what}: {:?} messages in 5 s", flooding.await.unwrap());
+            let (sent, ended) = flooding.await.unwrap();
+            println!("{what}: {sent} messages in at most 5 s");
+            assert!(sent > 1_000, "{what}: {sent} messages are no flood");
+            // HTTP/2 itself hangs up on who sends many small pieces faster than they are read. The replica ends nothing.
+            assert!(ended.as_ref().is_none_or(|status| status.code() == Code::Unknown), "{what}: {ended:?}");
         }
         let after = shared.resident_mib();
         println!("resident: {before} MiB before, {after} MiB after");
@@ -167,7 +175,9 @@ fn one_pod_cannot_use_up_the_confirmations_and_those_of_what_never_was_are_dropp
             }
             let refused = refusals(&mut liar).await;
             for refused in &refused {
-                assert!((first + PER_POD..=asked).contains(&refused.number) || first > 1, "{refused:?}");
+                // What an earlier round has left takes its part of a later one.
+                let from = if first == 1 { first + PER_POD } else { first };
+                assert!((from..=asked).contains(&refused.number), "{refused:?}");
                 assert!(refused.reason.contains("too many"), "{refused:?}");
             }
             if !refused.is_empty() {

@@ -6,6 +6,7 @@ use serde_json::json;
 use testkit::{AuditMark, ClusterOptions, eventually, policy_rule};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use vmcp_session::controller::reviews::FRESH;
 use vmcp_session::proto::PROTOCOL_VERSION;
 use vmcp_session::proto::v1;
 use vmcp_session::proto::v1::coherence_client::CoherenceClient;
@@ -182,7 +183,7 @@ fn a_flood_of_tokens_is_no_flood_on_the_api_server() {
         // Who was let in before comes back all the same, when what was known of it is too old to be used.
         let comes_back = async {
             drop(agent);
-            tokio::time::sleep(Duration::from_secs(6)).await;
+            tokio::time::sleep(FRESH + Duration::from_secs(1)).await;
             Agent::connect(shared.address(), &known.token).await.leased().await;
             // And so does who comes with a new token.
             shared.agent(shared.namespace()).await.leased().await;
