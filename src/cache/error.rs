@@ -10,8 +10,8 @@ pub enum GetError {
     /// There is no such session. The API server said so after the request came.
     #[error("no such session")]
     NotFound,
-    /// Too many sessions are waited for. Try again later.
-    #[error("too many sessions are being restored at once")]
+    /// Too many sessions are waited for, or too many names asked for that this pod has no copy of. Try again later.
+    #[error("too many sessions are being restored at once, or too many unknown names asked for")]
     Overloaded,
     /// Nobody can say what the session is now: nothing is served rather than something old.
     #[error("the session cannot be served now: {reason}")]

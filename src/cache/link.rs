@@ -142,12 +142,18 @@ impl Link {
         }
     }
 
-    /// Gives the lease back and ends the stream, so that nobody waits for a lease that nobody uses.
+    /// Tells of the last uses, gives the lease back and ends the stream, so that nobody waits for a lease that nobody uses.
     pub async fn leave(mut self) {
         self.shared.store.revoke(self.stream);
         self.shared.streams.revoked(self.address);
         let returned = agent_message::Message::LeaseReturned(v1::LeaseReturned {});
         let sender = std::mem::replace(&mut self.sender, mpsc::channel(1).0);
+        // Nobody else knows of the last uses. Whoever does not read them is not waited for longer than the rest.
+        while let Some(renewals) = self.outbox.last_renewals(&self.shared.store) {
+            if sender.send(v1::AgentMessage { message: Some(renewals) }).await.is_err() {
+                return;
+            }
+        }
         if sender.send(v1::AgentMessage { message: Some(returned) }).await.is_ok() {
             // The replica ends the stream when it has read to its end.
             drop(sender);

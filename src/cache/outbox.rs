@@ -49,6 +49,8 @@ pub(super) struct Outbox {
     reports: bool,
     renewals: Vec<(Arc<str>, Uid, Time)>,
     renewed: Time,
+    /// Whether uses were looked for the last time.
+    last_asked: bool,
 }
 
 impl Outbox {
@@ -68,6 +70,7 @@ impl Outbox {
             reports: true,
             renewals: Vec::new(),
             renewed: Time::ZERO,
+            last_asked: false,
         }
     }
 
@@ -163,6 +166,14 @@ impl Outbox {
             if !reports.is_empty() {
                 return Some(Message::Reports(convert::reports_message(reports, Some(through))));
             }
+        }
+        (!self.renewals.is_empty()).then(|| self.renewals())
+    }
+
+    /// What is left to be told of uses when the stream is about to end.
+    pub fn last_renewals(&mut self, store: &Store) -> Option<Message> {
+        if self.renewals.is_empty() && !std::mem::replace(&mut self.last_asked, true) {
+            self.renewals_due(store);
         }
         (!self.renewals.is_empty()).then(|| self.renewals())
     }

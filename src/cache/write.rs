@@ -12,7 +12,6 @@ use super::api_server::CallError;
 use super::difference::difference;
 use super::error::WriteError;
 use super::events::{Counters, count};
-
 use super::options::{Change, CreateOptions, IdleTimeout, Visibility};
 use super::session::{Origin, Session};
 use super::shared::Shared;
@@ -115,6 +114,15 @@ impl Wrote {
     }
 }
 
+impl Flight<'_> {
+    /// Nobody knows whether the write was done: neither the copy nor what clients last had says any more what the session is.
+    fn unknown(mut self) {
+        if let Some(id) = self.id.take() {
+            self.shared.store.change(self.name, |state, tell, _| ((), state.shard.write_unknown(self.name, id, tell)));
+        }
+    }
+}
+
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id.take() {
@@ -203,8 +211,16 @@ impl Shared {
         let written = self.run(async move |shared| {
             let flight = Flight::sent(&shared, base.name());
             let observed = shared.attempts(only_if_unchanged, || shared.api.patch(base.name(), &patch)).await;
-            let observed = observed.inspect_err(|error| shared.learn(&base, error))?;
-            flight.answered(observed, wrote)
+            match observed {
+                Ok(observed) => flight.answered(observed, wrote),
+                Err(error) => {
+                    shared.learn(&base, &error);
+                    if wrote.metadata.is_some() && matches!(error, WriteError::OutcomeUnknown { .. }) {
+                        flight.unknown();
+                    }
+                    Err(error)
+                }
+            }
         });
         let (session, answered) = written.await?;
         self.visible(session, answered, visibility, outdates_equal).await
@@ -217,9 +233,10 @@ impl Shared {
         only_if_unchanged: bool,
         visibility: Visibility,
     ) -> Result<Session, WriteError> {
-        let session = match self.store.hit(base.name()) {
-            Some(session) => session,
-            None => self.restore(base.name()).await?,
+        // Nobody is shown what it is now. What must be just that is asked for: a copy may be behind.
+        let session = match only_if_unchanged {
+            true => self.fresh(base.name()).await?,
+            false => self.restore(base.name()).await?,
         };
         if session.uid() != base.uid() {
             return Err(WriteError::Replaced);

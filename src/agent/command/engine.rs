@@ -93,10 +93,15 @@ async fn on_key(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) 
         let need = if attempt > 0 { Need::FreshFacts } else { op.need() };
         let entry = read(agent, key, need).await?;
         let Decision { reply, change, events } = op.decide(entry.as_ref(), now)?;
+        let stays = matches!(change, Change::Nothing | Change::Expire(_));
         match make(agent, key, entry.as_ref(), change).await {
-            Ok(Outcome::Nothing) => return Ok(reply),
-            Ok(Outcome::Changed { by_others }) => {
-                agent.written(key, by, events, by_others);
+            Ok(outcome @ (Outcome::Nothing | Outcome::Changed { .. })) => {
+                if let Some(entry) = entry.filter(|_| stays && need == Need::FreshFacts && op.shows()) {
+                    agent.sessions.given(&entry);
+                }
+                if let Outcome::Changed { by_others } = outcome {
+                    agent.written(key, by, events, by_others);
+                }
                 return Ok(reply);
             }
             Ok(Outcome::TooLate) | Err(Failure::Conflict) => {}

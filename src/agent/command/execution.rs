@@ -180,7 +180,10 @@ impl<'a> Execution<'a> {
                 return if self.written.is_empty() { Ok(None) } else { Err(IN_PART) };
             }
             match self.write(slots).await {
-                Ok(true) => return Ok(Some(self.with_failures(answers))),
+                Ok(true) => {
+                    self.give();
+                    return Ok(Some(self.with_failures(answers)));
+                }
                 Ok(false) => {}
                 // Nothing is written, so all of it may be tried again; unless nobody knows that.
                 Err(failure) => return Err(failure.of_command(false).into()),
@@ -195,7 +198,12 @@ impl<'a> Execution<'a> {
         let missing: Vec<_> = missing.map(|(key, need)| (key.clone(), *need)).collect();
         let agent = self.agent;
         let read = async |(key, need): (Bytes, Need)| {
-            let need = if again { Need::FreshFacts } else { need };
+            // What is shown is known at the end.
+            let need = match need {
+                _ if again => Need::FreshFacts,
+                Need::Seen => Need::Unseen,
+                need => need,
+            };
             let entry = read(agent, &key, need).await?;
             Ok::<_, Failure>((key, entry))
         };
@@ -245,7 +253,8 @@ impl<'a> Execution<'a> {
     /// Whether all that is watched is as it was. A key that will be written must be what it was read as to be written;
     /// others are looked up, since a copy may be behind.
     async fn is_unchanged(&self, slots: &BTreeMap<Bytes, Slot>) -> Result<bool, Failure> {
-        for watched in &self.watched {
+        // What it has written itself was looked at then.
+        for watched in self.watched.iter().filter(|watched| !self.written.contains(&watched.key)) {
             let base = self.bases.get(&watched.key);
             if base.is_some_and(|base| !watched.is_same(base.as_ref())) {
                 return Ok(false);
@@ -294,6 +303,18 @@ impl<'a> Execution<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// The client is shown what it has read.
+    fn give(&self) {
+        let plans =
+            self.steps.iter().filter_map(|step| if let Step::Keys { plan, .. } = step { Some(plan) } else { None });
+        let shown: BTreeSet<&Bytes> = plans.filter(|plan| plan.op.shows()).flat_map(|p| p.keys.as_slice()).collect();
+        for key in shown.into_iter().filter(|key| !self.written.contains(*key)) {
+            if let Some(Some(entry)) = self.bases.get(key) {
+                self.agent.sessions.given(entry);
+            }
+        }
     }
 
     /// The answers, without those for keys that could not be written.

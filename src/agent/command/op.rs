@@ -205,6 +205,10 @@ impl Op {
             }
             Self::Expire(expire) if expire.only != Only::default() => Need::FreshFacts,
             Self::Exists
+            | Self::HLen
+            | Self::HExists(_)
+            | Self::StrLen
+            | Self::HStrLen(_)
             | Self::Delete
             | Self::Expire(_)
             | Self::HSet(_)
@@ -213,6 +217,12 @@ impl Op {
             | Self::HIncrement(..) => Need::Unseen,
             _ => Need::Seen,
         }
+    }
+
+    /// Whether the answer shows what the session has. What clients last saw is what the next `SET` of one takes its difference
+    /// from.
+    pub fn shows(&self) -> bool {
+        self.need() == Need::Seen || matches!(self, Self::GetExpire(_))
     }
 
     /// Whether to do it twice comes to the same as to do it once. What does not must not be done again by a client that does

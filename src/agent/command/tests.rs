@@ -23,7 +23,8 @@ async fn has_read_before_a_change(bench: &Bench) -> Guest {
 
 #[tokio::test]
 async fn what_shows_no_field_does_not_count_as_shown() {
-    for commands in [&["INFO keyspace"][..], &["SCAN 0 TYPE hash"], &["WATCH k", "UNWATCH"], &["EXISTS k"]] {
+    let lengths = &["HLEN k", "HEXISTS k a", "STRLEN k", "HSTRLEN k a"][..];
+    for commands in [&["INFO keyspace"][..], &["SCAN 0 TYPE hash"], &["WATCH k", "UNWATCH"], &["EXISTS k"], lengths] {
         let bench = Bench::new();
         let mut guest = has_read_before_a_change(&bench).await;
         for command in commands {
@@ -37,6 +38,72 @@ async fn what_shows_no_field_does_not_count_as_shown() {
             "{commands:?}: a field was lost that its client never saw"
         );
     }
+}
+
+#[tokio::test]
+async fn what_is_shown_counts_as_shown_however_it_was_read() {
+    for commands in [&["GETEX k PERSIST"][..], &["MULTI", "GET k", "TTL k", "EXEC"], &["MULTI", "HGETALL k", "EXEC"]] {
+        let bench = Bench::new();
+        let mut guest = has_read_before_a_change(&bench).await;
+        for command in commands {
+            assert!(!matches!(guest.asks(command).await, Reply::Error(_)), "{command}");
+        }
+        guest.asks(r#"SET k {"a":"1"}"#).await;
+        let fields = &bench.api.object("k").unwrap()["spec"]["metadata"];
+        assert_eq!(*fields, json!({"a": "1"}), "{commands:?}: the client saw the field that it takes out");
+    }
+}
+
+#[tokio::test]
+async fn to_write_once_more_what_was_read_takes_nothing_from_others_however_often() {
+    let bench = Bench::new();
+    let mut guest = has_read_before_a_change(&bench).await;
+    for _ in 0..3 {
+        guest.asks(r#"SET k {"a":"1"}"#).await;
+        assert_eq!(bench.api.object("k").unwrap()["spec"]["metadata"], json!({"a": "1", "b": "other"}));
+    }
+}
+
+#[tokio::test]
+async fn what_is_so_already_in_a_copy_that_is_behind_is_written_all_the_same() {
+    for command in ["HSET k a 1", "HSET k a 1 c 3", r#"SET k {"a":"1"} GET"#] {
+        let bench = Bench::new();
+        let mut guest = bench.guest();
+        guest.asks("HSET k a 1").await;
+        bench.api.merge("k", &json!({"spec": {"metadata": {"a": "others"}}}));
+        assert!(!matches!(guest.asks(command).await, Reply::Error(_)), "{command}");
+        assert_eq!(bench.api.object("k").unwrap()["spec"]["metadata"]["a"], "1", "{command}");
+    }
+}
+
+#[tokio::test]
+async fn to_go_back_after_a_write_of_which_nobody_knows_is_a_write() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    guest.asks("HSET k a 1").await;
+    guest.asks("GET k").await;
+    bench.api.answers(Writes::Unanswered);
+    let Reply::Error(unknown) = guest.asks(r#"SET k {"a":"2"}"#).await else { panic!("it was answered") };
+    assert!(unknown.contains("it may have been"), "{unknown}");
+    bench.api.answers(Writes::Answered);
+    assert_eq!(bench.api.object("k").unwrap()["spec"]["metadata"]["a"], "2");
+    assert_eq!(guest.asks(r#"SET k {"a":"1"}"#).await, Reply::Simple("OK".into()));
+    assert_eq!(bench.api.object("k").unwrap()["spec"]["metadata"]["a"], "1");
+}
+
+#[tokio::test]
+async fn a_transaction_does_not_take_its_own_change_for_somebody_elses() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    guest.asks("HSET k1 a 1").await;
+    guest.asks("HSET k2 a 1").await;
+    // The copy of the second one is behind: it is read again when the first one has been written.
+    bench.api.merge("k2", &json!({"spec": {"metadata": {"b": "other"}}}));
+    for command in ["WATCH k1", "MULTI", "EXPIRE k1 100", "HSET k2 a 2"] {
+        guest.asks(command).await;
+    }
+    assert_eq!(guest.asks("EXEC").await, Reply::Array(vec![Reply::Int(1), Reply::Int(0)]));
+    assert_eq!(bench.api.object("k2").unwrap()["spec"]["metadata"], json!({"a": "2", "b": "other"}));
 }
 
 #[tokio::test]

@@ -143,6 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.parser.set_trusted(handler.trusts(client));
             let Some(request) = self.parser.next(&mut self.input).map_err(End::Protocol)? else { return Ok(()) };
             self.half_since = None;
+            let (spoken, listened) = (self.handle.protocol(), self.handle.subscriptions());
             let flow = {
                 let mut work = pin!(handler.execute(client, request));
                 match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
@@ -154,6 +155,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Err(self.ended());
             }
             let protocol = self.handle.protocol();
+            let (channels, patterns) = self.handle.subscriptions();
+            if protocol != spoken || channels < listened.0 || patterns < listened.1 {
+                // What came before goes out before the answer that ends it, as the client understood it then.
+                self.handle.mailbox().take(spoken, &mut self.output);
+            }
             match flow {
                 Flow::Reply(reply) => reply.encode(protocol, &mut self.output),
                 Flow::Replies(replies) => replies.iter().for_each(|reply| reply.encode(protocol, &mut self.output)),

@@ -31,9 +31,14 @@ impl Sessions {
         }
         let entry = self.find(key).await?;
         if let Some(entry) = &entry {
-            self.inner.cache.given(entry.session());
+            self.given(entry);
         }
         Ok(entry)
+    }
+
+    /// A client is shown what this entry has, which was not read by [`Self::get`].
+    pub fn given(&self, entry: &Entry) {
+        self.inner.cache.given(entry.session());
     }
 
     /// The session for a command that shows nothing of its fields to the client (`EXISTS`, `DEL`, `TOUCH`, `EXPIRE`). What

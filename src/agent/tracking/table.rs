@@ -108,6 +108,8 @@ struct Writing {
     client: ClientId,
     /// Its write may have taken effect before it was answered.
     disturbed: bool,
+    /// Somebody else has changed the session since it began, perhaps after its write.
+    outdated: bool,
     /// Those who track by prefix, and were told then.
     told: Vec<ClientId>,
 }
@@ -176,7 +178,7 @@ impl Table {
 
     /// A client begins a command that may write the key; [`Self::done`] must follow.
     pub fn writing(&mut self, client: ClientId, key: &[u8]) {
-        let writing = Writing { client, disturbed: false, told: Vec::new() };
+        let writing = Writing { client, disturbed: false, outdated: false, told: Vec::new() };
         self.writing.entry(key.into()).or_default().push(writing);
     }
 
@@ -211,11 +213,20 @@ impl Table {
     /// A client has written the key: who is to be told. It is not among them if it asked for that; then it is taken to keep
     /// what it wrote, and [`Self::reading`] and [`Self::read`] are to follow.
     pub fn wrote(&mut self, client: ClientId, key: &[u8]) -> (Vec<Recipient>, bool) {
-        let spared = self.spares(client);
+        let writing = self.writing.get(key).and_then(|all| all.iter().find(|w| w.client == client));
+        let outdated = writing.is_some_and(|writing| writing.outdated);
+        let spared = self.spares(client) && !outdated;
         let mut recipients = self.forget(key, if spared { std::slice::from_ref(&client) } else { &[] });
+        if outdated
+            && self.spares(client)
+            && let Some(itself) = self.recipient(client, key)
+            && !recipients.contains(&itself)
+        {
+            recipients.push(itself);
+        }
         let writing = self.writing.get_mut(key).and_then(|all| all.iter_mut().find(|w| w.client == client));
         if let Some(writing) = writing {
-            writing.disturbed = false;
+            (writing.disturbed, writing.outdated) = (false, false);
             let told = std::mem::take(&mut writing.told);
             recipients.retain(|recipient| !told.contains(&recipient.client));
         }
@@ -244,6 +255,9 @@ impl Table {
 
     /// Nobody vouches for what was read of the key any more.
     pub fn stale(&mut self, key: &[u8]) -> Vec<Recipient> {
+        for writing in self.writing.get_mut(key).into_iter().flatten() {
+            writing.outdated = true;
+        }
         self.forget(key, &[])
     }
 
@@ -263,6 +277,7 @@ impl Table {
 
     /// Nobody vouches for anything any more: who is to be told that all keys changed.
     pub fn flush(&mut self) -> Vec<Recipient> {
+        self.writing.values_mut().flatten().for_each(|writing| writing.outdated = true);
         self.clear();
         self.clients.iter().map(|(client, options)| Recipient { client: *client, redirect: options.redirect }).collect()
     }

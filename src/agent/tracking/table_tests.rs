@@ -29,6 +29,21 @@ fn at(nanos: u64) -> Time {
 }
 
 #[test]
+fn a_writer_that_hears_nothing_of_itself_hears_of_what_came_between_its_write_and_the_answer() {
+    for everything in [false, true] {
+        let mut table = Table::new(10);
+        table.enable(A, Options { no_loop: true, ..options(Mode::Default) });
+        table.writing(A, b"k");
+        let recipients = if everything { table.flush() } else { table.stale(b"k") };
+        assert_eq!(told(&recipients).is_empty(), !everything, "it has read nothing yet");
+        let (recipients, keeps) = table.wrote(A, b"k");
+        assert!(told(&recipients) == [1] && !keeps, "{recipients:?}");
+        // The next write of the same command is another one.
+        assert!(table.wrote(A, b"k").1);
+    }
+}
+
+#[test]
 fn who_has_read_a_key_is_told_once() {
     let mut table = Table::new(10);
     table.enable(A, options(Mode::Default));

@@ -67,14 +67,18 @@ fn map_of<S: State>(state: Option<&S>) -> Metadata {
 /// `HSET`, `HMSET`
 pub fn set<S: State>(state: Option<&S>, set: &HSet) -> Result<Decision, Refusal> {
     let mut map = map_of(state);
-    let mut new = 0;
+    let (mut new, mut exact) = (0, Exact::No);
     for pair in set.pairs.chunks_exact(2) {
-        if map.insert(text(&pair[0])?.to_owned(), text(&pair[1])?.to_owned()).is_none() {
-            new += 1;
+        let value = text(&pair[1])?;
+        match map.insert(text(&pair[0])?.to_owned(), value.to_owned()) {
+            None => new += 1,
+            // What is so already is not sent, so it must still be so.
+            Some(before) if before == value => exact = Exact::Yes,
+            Some(_) => {}
         }
     }
     let reply = if set.answers_ok { Reply::Simple("OK".into()) } else { Reply::Int(new) };
-    Ok(Decision::put(reply, checked(map)?, Exact::No, &["hset"]))
+    Ok(Decision::put(reply, checked(map)?, exact, &["hset"]))
 }
 
 /// `HSETNX`

@@ -86,13 +86,24 @@ impl Shard {
         }
     }
 
-    /// The write `id` was refused, or its outcome is unknown. A copy that waited for the outcome is dropped.
+    /// The write `id` was refused, or was one of the timeout only. A copy that waited for the outcome is dropped.
     pub fn write_failed(&mut self, name: &str, id: FlightId, reporter: &mut impl Reporter) -> Option<Dropped> {
         self.write_over(name, id);
         if self.is_suspended(name) && !self.writes_in_flight(name) {
             return self.drop_copy(name, DropReason::Stale, reporter);
         }
         None
+    }
+
+    /// Nobody knows whether the write `id` was done. The copy is dropped, unless another write decides on it, and what clients last
+    /// had is forgotten: the next of them who overwrites the session takes the difference from what it is then. From what it had
+    /// been, to write that once more would be no difference.
+    pub fn write_unknown(&mut self, name: &str, id: FlightId, reporter: &mut impl Reporter) -> Option<Dropped> {
+        self.write_over(name, id);
+        let decided = self.writes_in_flight(name);
+        let dropped = if decided { None } else { self.drop_copy(name, DropReason::Stale, reporter) };
+        self.nobody_knows(name);
+        dropped
     }
 
     fn write_over(&mut self, name: &str, id: FlightId) -> Option<Write> {
