@@ -105,6 +105,14 @@ impl Agent {
         self.tracking.read(client, key, self.covered_until(key));
     }
 
+    /// A client that does not track has read the key. Who tracks by prefix on another connection is told, if no lease covers what was
+    /// read.
+    pub fn others_may_keep(&self, key: &[u8]) {
+        if self.tracking.has_prefixes() {
+            self.tracking.read_by_others(key, self.covered_until(key));
+        }
+    }
+
     /// Until when the copy of this key's session may be served, if nothing more is heard; `None` if it may not now.
     pub fn covered_until(&self, key: &[u8]) -> Option<Time> {
         self.sessions.cache().covered_until(&self.sessions.name(key)?)

@@ -36,6 +36,11 @@ pub const ANNOTATION_ADDRESS: &str = "vmcp.dev/address";
 /// lengths run.
 pub const ANNOTATION_LEASE: &str = "vmcp.dev/lease-milliseconds";
 
+/// Annotation of a session with the instant at which a timeout was set that is not exact, or was renewed by an agent that had no
+/// controller to tell, in milliseconds since 1970: neither the creation of the object nor a use of it need be as late. A change of
+/// it counts as a use.
+pub const ANNOTATION_RENEWED_AT: &str = "vmcp.dev/renewed-at";
+
 /// Annotation of a freshness marker: a number that the replica raises with each write.
 pub const ANNOTATION_BEAT: &str = "vmcp.dev/beat";
 

@@ -2,6 +2,7 @@
 //! writes of more than the metadata, and what was last given.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Cache;
 use super::error::{GetError, WriteError};
@@ -81,6 +82,11 @@ impl Cache {
     /// not count as given.
     pub async fn fresh(&self, name: &str) -> Result<Session, GetError> {
         self.shared.fresh(name).await
+    }
+
+    /// For how long no controller has heard of uses and renewals, as no stream to one has been open.
+    pub fn unheard_for(&self) -> Duration {
+        self.shared.streams.unheard_for()
     }
 
     /// Until when [`Self::hit`] would give the session, if nothing more is heard; `None` if it would not now.
@@ -176,11 +182,11 @@ impl Store {
 #[cfg(test)]
 impl Cache {
     /// A lease that covers everything, as a replica would grant it.
-    pub(crate) fn lease_for_tests(&self, length: std::time::Duration) {
+    pub(crate) fn lease_for_tests(&self, length: Duration) {
         use crate::core::lease::{Grant, StreamId};
         let store = &self.shared.store;
         store.set_lease_length(length);
-        let grant = Grant { sent: now(), age: std::time::Duration::ZERO, covers: u64::MAX };
+        let grant = Grant { sent: now(), age: Duration::ZERO, covers: u64::MAX };
         store.grant(StreamId(0), length, grant);
     }
 }

@@ -43,7 +43,7 @@ impl Shared {
             writes: Writes::new(&config),
             confirmer: Confirmer::new(config.lease_upper_bound),
             unconfirmed: Unconfirmed::default(),
-            streams: Streams::default(),
+            streams: Streams::new(),
             counters: Counters::default(),
             trouble: Troubles::default(),
             ended: CancellationToken::new(),

@@ -76,23 +76,41 @@ struct Stream {
 }
 
 /// The streams of a cache, kept up by those who run them.
-#[derive(Debug, Default)]
-pub(super) struct Streams(Mutex<BTreeMap<SocketAddr, Stream>>);
+#[derive(Debug)]
+pub(super) struct Streams {
+    by_address: Mutex<BTreeMap<SocketAddr, Stream>>,
+    /// When the last one ended that was open, if none is; before that, when the cache began.
+    ended: Mutex<Time>,
+}
 
 impl Streams {
+    pub fn new() -> Self {
+        Self { by_address: Mutex::default(), ended: Mutex::new(now()) }
+    }
+
+    /// For how long no stream has been open.
+    pub fn unheard_for(&self) -> Duration {
+        if self.by_address.lock().values().any(|stream| stream.connected.is_some()) {
+            return Duration::ZERO;
+        }
+        now().saturating_since(*self.ended.lock())
+    }
+
     /// A stream to `address` is wanted.
     pub fn wanted(&self, address: SocketAddr) {
-        self.0.lock().entry(address).or_default();
+        self.by_address.lock().entry(address).or_default();
     }
 
     /// No stream to `address` is wanted any more, and none is open.
     pub fn forgotten(&self, address: SocketAddr) {
-        self.0.lock().remove(&address);
+        if self.by_address.lock().remove(&address).is_some_and(|stream| stream.connected.is_some()) {
+            *self.ended.lock() = now();
+        }
     }
 
     /// A stream is open. Returns the shortest lease of all open ones.
     pub fn opened(&self, address: SocketAddr, replica: Arc<str>, lease: Duration) -> Duration {
-        let mut streams = self.0.lock();
+        let mut streams = self.by_address.lock();
         let entry = streams.entry(address).or_default();
         entry.connected = Some((replica, lease));
         entry.problem = None;
@@ -102,16 +120,18 @@ impl Streams {
 
     /// A stream has ended, or could not be opened.
     pub fn closed(&self, address: SocketAddr, problem: Arc<str>) {
-        let mut streams = self.0.lock();
+        let mut streams = self.by_address.lock();
         let entry = streams.entry(address).or_default();
-        entry.connected = None;
+        if entry.connected.take().is_some() {
+            *self.ended.lock() = now();
+        }
         entry.problem = Some(problem);
     }
 
     /// A heartbeat was answered: the lease runs until then, or there is none because of this.
     /// Whether that is another reason than before.
     pub fn leased(&self, address: SocketAddr, until: Result<Time, Arc<str>>) -> bool {
-        let mut streams = self.0.lock();
+        let mut streams = self.by_address.lock();
         let entry = streams.entry(address).or_default();
         let problem = match until {
             Ok(until) => {
@@ -127,11 +147,11 @@ impl Streams {
 
     /// The lease of the stream to `address` was taken back.
     pub fn revoked(&self, address: SocketAddr) {
-        self.0.lock().entry(address).or_default().until = Time::ZERO;
+        self.by_address.lock().entry(address).or_default().until = Time::ZERO;
     }
 
     fn snapshot(&self, now: Time) -> Vec<StreamState> {
-        let streams = self.0.lock();
+        let streams = self.by_address.lock();
         let state = |(address, stream): (&SocketAddr, &Stream)| StreamState {
             address: *address,
             replica: stream.connected.as_ref().map(|c| c.0.clone()),

@@ -289,3 +289,31 @@ async fn a_lease_runs_on_when_its_stream_ends() {
     cache.shutdown().await;
     assert!(cache.hit("a").is_none(), "the end of the cache ends it");
 }
+
+#[tokio::test]
+async fn the_last_uses_are_told_when_the_cache_ends() {
+    let mut replica = Replica::start().await;
+    let cache = cache(&[&replica]);
+    hold(&cache, "a", 1);
+    let (mut stream, _) = replica.greet("r").await;
+    stream.grant(1).await;
+    until("the lease counts", || cache.hit("a").is_some()).await;
+    // All that was used until now is told in time; then comes another use, and the end.
+    while !matches!(stream.hear().await, Said::Renewals(_)) {}
+    let used = tokio::time::Instant::now();
+    assert!(cache.hit("a").is_some());
+    let end = tokio::spawn(async move { cache.shutdown().await });
+    let mut told = Vec::new();
+    loop {
+        match stream.hear().await {
+            Said::Heartbeat(_) => {}
+            Said::Renewals(renewals) => told.extend(renewals.used),
+            Said::LeaseReturned(_) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    let last = told.iter().map(|renewal| Duration::from_millis(renewal.idle_millis)).min();
+    assert!(last.is_some_and(|idle| idle <= used.elapsed()), "{told:?}");
+    drop(stream);
+    end.await.unwrap();
+}

@@ -234,10 +234,8 @@ impl Shared {
         visibility: Visibility,
     ) -> Result<Session, WriteError> {
         // Nobody is shown what it is now. What must be just that is asked for: a copy may be behind.
-        let session = match only_if_unchanged {
-            true => self.fresh(base.name()).await?,
-            false => self.restore(base.name()).await?,
-        };
+        let session =
+            if only_if_unchanged { self.fresh(base.name()).await? } else { self.restore(base.name()).await? };
         if session.uid() != base.uid() {
             return Err(WriteError::Replaced);
         }

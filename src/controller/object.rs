@@ -102,6 +102,8 @@ struct Annotations {
     address: Option<String>,
     #[serde(rename = "vmcp.dev/lease-milliseconds")]
     lease: Option<String>,
+    #[serde(rename = "vmcp.dev/renewed-at")]
+    renewed_at: Option<String>,
 }
 
 impl Annotations {
@@ -175,6 +177,8 @@ pub struct Terms {
     pub idle_timeout: Option<Duration>,
     /// It is deleted when it is this old.
     pub max_lifetime: Option<Duration>,
+    /// When an agent wrote that it renewed it, in milliseconds since 1970.
+    pub renewed_at: Option<u64>,
     /// Its status as it stands.
     pub status: Option<Box<Status>>,
 }
@@ -246,6 +250,7 @@ impl Reader {
                 confirm_eviction: meta.finalizers.iter().any(|f| f == FINALIZER_CONFIRM_EVICTION),
                 idle_timeout: seconds(spec.idle_timeout_seconds),
                 max_lifetime: seconds(spec.max_lifetime_seconds),
+                renewed_at: meta.annotations.renewed_at.and_then(|at| at.parse().ok()),
                 status: status.map(Box::new),
             };
             (Kind::Session(self.summarizer.summarize(&spec.metadata)), Some(terms), None)

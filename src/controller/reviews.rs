@@ -77,6 +77,16 @@ type Hash = [u8; 32];
 type Group = Arc<str>;
 type Slot<T> = Arc<tokio::sync::Mutex<Option<(Time, Option<T>)>>>;
 
+/// Whom a token belongs to.
+enum Standing {
+    /// Nobody: it is not good.
+    Nobody,
+    /// Somebody who is not let in.
+    Unwelcome,
+    /// Somebody of this group.
+    Welcome(Group),
+}
+
 /// Too many questions; ask again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
@@ -166,7 +176,9 @@ impl<T: Clone> Reviews<T> {
         }
         let who = ask().await?;
         *answer = Some((asked, who.clone()));
-        self.keep(hash, &slot, who.as_ref().map(welcome));
+        let standing =
+            who.as_ref().map_or(Standing::Nobody, |who| welcome(who).map_or(Standing::Unwelcome, Standing::Welcome));
+        self.keep(hash, &slot, standing);
         Ok(who)
     }
 
@@ -181,17 +193,16 @@ impl<T: Clone> Reviews<T> {
         state.strangers.entry(hash).or_default().clone()
     }
 
-    /// `None`: the token is not good. `Some(None)`: it is, but its owner is not let in.
-    fn keep(&self, hash: Hash, slot: &Slot<T>, welcome: Option<Option<Group>>) {
+    fn keep(&self, hash: Hash, slot: &Slot<T>, standing: Standing) {
         let mut state = self.state.lock();
         state.known.remove(&hash);
         state.unwelcome.remove(&hash);
-        let Some(welcome) = welcome else { return };
-        state.strangers.remove(&hash);
-        match welcome {
-            Some(group) => insert(&mut state.known, hash, (group, slot.clone())),
-            None => insert(&mut state.unwelcome, hash, slot.clone()),
+        match standing {
+            Standing::Nobody => return,
+            Standing::Unwelcome => insert(&mut state.unwelcome, hash, slot.clone()),
+            Standing::Welcome(group) => insert(&mut state.known, hash, (group, slot.clone())),
         }
+        state.strangers.remove(&hash);
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Limits {
     pub idle: Option<Duration>,
     /// It may live until then.
     pub ends: Option<WallTime>,
+    /// What an agent wrote that had no controller to tell of a use. Only that it changes counts.
+    pub renewed_at: Option<u64>,
     /// Its last use as it was persisted, by the clock of whoever led then.
     pub persisted: Option<WallTime>,
 }
@@ -109,8 +111,10 @@ impl Expiry {
                 return;
             }
             if known.limits.uid == limits.uid {
-                // Whoever sets another timeout means it to run from now on, and the use that goes with it is still on its way.
-                used = if known.limits.idle == limits.idle { known.used } else { now };
+                // Whoever sets another timeout means it to run from now on, and the use that goes with it is still on its way. Who can
+                // tell nobody of a use writes it.
+                let same = (known.limits.idle, known.limits.renewed_at) == (limits.idle, limits.renewed_at);
+                used = if same { known.used } else { now };
                 persisted_until = known.persisted_until;
             }
         }

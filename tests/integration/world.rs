@@ -41,7 +41,7 @@ impl World {
 
     async fn with_room(options: ClusterOptions, rooms: usize) -> Self {
         let room = ROOM.acquire_many(u32::try_from(rooms).unwrap()).await.unwrap();
-        let cluster = Cluster::start(crate::programs(), options).await.unwrap();
+        let cluster = Box::pin(Cluster::start(crate::programs(), options)).await.unwrap();
         Self { cluster, fences: 0, _room: room }
     }
 

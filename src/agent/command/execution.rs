@@ -140,8 +140,8 @@ impl Slot {
 /// The client has read what these commands read, and keeps it.
 pub(super) fn settle(agent: &Agent, by: ClientId, steps: &[Step]) {
     for step in steps {
-        if let Step::Keys { plan, tracked: true } = step {
-            super::has_read(agent, by, plan.keys.as_slice());
+        if let Step::Keys { plan, tracked } = step {
+            super::settled(agent, by, plan, *tracked);
         }
     }
 }

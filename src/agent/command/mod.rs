@@ -169,9 +169,7 @@ fn begin(agent: &Agent, client: &mut Client, command: &'static Command, args: &[
             }
             Ok(match engine::at_once(agent, client.id(), &plan, &now) {
                 Some(reply) => {
-                    if tracked {
-                        has_read(agent, client.id(), plan.keys.as_slice());
-                    }
+                    settled(agent, client.id(), &plan, tracked);
                     Begun::Done(Flow::Reply(reply?))
                 }
                 None => Begun::Waits(Waiting::Plan { plan, now, tracked }),
@@ -189,9 +187,7 @@ async fn finish(agent: &Agent, client: &mut Client, args: &[Bytes], waiting: Wai
             let writing = agent.tracking.writing(client.id(), plan.keys.as_slice());
             let reply = engine::run(agent, client.id(), &plan, &now).await;
             drop(writing);
-            if tracked {
-                has_read(agent, client.id(), plan.keys.as_slice());
-            }
+            settled(agent, client.id(), &plan, tracked);
             reply.map(Flow::Reply)
         }
         Waiting::Watch => transaction::watch(agent, client, args.get(1..).unwrap_or_default()).await,
@@ -220,6 +216,16 @@ fn reading(agent: &Agent, client: ClientId, keys: &[Bytes]) {
 fn has_read(agent: &Agent, client: ClientId, keys: &[Bytes]) {
     for key in keys {
         agent.has_read(client, key);
+    }
+}
+
+/// What a command was to read is read: by a client that keeps it, or by one whose application may have another connection that is
+/// told of changes.
+pub(super) fn settled(agent: &Agent, client: ClientId, plan: &Plan, tracked: bool) {
+    if tracked {
+        has_read(agent, client, plan.keys.as_slice());
+    } else if agent.tracking.has_prefixes() && plan.op.shows() {
+        plan.keys.as_slice().iter().for_each(|key| agent.others_may_keep(key));
     }
 }
 

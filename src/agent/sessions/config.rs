@@ -8,7 +8,8 @@ use thiserror::Error;
 use super::entry::ANNOTATION_FORM;
 use super::key::{ANNOTATION_SESSION_ID, HashKey, HashKeyError, KeyError, Keys, MAX_PREFIX};
 use super::local::{LocalKeys, PatternError};
-use super::ttl::{ANNOTATION_EXPIRES_AT, ANNOTATION_RENEWED_AT};
+use super::ttl::ANNOTATION_EXPIRES_AT;
+use crate::api::ANNOTATION_RENEWED_AT;
 use crate::cache::{CacheConfig, ConfigError, Visibility};
 
 /// How sessions are found and written.

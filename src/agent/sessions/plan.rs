@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::entry::{ANNOTATION_FORM, Entry, Form};
-use super::ttl::{ANNOTATION_EXPIRES_AT, ANNOTATION_RENEWED_AT, Timeout, Wanted};
+use super::ttl::{ANNOTATION_EXPIRES_AT, Timeout, Wanted};
+use crate::api::ANNOTATION_RENEWED_AT;
 use crate::cache::{Change, IdleTimeout, Metadata};
 
 /// What a write does besides the metadata.

@@ -6,15 +6,11 @@
 
 use thiserror::Error;
 
-use crate::api::MAX_TIMEOUT_SECONDS;
+use crate::api::{ANNOTATION_RENEWED_AT, MAX_TIMEOUT_SECONDS};
 use crate::cache::Facts;
 
 /// Annotation with the instant at which a session ends, in milliseconds since 1970.
 pub const ANNOTATION_EXPIRES_AT: &str = "vmcp.dev/expires-at";
-
-/// Annotation with the instant at which a timeout was set that is not exact, in milliseconds since 1970: neither the creation
-/// of the object nor a use of it need be as late.
-pub const ANNOTATION_RENEWED_AT: &str = "vmcp.dev/renewed-at";
 
 /// Shorter timeouts are exact.
 const COARSE_FROM: u64 = 60_000;
@@ -108,6 +104,11 @@ impl Deadline {
     pub fn has_passed(self, now: u64) -> bool {
         self.at <= now
     }
+}
+
+/// When the object says that it was renewed, or else was made.
+pub fn written_renewal(facts: &Facts) -> u64 {
+    instant(facts, ANNOTATION_RENEWED_AT).unwrap_or(0).max(facts.created)
 }
 
 /// The instant at which an object says that it ends.

@@ -7,13 +7,15 @@ use super::entry::{ANNOTATION_FORM, Entry, Form};
 use super::failure::Failure;
 use super::key::{ANNOTATION_SESSION_ID, KeyError, Name};
 use super::plan::{Plan, begins};
-use super::ttl::{ANNOTATION_EXPIRES_AT, TooLong, Ttl, Wanted};
+use super::ttl::{ANNOTATION_EXPIRES_AT, TooLong, Ttl, Wanted, written_renewal};
 use super::value::check_limits;
 use super::{Inner, Sessions, now_millis};
 use crate::cache::{Change, CreateOptions, LocalChange, LocalValues, Metadata, Session, WriteError, WriteOptions};
 
 /// How often a write is tried, when others write at the same time.
 const ATTEMPTS: u32 = 8;
+/// Renewals that are written in each timeout while no controller hears of them.
+const WRITTEN_RENEWALS: u32 = 4;
 /// Pause before the second attempt; it doubles.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -184,18 +186,20 @@ impl Sessions {
     }
 
     /// Gives the session this timeout from now on. Writes only if the timeout is another one than before, or is an exact
-    /// one. `None`: the session is gone, or is now, since its time is over.
+    /// one, or no controller would hear of it. `None`: the session is gone, or is now, since its time is over.
     pub async fn expire(&self, base: &Entry, ttl: Ttl) -> Result<Option<Entry>, Failure> {
-        if let Some(renewed) = self.renew(base, ttl) {
+        let now = now_millis();
+        let unheard = self.inner.is_unheard(base, now);
+        if !unheard && let Some(renewed) = self.renew(base, ttl) {
             return Ok(Some(renewed));
         }
-        let now = now_millis();
         let wanted = ttl.at(now)?;
         if wanted == Wanted::Over {
             self.delete(base).await?;
             return Ok(None);
         }
-        let plan = Plan::of(base, None, wanted, now);
+        let mut plan = Plan::of(base, None, wanted, now);
+        plan.needed |= unheard && plan.begins;
         if !plan.needed {
             return Ok(Some(base.clone()));
         }
@@ -220,6 +224,17 @@ fn existed(deleted: Result<(), WriteError>) -> Result<bool, Failure> {
 impl Inner {
     fn options(&self) -> WriteOptions {
         WriteOptions { visibility: self.visibility }
+    }
+
+    /// Whether a renewal is to be written, a few times in each timeout, since no controller hears of it: who decides that nobody
+    /// uses a session any more knows only what it is told.
+    fn is_unheard(&self, base: &Entry, now: u64) -> bool {
+        let Some(timeout) = base.timeout().filter(|timeout| timeout.expires_at.is_none()) else {
+            return false;
+        };
+        let part = Duration::from_secs(timeout.idle_seconds.into()) / WRITTEN_RENEWALS;
+        let written = Duration::from_millis(now.saturating_sub(written_renewal(base.session().facts())));
+        written >= part && self.cache.unheard_for() >= part
     }
 
     /// What to take the difference from when a session is overwritten: what clients last saw of it.
@@ -285,6 +300,8 @@ impl Inner {
         let now = now_millis();
         let wanted = ttl.at(now)?;
         let mut plan = Plan::of(base, form, wanted, now);
+        let unheard = self.is_unheard(base, now);
+        plan.needed |= unheard && plan.begins;
         let (mut shared, mut local) = self.local.split(map);
         let mut session = base.session().clone();
         // What the object has under a key of this pod was written by others: it stays there, and is not this pod's because it
@@ -301,6 +318,7 @@ impl Inner {
             if *session.metadata() == shared {
                 let Some(known) = self.alive(session.name()).await? else { return Ok(None) };
                 plan = Plan::of(&known, form, wanted, now);
+                plan.needed |= unheard && plan.begins;
             }
             plan.outdates |= plan.sets_timeout;
         }

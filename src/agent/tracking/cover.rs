@@ -14,7 +14,7 @@ use crate::core::time::Time;
 use crate::runtime::clock::boottime_nanos;
 
 /// A client is told so much before the cover ends, so that it has dropped its copy by then.
-const AHEAD: Duration = Duration::from_millis(20);
+pub(super) const AHEAD: Duration = Duration::from_millis(20);
 /// Longest pause: timers stand still while a machine is suspended, leases do not.
 const PAUSE: Duration = Duration::from_millis(100);
 

@@ -20,6 +20,7 @@ pub use table::{Mode, Options};
 
 use super::server::{ClientHandle, ClientId, Clients};
 use crate::core::time::Time;
+use crate::runtime::clock::boottime_nanos;
 use table::{Recipient, Table};
 
 /// What clients keep of their own, and how they are told that it is over.
@@ -28,6 +29,8 @@ pub struct Tracking {
     table: Mutex<Table>,
     /// How many clients track. Without any, nothing costs more than a look at this.
     active: AtomicUsize,
+    /// Prefixes that clients track by, likewise.
+    by_prefix: AtomicUsize,
     /// When the cover of some key must be looked at, in nanoseconds of [`Time`].
     due: AtomicU64,
     sooner: Notify,
@@ -82,6 +85,7 @@ impl Tracking {
         Self {
             table: Mutex::new(Table::new(max_keys)),
             active: AtomicUsize::new(0),
+            by_prefix: AtomicUsize::new(0),
             due: AtomicU64::new(u64::MAX),
             sooner: Notify::new(),
             clients,
@@ -93,7 +97,7 @@ impl Tracking {
     pub fn enable(&self, client: &ClientHandle, options: &Options) {
         let mut table = self.table.lock();
         table.enable(client.id(), options.clone());
-        self.active.store(table.clients(), Ordering::SeqCst);
+        self.count(&table);
     }
 
     /// The client does not track any more, or its connection has ended.
@@ -103,7 +107,12 @@ impl Tracking {
         }
         let mut table = self.table.lock();
         table.disable(client);
+        self.count(&table);
+    }
+
+    fn count(&self, table: &Table) {
         self.active.store(table.clients(), Ordering::SeqCst);
+        self.by_prefix.store(table.prefixes(), Ordering::SeqCst);
     }
 
     /// The client is about to read the key: call it before the value is taken, and [`Self::read`] afterwards.
@@ -124,6 +133,22 @@ impl Tracking {
         };
         self.table.lock().read(key, until);
         self.look_by(until);
+    }
+
+    /// Whether anybody tracks by prefix.
+    #[inline]
+    pub fn has_prefixes(&self) -> bool {
+        self.by_prefix.load(Ordering::SeqCst) > 0
+    }
+
+    /// Somebody has read the key who does not track. If nobody would notice a change, or not in time to say so, whoever tracks the key
+    /// by prefix is told not to keep it.
+    pub fn read_by_others(&self, key: &[u8], covered: Option<Time>) {
+        if covered.is_some_and(|until| until > Time::from_nanos(boottime_nanos()) + cover::AHEAD) {
+            return;
+        }
+        let recipients = self.table.lock().broadcasting(key);
+        self.tell(key, recipients);
     }
 
     /// The client has written the key, and what is there now is what it wrote: whoever else has read the key is told. If it

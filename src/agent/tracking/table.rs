@@ -275,6 +275,11 @@ impl Table {
         self.recipient(client, key)
     }
 
+    /// Who tracks the key by prefix.
+    pub fn broadcasting(&self, key: &[u8]) -> Vec<Recipient> {
+        self.broadcasting.iter().filter_map(|client| self.recipient(*client, key)).collect()
+    }
+
     /// Nobody vouches for anything any more: who is to be told that all keys changed.
     pub fn flush(&mut self) -> Vec<Recipient> {
         self.writing.values_mut().flatten().for_each(|writing| writing.outdated = true);

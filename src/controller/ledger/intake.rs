@@ -31,6 +31,7 @@ impl State {
                 uid,
                 idle: terms.idle_timeout,
                 ends: terms.max_lifetime.map(|lifetime| since_epoch(terms.created) + lifetime),
+                renewed_at: terms.renewed_at,
                 persisted: renewed.map(|renewed| since_epoch(renewed.0)),
             };
             self.expiry.observed(key, limits, now, wall());

@@ -26,7 +26,7 @@ fn key() -> SessionKey {
 }
 
 fn limits(idle: Option<u64>, ends: Option<u64>) -> Limits {
-    Limits { uid: A, idle: idle.map(secs), ends: ends.map(wall), persisted: None }
+    Limits { uid: A, idle: idle.map(secs), ends: ends.map(wall), renewed_at: None, persisted: None }
 }
 
 fn observed(limits: Limits, seconds: u64) -> Expiry {
@@ -61,6 +61,17 @@ fn a_use_counts_from_when_it_was() {
     expiry.used(&key(), A, at(150));
     expiry.used(&key(), A, at(120));
     expiry.used(&key(), Uid::from_u128(2), at(200));
+    assert_eq!(expired(&mut expiry, Some(0), 214), NONE);
+    assert_eq!(expired(&mut expiry, Some(0), 215), [Expired::Idle]);
+}
+
+#[test]
+fn what_an_agent_writes_that_nobody_hears_is_a_use() {
+    let mut expiry = observed(limits(Some(60), None), 100);
+    let renewed = Limits { renewed_at: Some(7), ..limits(Some(60), None) };
+    expiry.observed(&key(), renewed, at(150), wall(150));
+    // The same once more is none, whatever else has changed.
+    expiry.observed(&key(), Limits { persisted: Some(wall(1)), ..renewed }, at(180), wall(180));
     assert_eq!(expired(&mut expiry, Some(0), 214), NONE);
     assert_eq!(expired(&mut expiry, Some(0), 215), [Expired::Idle]);
 }

@@ -341,7 +341,7 @@ fn who_takes_leases_and_acknowledges_nothing_is_waited_for_until_the_last_of_the
         assert_eq!((settled(&mut bench), bench.replica.awaited(&copy)), (None, 1));
     }
     let until = bench.replica.agents.values().map(Agent::remembered_until).max().unwrap();
-    bench.pass(until.saturating_since(bench.now) - Duration::from_nanos(1));
+    bench.pass(until.saturating_since(bench.now).saturating_sub(Duration::from_nanos(1)));
     assert_eq!(settled(&mut bench), None);
     bench.pass(Duration::from_nanos(1));
     let over = settled(&mut bench).expect("nobody can be waited for any more");

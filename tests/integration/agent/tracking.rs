@@ -186,6 +186,15 @@ async fn nothing_is_kept_when_nobody_vouches_for_it() {
     // Without a lease it is served, but not to be kept.
     ask(&mut client, &["GET", "s1"]).await;
     assert_eq!(told(&mut client).await, invalidate(Some("s1")));
+    // Nor by an application that reads on one connection and is told on another.
+    let mut listener = tracking(&agent, &["BCAST", "PREFIX", "s"]).await;
+    let mut reader = agent.client().await.unwrap();
+    for read in [&[&["GET", "s1"][..]][..], &[&["MULTI"], &["HGETALL", "s1"], &["EXEC"]]] {
+        for command in read {
+            ask(&mut reader, command).await;
+        }
+        assert_eq!(told(&mut listener).await, invalidate(Some("s1")), "{read:?}");
+    }
 
     // Without the API server it is not served, and that there is none is not said either.
     agent.api.as_ref().unwrap().set(ProxyMode::Blackhole).await.unwrap();

@@ -91,7 +91,7 @@ async fn flood(mut agent: Agent, messages: Vec<Said>, until: Instant) -> (usize,
             }
             if outbox.send(v1::AgentMessage { message: Some(message.clone()) }).await.is_err() {
                 // The other half says why.
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
             sent.fetch_add(1, Ordering::Relaxed);
         }
@@ -147,7 +147,8 @@ fn a_flood_of_messages_costs_nobody_else_and_no_memory() {
         for (what, flooding) in flooding {
             let (sent, ended) = flooding.await.unwrap();
             println!("{what}: {sent} messages in at most 5 s");
-            assert!(sent > 1_000, "{what}: {sent} messages are no flood");
+            // Some name thousands of sessions each.
+            assert!(sent > 20, "{what}: {sent} messages are no flood");
             // HTTP/2 itself hangs up on who sends many small pieces faster than they are read. The replica ends nothing.
             assert!(ended.as_ref().is_none_or(|status| status.code() == Code::Unknown), "{what}: {ended:?}");
         }

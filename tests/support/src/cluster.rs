@@ -213,7 +213,7 @@ impl Cluster {
     /// Starts a cluster, and waits until every replica is ready and every pod has a lease of each of them.
     pub async fn start(programs: Programs, options: ClusterOptions) -> Result<Self> {
         let plane = ControlPlaneOptions { chosen: options.chosen.clone(), ..options.plane.clone() };
-        let plane = ControlPlane::start(plane).await?;
+        let plane = Box::pin(ControlPlane::start(plane)).await?;
         plane.apply_crds(&programs.crd).await?;
         plane.create_namespace(OPERATOR).await?;
         plane.create_namespace(&options.namespace).await?;
@@ -223,7 +223,8 @@ impl Cluster {
         plane.create_service_account(&options.namespace, POD_ACCOUNT).await?;
         let streams = StreamFiles::write(plane.dir())?;
         let mut cluster = Self { controllers: vec![], pods: vec![], plane, options, streams, programs, started: 0 };
-        tokio::try_join!(cluster.grant(), cluster.first_write())?;
+        // Each is large, and this one is awaited in many tests.
+        tokio::try_join!(Box::pin(cluster.grant()), Box::pin(cluster.first_write()))?;
         for _ in 0..cluster.options.controllers {
             cluster.add_controller().await?;
         }

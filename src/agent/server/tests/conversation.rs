@@ -82,6 +82,15 @@ async fn a_message_of_a_request_follows_its_reply() {
 }
 
 #[tokio::test]
+async fn what_was_told_comes_before_the_answer_that_ends_it_and_as_it_was_understood_then() {
+    let place = Place::open(unlimited());
+    place.desk.listeners.store(true, std::sync::atomic::Ordering::SeqCst);
+    let mut visitor = place.enter().await;
+    visitor.says("HELLO\r\nLEAVE\r\nECHO a\r\n").await;
+    visitor.hears("_\r\n>1\r\n$4\r\ntold\r\n+OK\r\n$1\r\na\r\n").await;
+}
+
+#[tokio::test]
 async fn an_invalidation_does_not_wait_for_a_slow_request_and_is_repeated_after_it() {
     let place = Place::open(unlimited());
     let (mut visitor, handle) = place.enter_known().await;

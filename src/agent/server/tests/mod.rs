@@ -99,6 +99,13 @@ impl Handler for Arc<Desk> {
                 client.handle.mailbox().push(Reply::Push(vec![bulk("told")]));
                 Flow::Reply(Reply::OK)
             }
+            // The message comes before the request that ends listening, and RESP3.
+            b"LEAVE" => {
+                client.handle.mailbox().push(Reply::Push(vec![bulk("told")]));
+                client.handle.set_subscriptions(0, 0);
+                client.handle.set_protocol(Protocol::Resp2);
+                Flow::Reply(Reply::OK)
+            }
             b"AUTH" => {
                 client.trusted = true;
                 Flow::Reply(Reply::OK)
