@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use testkit::ClusterOptions;
+use testkit::{ClusterOptions, eventually};
 use tokio::time::sleep;
 
-use crate::world::World;
+use crate::world::{PATIENCE, World};
 
 /// What is measured: the issue's own number.
 const QUIET: Duration = Duration::from_mins(1);
@@ -19,6 +19,15 @@ async fn an_idle_cluster_writes_only_for_leadership_and_freshness() {
     world.hold_many(1_000).await;
     world.fence().await;
     world.settled().await;
+    // The leader tells whom to believe once, some seconds after it has begun to lead.
+    let bundle = "clustertrustbundles.certificates.k8s.io/vmcp.dev:session-controller:vmcp-system";
+    for place in ["configmap/vmcp-session-ca", bundle] {
+        eventually(PATIENCE, &format!("{place} is written"), async || {
+            world.plane.kubectl(&["get", "-n", "vmcp-system", place]).await.ok()
+        })
+        .await
+        .unwrap();
+    }
     world.plane.apiserver().audit_flush().await.unwrap();
     let mark = world.plane.audit().mark().unwrap();
     sleep(QUIET).await;
