@@ -108,9 +108,7 @@ impl Agent {
     /// A client that does not track has read the key. Who tracks by prefix on another connection is told, if no lease covers what was
     /// read.
     pub fn others_may_keep(&self, key: &[u8]) {
-        if self.tracking.has_prefixes() {
-            self.tracking.read_by_others(key, self.covered_until(key));
-        }
+        self.tracking.read_by_others(key, self.covered_until(key));
     }
 
     /// Until when the copy of this key's session may be served, if nothing more is heard; `None` if it may not now.

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use super::store::now;
-use crate::core::time::Time;
+use crate::core::rate::Lines;
 
 /// How long it is not said again, whatever happens.
 const QUIET: Duration = Duration::from_secs(30);
@@ -18,7 +18,7 @@ pub(super) struct Trouble {
     /// What they are, as the log says it.
     what: &'static str,
     failing: AtomicBool,
-    state: Mutex<State>,
+    lines: Mutex<Lines>,
 }
 
 /// Those of a cache.
@@ -34,36 +34,18 @@ impl Default for Troubles {
     }
 }
 
-#[derive(Debug, Default)]
-struct State {
-    told: Option<Time>,
-    failures: u64,
-}
-
-impl State {
-    /// One more has failed. How many are to be told of, if they are.
-    fn failed(&mut self, now: Time) -> Option<u64> {
-        self.failures += 1;
-        if self.told.is_some_and(|told| now < told + QUIET) {
-            return None;
-        }
-        self.told = Some(now);
-        Some(std::mem::take(&mut self.failures))
-    }
-}
-
 impl Trouble {
     fn of(what: &'static str) -> Self {
-        Self { what, failing: AtomicBool::new(false), state: Mutex::default() }
+        Self { what, failing: AtomicBool::new(false), lines: Mutex::new(Lines::new(1, QUIET)) }
     }
 
     /// One has failed for `reason`, which has no value in it.
     pub fn failed(&self, reason: &str) {
-        let Some(failures) = self.state.lock().failed(now()) else {
+        let Some(unsaid) = self.lines.lock().next(now()) else {
             return;
         };
         self.failing.store(true, Ordering::Relaxed);
-        warn!(what = self.what, reason, failures, "requests to the API server fail");
+        warn!(what = self.what, reason, failures = unsaid + 1, "requests to the API server fail");
     }
 
     /// One has been answered.
@@ -78,16 +60,18 @@ impl Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::time::Time;
 
     #[test]
     fn it_is_told_at_once_and_then_now_and_then() {
-        let mut state = State::default();
+        let mut lines = Lines::new(1, QUIET);
+        let mut failed = |now| lines.next(now).map(|unsaid| unsaid + 1);
         let at = |seconds: u64| Time::from_nanos(seconds * 1_000_000_000);
-        assert_eq!(state.failed(at(1)), Some(1));
+        assert_eq!(failed(at(1)), Some(1));
         for second in 2..31 {
-            assert_eq!(state.failed(at(second)), None, "after {second} s");
+            assert_eq!(failed(at(second)), None, "after {second} s");
         }
-        assert_eq!(state.failed(at(31)), Some(30));
-        assert_eq!(state.failed(at(1_000)), Some(1));
+        assert_eq!(failed(at(31)), Some(30));
+        assert_eq!(failed(at(1_000)), Some(1));
     }
 }

@@ -52,6 +52,29 @@ impl TokenBucket {
     }
 }
 
+/// Which lines of a log are written when there may be too many.
+#[derive(Debug)]
+pub struct Lines {
+    bucket: TokenBucket,
+    unsaid: u64,
+}
+
+impl Lines {
+    /// So many at once, and one more each `interval` after that.
+    pub fn new(burst: u32, interval: Duration) -> Self {
+        Self { bucket: TokenBucket::new(burst, interval), unsaid: 0 }
+    }
+
+    /// Whether there may be a line now and, if so, how many there were not since the last one.
+    pub fn next(&mut self, now: Time) -> Option<u64> {
+        if self.bucket.take(now) {
+            return Some(std::mem::take(&mut self.unsaid));
+        }
+        self.unsaid += 1;
+        None
+    }
+}
+
 /// A bucket for each key, for so many keys at once.
 #[derive(Debug)]
 pub struct Buckets<K> {

@@ -212,18 +212,11 @@ fn reading(agent: &Agent, client: ClientId, keys: &[Bytes]) {
     }
 }
 
-/// The client has read them.
-fn has_read(agent: &Agent, client: ClientId, keys: &[Bytes]) {
-    for key in keys {
-        agent.has_read(client, key);
-    }
-}
-
 /// What a command was to read is read: by a client that keeps it, or by one whose application may have another connection that is
 /// told of changes.
 pub(super) fn settled(agent: &Agent, client: ClientId, plan: &Plan, tracked: bool) {
     if tracked {
-        has_read(agent, client, plan.keys.as_slice());
+        plan.keys.as_slice().iter().for_each(|key| agent.has_read(client, key));
     } else if agent.tracking.has_prefixes() && plan.op.shows() {
         plan.keys.as_slice().iter().for_each(|key| agent.others_may_keep(key));
     }

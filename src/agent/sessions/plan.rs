@@ -58,6 +58,12 @@ impl Plan {
         plan
     }
 
+    /// The same, which is also needed if a timeout begins anew of which no controller would hear.
+    pub fn heard_unless(mut self, unheard: bool) -> Self {
+        self.needed |= unheard && self.begins;
+        self
+    }
+
     pub fn change(&self, metadata: Option<Metadata>) -> Change {
         Change {
             metadata,

@@ -198,8 +198,7 @@ impl Sessions {
             self.delete(base).await?;
             return Ok(None);
         }
-        let mut plan = Plan::of(base, None, wanted, now);
-        plan.needed |= unheard && plan.begins;
+        let plan = Plan::of(base, None, wanted, now).heard_unless(unheard);
         if !plan.needed {
             return Ok(Some(base.clone()));
         }
@@ -299,9 +298,8 @@ impl Inner {
     ) -> Result<Option<Entry>, Failure> {
         let now = now_millis();
         let wanted = ttl.at(now)?;
-        let mut plan = Plan::of(base, form, wanted, now);
         let unheard = self.is_unheard(base, now);
-        plan.needed |= unheard && plan.begins;
+        let mut plan = Plan::of(base, form, wanted, now).heard_unless(unheard);
         let (mut shared, mut local) = self.local.split(map);
         let mut session = base.session().clone();
         // What the object has under a key of this pod was written by others: it stays there, and is not this pod's because it
@@ -317,8 +315,7 @@ impl Inner {
             // What clients last had may be long gone, and its timeout with it.
             if *session.metadata() == shared {
                 let Some(known) = self.alive(session.name()).await? else { return Ok(None) };
-                plan = Plan::of(&known, form, wanted, now);
-                plan.needed |= unheard && plan.begins;
+                plan = Plan::of(&known, form, wanted, now).heard_unless(unheard);
             }
             plan.outdates |= plan.sets_timeout;
         }

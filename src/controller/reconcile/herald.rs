@@ -21,11 +21,10 @@ use crate::controller::events::EventWriter;
 use crate::controller::leader::LeadershipGuard;
 use crate::controller::ledger::Settlements;
 use crate::core::notes::Note;
-use crate::core::rate::TokenBucket;
+use crate::core::rate::Lines;
 use crate::core::replica::{Late, Settled};
 use crate::core::session_ref::SessionRef;
 use crate::core::storm::{Storm, StormDetector, StormLimits};
-use crate::core::time::Time;
 use crate::runtime::api_error::deadline;
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -77,7 +76,17 @@ impl Herald {
         let (told, storms) = mpsc::channel(STORMS);
         let teller = StormTeller { client, events: events.clone(), guard: guard.clone(), storms };
         let storms = Mutex::new(StormDetector::new(StormLimits::default()));
-        (Self { events, guard, storms, lines: Mutex::default(), told, measured: Measured::default() }, teller)
+        (
+            Self {
+                events,
+                guard,
+                storms,
+                lines: Mutex::new(Lines::new(LINES.0, LINES.1)),
+                told,
+                measured: Measured::default(),
+            },
+            teller,
+        )
     }
 
     /// What it measures.
@@ -134,30 +143,6 @@ impl Settlements for Herald {
         if self.guard.is_leader() {
             self.tell(settled);
         }
-    }
-}
-
-/// Bounds the lines about evictions.
-#[derive(Debug)]
-struct Lines {
-    bucket: TokenBucket,
-    unsaid: u64,
-}
-
-impl Default for Lines {
-    fn default() -> Self {
-        Self { bucket: TokenBucket::new(LINES.0, LINES.1), unsaid: 0 }
-    }
-}
-
-impl Lines {
-    /// Whether there may be a line now and, if so, how many there were not since the last one.
-    fn next(&mut self, now: Time) -> Option<u64> {
-        if self.bucket.take(now) {
-            return Some(std::mem::take(&mut self.unsaid));
-        }
-        self.unsaid += 1;
-        None
     }
 }
 
@@ -230,10 +215,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::core::time::Time;
 
     #[test]
     fn lines_are_bounded_and_those_that_were_not_are_counted() {
-        let (mut lines, now) = (Lines::default(), Time::default());
+        let (mut lines, now) = (Lines::new(LINES.0, LINES.1), Time::default());
         for _ in 0..LINES.0 {
             assert_eq!(lines.next(now), Some(0));
         }
