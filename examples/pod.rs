@@ -268,7 +268,7 @@ async fn read(State(pod): State<Arc<Pod>>, Path(name): Path<String>) -> Answer {
             shown(&session)
         }
         Err(error @ GetError::NotFound) => told(StatusCode::NOT_FOUND, &error),
-        Err(error @ GetError::Overloaded) => told(StatusCode::TOO_MANY_REQUESTS, &error),
+        Err(error @ (GetError::Overloaded | GetError::TooManyUnknown)) => told(StatusCode::TOO_MANY_REQUESTS, &error),
         Err(error @ GetError::Unavailable { .. }) => told(StatusCode::SERVICE_UNAVAILABLE, &error),
     }
 }

@@ -95,7 +95,8 @@ pub struct AgentArgs {
     pub client_output_limit: usize,
 
     /// Bytes that all clients may take together: requests that are not complete, answers that are not read, commands that wait
-    /// for EXEC. With more, those that take the most are disconnected.
+    /// for EXEC, writes that are not answered. With more, those that take the most are disconnected; writes may have half of it,
+    /// and are refused beyond it.
     #[arg(long, env = "VMCP_CLIENTS_MEMORY", value_name = "BYTES", default_value_t = 128 << 20)]
     pub clients_memory: usize,
 

@@ -89,7 +89,7 @@ impl Source {
     fn encode_clients(&self, encoder: &mut DescriptorEncoder) -> Encoded {
         let Agent { clients, tracking, pubsub, .. } = &*self.0;
         gauges(encoder, "clients", "Clients that are connected", &[(None, clients.len())])?;
-        let help = "Bytes that clients take together: buffers, and what waits for them";
+        let help = "Bytes that clients take together: buffers, what waits for them, requests that are carried out";
         gauges(encoder, "clients_bytes", help, &[(None, clients.memory_bytes())])?;
         let outcome = |name| Some(("outcome", name));
         let totals = clients.totals();

@@ -21,6 +21,9 @@ use super::tracking::Tracking;
 use crate::cache::{CacheConfig, Visibility};
 use crate::resp::{Reply, Request as Command};
 
+/// Bytes that clients may take in tests that are not about it.
+const PLENTY: usize = 1 << 30;
+
 /// What an API server does with writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Writes {
@@ -199,27 +202,32 @@ impl Bench {
 
     /// One whose writes are answered when they are visible so far.
     pub fn showing(visibility: Visibility) -> Self {
-        Self::at(FakeApi::default(), None, visibility)
+        Self::at(FakeApi::default(), None, visibility, PLENTY)
+    }
+
+    /// One whose clients may take so many bytes together, and whose writes are answered when they are visible everywhere.
+    pub fn with_clients_memory(memory: usize) -> Self {
+        Self::at(FakeApi::default(), None, Visibility::Everywhere, memory)
     }
 
     /// One of the same namespace.
     pub fn beside(&self) -> Self {
-        Self::at(self.api.clone(), self.hash_key_file.clone(), Visibility::Committed)
+        Self::at(self.api.clone(), self.hash_key_file.clone(), Visibility::Committed, PLENTY)
     }
 
     /// One that hashes ids with the key in this file.
     pub fn hashing(key: &std::path::Path) -> Self {
-        Self::at(FakeApi::default(), Some(key.to_owned()), Visibility::Committed)
+        Self::at(FakeApi::default(), Some(key.to_owned()), Visibility::Committed, PLENTY)
     }
 
-    fn at(api: FakeApi, hash_key_file: Option<PathBuf>, visibility: Visibility) -> Self {
+    fn at(api: FakeApi, hash_key_file: Option<PathBuf>, visibility: Visibility, memory: usize) -> Self {
         let sessions = SessionsConfig {
             prefix: String::new(),
             pod_local_keys: Vec::new(),
             hash_key_file: hash_key_file.clone(),
             visibility,
         };
-        let clients = Arc::new(Clients::new(Room { clients: 8, output: 1 << 20, memory: 1 << 30 }));
+        let clients = Arc::new(Clients::new(Room { clients: 8, output: 1 << 20, memory }));
         let settings = ServerSettings { output_limit: 1 << 20, ..ServerSettings::default() };
         let agent = Arc::new(Agent {
             sessions: Sessions::connect(api.client(), CacheConfig::new("default", "test"), &sessions).unwrap(),

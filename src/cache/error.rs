@@ -10,9 +10,13 @@ pub enum GetError {
     /// There is no such session. The API server said so after the request came.
     #[error("no such session")]
     NotFound,
-    /// Too many sessions are waited for, or too many names asked for that this pod has no copy of. Try again later.
-    #[error("too many sessions are being restored at once, or too many unknown names asked for")]
+    /// Too many sessions are waited for at once. Try again later.
+    #[error("too many sessions are being restored at once")]
     Overloaded,
+    /// Too many names have been asked for that this pod has no copy of: nobody was asked whether there is such a session. Try
+    /// again later.
+    #[error("too many names were asked for that this pod has no copy of")]
+    TooManyUnknown,
     /// Nobody can say what the session is now: nothing is served rather than something old.
     #[error("the session cannot be served now: {reason}")]
     Unavailable {
@@ -77,7 +81,7 @@ impl From<GetError> for WriteError {
     fn from(error: GetError) -> Self {
         match error {
             GetError::NotFound => Self::NotFound,
-            GetError::Overloaded => Self::Overloaded,
+            GetError::Overloaded | GetError::TooManyUnknown => Self::Overloaded,
             GetError::Unavailable { reason } => Self::Unavailable { reason },
         }
     }

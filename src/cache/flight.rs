@@ -184,12 +184,12 @@ impl Flight {
             Ok(session) if session.origin() == Origin::Validated => &counters.validated,
             Ok(_) => &counters.restored,
             Err(GetError::NotFound) => &counters.not_found,
-            Err(GetError::Overloaded) => &counters.overloaded,
+            Err(GetError::Overloaded | GetError::TooManyUnknown) => &counters.overloaded,
             Err(GetError::Unavailable { .. }) => &counters.unavailable,
         });
         match &outcome {
             Err(GetError::Unavailable { reason }) => self.shared.trouble.reads.failed(reason),
-            Err(GetError::Overloaded) => {}
+            Err(GetError::Overloaded | GetError::TooManyUnknown) => {}
             Ok(_) | Err(GetError::NotFound) => self.shared.trouble.reads.worked(),
         }
         // Those who are told find nothing of it any more.
@@ -204,7 +204,7 @@ impl Flight {
         let known = self.shared.store.look(&self.name, |shard| shard.peek(&self.name).is_some());
         if !known {
             let wait = gets.unknown.lock().take(now(), gets.patience);
-            sleep(wait.ok_or(GetError::Overloaded)?).await;
+            sleep(wait.ok_or(GetError::TooManyUnknown)?).await;
         }
         let outcome = match timeout_at(turn, gets.permits.acquire()).await {
             Ok(Ok(_permit)) => self.ask().await,

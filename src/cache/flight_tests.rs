@@ -43,7 +43,7 @@ async fn a_flood_of_unknown_names_is_bounded_also_when_the_api_server_refuses_it
         let mut refused = 0;
         for n in 0..300 {
             match cache.get(&format!("unknown-{n}")).await {
-                Err(GetError::Overloaded) => refused += 1,
+                Err(GetError::TooManyUnknown) => refused += 1,
                 Err(GetError::Unavailable { .. }) => {}
                 other => panic!("{code}: {other:?}"),
             }

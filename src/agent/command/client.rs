@@ -5,10 +5,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::refusal::Refusal;
 use super::transaction::{Transaction, Watched};
-use crate::agent::server::{ClientHandle, ClientId, Flow};
+use crate::agent::server::{Carried, ClientHandle, ClientId, Flow};
 use crate::agent::tracking::Options;
 use crate::resp::Protocol;
+
+/// What a request takes while it is carried out, in its own lengths: what came, the fields that it is taken apart into, and what
+/// is sent to the API server.
+const TIMES_CARRIED: usize = 3;
 
 /// Which replies a client wants (`CLIENT REPLY`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +107,14 @@ impl Client {
     #[inline]
     pub(super) fn is_tracked(&self) -> bool {
         self.tracking.as_ref().is_some_and(|options| options.registers(self.caching.is_some()))
+    }
+
+    /// Enters requests of so many bytes, which are carried out until what is returned is dropped. Refused, in words that clients
+    /// try again for, while those of all clients take as much memory as they may.
+    pub(super) fn carry(&self, request_bytes: usize) -> Result<Carried, Refusal> {
+        self.handle.carry(request_bytes.saturating_mul(TIMES_CARRIED)).ok_or(Refusal::Text(
+            "TRYAGAIN the requests that are being carried out take as much memory as they may (--clients-memory)",
+        ))
     }
 
     /// A command of this name is done: what `CLIENT CACHING` said was about it, or is about the transaction that goes on.

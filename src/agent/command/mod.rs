@@ -184,9 +184,13 @@ fn begin(agent: &Agent, client: &mut Client, command: &'static Command, args: &[
 async fn finish(agent: &Agent, client: &mut Client, args: &[Bytes], waiting: Waiting) -> Flow {
     let finished = match waiting {
         Waiting::Plan { plan, now, tracked } => {
-            let writing = agent.tracking.writing(client.id(), plan.keys.as_slice());
-            let reply = engine::run(agent, client.id(), &plan, &now).await;
-            drop(writing);
+            let reply = match client.carry(args.iter().map(Bytes::len).sum()) {
+                Ok(_carried) => {
+                    let _writing = agent.tracking.writing(client.id(), plan.keys.as_slice());
+                    engine::run(agent, client.id(), &plan, &now).await
+                }
+                Err(refusal) => Err(refusal),
+            };
             settled(agent, client.id(), &plan, tracked);
             reply.map(Flow::Reply)
         }

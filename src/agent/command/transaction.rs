@@ -162,6 +162,7 @@ pub(super) async fn exec(agent: &Agent, client: &mut Client) -> Result<Flow, Ref
     if transaction.broken {
         return Err(Refusal::Text("EXECABORT Transaction discarded because of previous errors."));
     }
+    let _carried = client.carry(transaction.bytes)?;
     let now = Clock::default();
     let budget = Budget::new(agent.commands.output_limit);
     let mut turn = Turn::begin();

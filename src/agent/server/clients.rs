@@ -194,8 +194,8 @@ impl Clients {
         }
         let connected = self.connected.read();
         let staying = connected.values().filter(|handle| !handle.mailbox().is_ended());
-        let sizes = staying.map(|handle| (handle.id(), handle.memory_bytes()));
-        for id in too_large(sizes, self.memory.limit()) {
+        let sizes = staying.map(|handle| (handle.id(), handle.droppable_bytes()));
+        for id in too_large(sizes, self.memory.room()) {
             if let Some(handle) = connected.get(&id) {
                 handle.mailbox().end(Ended::Memory);
             }

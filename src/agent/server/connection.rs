@@ -65,6 +65,8 @@ pub(super) struct Connection<S> {
     limits: Limits,
     parser: Parser,
     input: BytesMut,
+    /// The most that the input's buffer has had room for: what is left of it behind a request keeps all of it alive.
+    largest_input: usize,
     output: BytesMut,
     /// So much of the output is sent.
     sent: usize,
@@ -81,6 +83,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             limits,
             parser: Parser::new(limits.request),
             input: BytesMut::new(),
+            largest_input: 0,
             output: BytesMut::new(),
             sent: 0,
             half_since: None,
@@ -116,12 +119,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             self.requests(handler, client).await?;
             self.settle().await?;
+            self.give_back_large_input();
             self.account();
             self.enter_wait();
             match self.wait().await {
                 Woken::Input(Ok(0) | Err(_)) => return Err(End::Gone),
                 // What was read stays in memory while it is carried out.
-                Woken::Input(Ok(_)) => self.account(),
+                Woken::Input(Ok(_)) => {
+                    self.largest_input = self.largest_input.max(self.input.capacity());
+                    self.account();
+                }
                 Woken::Stirred => {}
             }
         }
@@ -215,6 +222,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// meanwhile.
     async fn meanwhile<F: Future<Output = Flow>>(&mut self, mut work: Pin<&mut F>) -> Flow {
         self.handle.enter(Phase::Busy);
+        self.give_back_large_input();
         self.account();
         let mut broken = false;
         poll_fn(|cx| {
@@ -341,8 +349,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
+    /// A large request has been taken out, and nothing is behind it.
+    #[inline]
+    fn give_back_large_input(&mut self) {
+        if self.largest_input > KEPT && self.input.is_empty() {
+            self.input = BytesMut::new();
+            self.largest_input = 0;
+        }
+    }
+
     fn drop_buffers(&mut self) {
         self.input = BytesMut::new();
+        self.largest_input = 0;
         self.output = BytesMut::new();
         self.sent = 0;
         self.account();

@@ -96,6 +96,23 @@ pub struct ClientHandle {
     unsent: AtomicUsize,
     /// Bytes of the connection's buffers.
     buffers: AtomicUsize,
+    /// Bytes of the request that is being carried out.
+    carried: AtomicUsize,
+}
+
+/// While this lives, what a request takes is entered in the account of all clients.
+#[derive(Debug)]
+#[must_use = "it is entered as long as this lives"]
+pub struct Carried {
+    handle: Arc<ClientHandle>,
+    bytes: usize,
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.handle.carried.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.handle.mailbox.memory().carried(self.bytes);
+    }
 }
 
 impl ClientHandle {
@@ -125,6 +142,7 @@ impl ClientHandle {
             queued_bytes: AtomicUsize::new(0),
             unsent: AtomicUsize::new(0),
             buffers: AtomicUsize::new(0),
+            carried: AtomicUsize::new(0),
         }
     }
 
@@ -173,9 +191,24 @@ impl ClientHandle {
         self.mailbox.bytes() + self.unsent.load(Ordering::Relaxed)
     }
 
-    /// Bytes that it takes, about: buffers, messages that wait for it, and commands that wait for `EXEC`.
+    /// Bytes that it takes, about: buffers, messages that wait for it, commands that wait for `EXEC`, and the request that is
+    /// being carried out.
     pub fn memory_bytes(&self) -> usize {
+        self.droppable_bytes() + self.carried.load(Ordering::Relaxed)
+    }
+
+    /// What of that it would give back at once if its connection ended: all but the request that is being carried out.
+    pub(super) fn droppable_bytes(&self) -> usize {
         self.buffers.load(Ordering::Relaxed) + self.queued_bytes.load(Ordering::Relaxed) + self.mailbox.bytes()
+    }
+
+    /// Enters a request that takes so many bytes until what is returned is dropped. None: the requests that are being carried
+    /// out for all clients take as much as they may.
+    pub fn carry(self: &Arc<Self>, bytes: usize) -> Option<Carried> {
+        self.mailbox.memory().carry(bytes).then(|| {
+            self.carried.fetch_add(bytes, Ordering::Relaxed);
+            Carried { handle: Arc::clone(self), bytes }
+        })
     }
 
     /// The protocol that replies and messages to it are written in.

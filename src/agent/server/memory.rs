@@ -7,26 +7,30 @@ use tokio::sync::Notify;
 
 use super::handle::ClientId;
 
-/// The account of the bytes that clients take: buffers, messages that wait, commands that wait for `EXEC`.
+/// The account of the bytes that clients take: buffers, messages that wait, commands that wait for `EXEC`, requests that are
+/// being carried out.
 ///
 /// A connection enters what it has after it has grown, so for a moment there may be more than the limit. What keeps this
-/// short is that whoever enters too much wakes the one who [ends](too_large) the largest.
+/// short is that whoever enters too much wakes the one who [ends](too_large) the largest. A request that is carried out ends no
+/// sooner for that, so it is asked [before](Self::carry) it begins: such requests take half of all at most.
 #[derive(Debug)]
 pub(super) struct Memory {
     limit: usize,
     total: AtomicUsize,
+    /// What of it belongs to requests that are being carried out.
+    carried: AtomicUsize,
     exceeded: Notify,
 }
 
 impl Memory {
     /// Nothing yet, of so many bytes.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, total: AtomicUsize::new(0), exceeded: Notify::new() }
+        Self { limit, total: AtomicUsize::new(0), carried: AtomicUsize::new(0), exceeded: Notify::new() }
     }
 
-    /// Bytes that clients may take.
-    pub(super) fn limit(&self) -> usize {
-        self.limit
+    /// Bytes that clients may take beside the requests that are being carried out.
+    pub(super) fn room(&self) -> usize {
+        self.limit.saturating_sub(self.carried.load(Ordering::Relaxed))
     }
 
     /// Bytes that they take.
@@ -42,6 +46,26 @@ impl Memory {
     /// Returns when somebody has taken more than there is.
     pub(super) async fn exceeded(&self) {
         self.exceeded.notified().await;
+    }
+
+    /// Enters a request that takes so many bytes while it is carried out; false: there are too many already. A single one is
+    /// always taken, however large.
+    pub(super) fn carry(&self, bytes: usize) -> bool {
+        let enter = |carried: usize| {
+            let with = carried.saturating_add(bytes);
+            (carried == 0 || with <= self.limit / 2).then_some(with)
+        };
+        let entered = self.carried.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok();
+        if entered {
+            self.change(0, bytes);
+        }
+        entered
+    }
+
+    /// A request that was entered is done.
+    pub(super) fn carried(&self, bytes: usize) {
+        self.carried.fetch_sub(bytes, Ordering::Relaxed);
+        self.change(bytes, 0);
     }
 
     /// What was `before` is `now`.
@@ -124,5 +148,22 @@ mod tests {
         // More than before is too much, even if it is of one who has little.
         memory.change(50, 100);
         assert!(woken().await);
+    }
+
+    #[test]
+    fn requests_that_are_carried_out_take_half_and_leave_the_rest_to_others() {
+        let memory = Memory::new(100);
+        assert!(memory.carry(30) && memory.carry(20));
+        assert!(!memory.carry(1), "that is half of all");
+        assert_eq!((memory.total(), memory.room()), (50, 50));
+        memory.carried(30);
+        assert!(memory.carry(1));
+        memory.carried(20);
+        memory.carried(1);
+        assert_eq!((memory.total(), memory.room()), (0, 100));
+        // Otherwise it could never be carried out.
+        assert!(memory.carry(1_000) && !memory.carry(1));
+        assert_eq!(memory.room(), 0);
+        assert!(memory.is_exceeded());
     }
 }

@@ -17,7 +17,7 @@ mod serve;
 
 pub use clients::{Clients, Room, Totals};
 pub use flow::{Flow, Handler};
-pub use handle::{Address, Caching, ClientHandle, ClientId};
+pub use handle::{Address, Caching, Carried, ClientHandle, ClientId};
 pub use limits::Limits;
 pub use listen::ListenError;
 pub use mailbox::{Ended, Mailbox};

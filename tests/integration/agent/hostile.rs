@@ -3,6 +3,7 @@
 
 use std::io;
 
+use kube::api::ListParams;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -108,4 +109,46 @@ async fn what_is_no_request_gets_an_error_or_the_end_and_takes_no_memory() {
     println!("{} KiB before, {} KiB at most", before / 1_024, most / 1_024);
     assert!(most <= before + (96 << 20), "{most} bytes at most, {before} before");
     assert!(ask(&mut other, &["GET", "s1"]).await.is(r#"{"user":"alice"}"#));
+}
+
+/// The most that clients may take together, of which requests that are being carried out may have half.
+const CLIENTS: usize = 16 << 20;
+
+/// There is no controller, so each write waits for a lease that somebody may have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_writes_that_wait_take_no_more_memory_than_clients_may() {
+    let world = World::start(ClusterOptions::default().size(0, 0)).await;
+    let options = AgentOptions::default().args(&[&format!("--clients-memory={CLIENTS}")]);
+    let agent = world.agent("agent-1", options).await.unwrap();
+    let fields: Vec<String> = (0..10).flat_map(|n| [format!("f{n}"), "x".repeat(60_000)]).collect();
+    let read = async || agent.metric("vmcp_agent_resp_bytes_total{direction=\"in\"}").await.unwrap();
+    let before = memory(&agent, "VmHWM");
+    let mut clients = Vec::new();
+    for n in 0..200 {
+        let mut client = agent.client().await.unwrap();
+        let key = format!("s{n}");
+        let write: Vec<&str> = ["HSET", &key].into_iter().chain(fields.iter().map(String::as_str)).collect();
+        client.send(&write).await.unwrap();
+        clients.push(client);
+        // Requests that are half there have the other half of the memory, and would be too many.
+        let sent = 600_000.0 * f64::from(n + 1);
+        eventually(PATIENCE, "the request is read", async || (read().await >= sent).then_some(())).await.unwrap();
+    }
+    let (mut written, mut refused) = (0, 0);
+    for client in &mut clients {
+        match client.answer().await.unwrap() {
+            Resp::Int(10) => written += 1,
+            answer => {
+                let text = answer.error().unwrap_or_else(|| panic!("{answer:?}"));
+                assert!(text.starts_with("TRYAGAIN "), "{text}");
+                refused += 1;
+            }
+        }
+    }
+    let most = memory(&agent, "VmHWM");
+    println!("{written} written, {refused} refused; {} KiB before, {} KiB at most", before / 1_024, most / 1_024);
+    assert!(written > 0 && refused > 0);
+    assert!(most <= before + (96 << 20), "{most} bytes at most, {before} before");
+    let sessions = world.sessions().list_metadata(&ListParams::default()).await.unwrap();
+    assert_eq!(sessions.items.len(), written, "what was refused was not written");
 }
