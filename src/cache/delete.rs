@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::api_server::CallError;
@@ -77,18 +78,17 @@ impl Shared {
 
     /// Confirms what an earlier deletion of `name` may have done, now that the session is known to be gone.
     pub async fn confirm_unconfirmed(&self, name: &str, visibility: Visibility) {
-        let now = Instant::now();
-        if visibility == Visibility::Everywhere
-            && let Some((deletion, _)) = self.unconfirmed.gone(name, now)
-        {
-            self.confirm_gone(name, deletion, now).await;
+        if visibility == Visibility::Everywhere {
+            let (name, now) = (name.into(), Instant::now());
+            let all = self.unconfirmed.all(&name).into_iter().map(|deletion| self.confirm_gone(&name, deletion, now));
+            join_all(all).await;
         }
     }
 
     /// Waits until no pod serves the session, which was known to be gone at `heard`.
-    async fn confirm_gone(&self, name: &str, Deletion { uid, alive }: Deletion, heard: Instant) {
+    async fn confirm_gone(&self, name: &Arc<str>, Deletion { uid, alive }: Deletion, heard: Instant) {
         // Whoever repeats a deletion need not wait for a whole lease again.
-        let earlier = self.unconfirmed.gone(name, heard).filter(|(deletion, _)| deletion.uid == uid);
+        let earlier = self.unconfirmed.gone(name, uid, heard);
         let alive = alive.max(earlier.and_then(|(deletion, _)| deletion.alive));
         let answered = earlier.map_or(heard, |(_, first)| first.min(heard));
         match alive {

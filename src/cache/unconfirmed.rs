@@ -30,40 +30,40 @@ struct Known {
     gone: Option<Instant>,
 }
 
-/// One for each name: two sessions of one name cannot live at once.
+/// Two sessions of one name cannot live at once, but the deletions of two may both be on their way.
 #[derive(Debug, Default)]
-pub(super) struct Unconfirmed(Mutex<BTreeMap<Arc<str>, Known>>);
+pub(super) struct Unconfirmed(Mutex<BTreeMap<(Arc<str>, Uid), Known>>);
 
 impl Unconfirmed {
     /// A deletion is about to be sent. One that is refused later stays all the same: an earlier one may have been done.
     pub fn insert(&self, name: &Arc<str>, deletion: Deletion) {
         let since = Instant::now();
         let mut known = self.0.lock();
-        match known.get_mut(name) {
-            Some(same) if same.deletion.uid == deletion.uid => {
-                same.deletion.alive = same.deletion.alive.max(deletion.alive);
-                same.since = since;
-            }
-            _ => _ = known.insert(name.clone(), Known { deletion, since, gone: None }),
-        }
+        let new = Known { deletion, since, gone: None };
+        let same = known.entry((name.clone(), deletion.uid)).or_insert(new);
+        same.deletion.alive = same.deletion.alive.max(deletion.alive);
+        same.since = since;
         if known.len() > MOST {
-            let oldest = known.iter().min_by_key(|(_, known)| known.since).map(|(name, _)| name.clone());
-            oldest.and_then(|name| known.remove(&name));
+            let oldest = known.iter().min_by_key(|(_, known)| known.since).map(|(key, _)| key.clone());
+            oldest.and_then(|key| known.remove(&key));
         }
     }
 
     /// It has been confirmed.
-    pub fn remove(&self, name: &str, uid: Uid) {
-        let mut known = self.0.lock();
-        if known.get(name).is_some_and(|known| known.deletion.uid == uid) {
-            known.remove(name);
-        }
+    pub fn remove(&self, name: &Arc<str>, uid: Uid) {
+        self.0.lock().remove(&(name.clone(), uid));
     }
 
-    /// What is to be confirmed now that the session is known to be gone, and since when it is.
-    pub fn gone(&self, name: &str, heard: Instant) -> Option<(Deletion, Instant)> {
+    /// What is to be confirmed now that there is no session of this name.
+    pub fn all(&self, name: &Arc<str>) -> Vec<Deletion> {
+        let any = (name.clone(), Uid::from_u128(0))..=(name.clone(), Uid::from_u128(u128::MAX));
+        self.0.lock().range(any).map(|(_, known)| known.deletion).collect()
+    }
+
+    /// What is to be confirmed now that this session is known to be gone, and since when it is.
+    pub fn gone(&self, name: &Arc<str>, uid: Uid, heard: Instant) -> Option<(Deletion, Instant)> {
         let mut known = self.0.lock();
-        let known = known.get_mut(name)?;
+        let known = known.get_mut(&(name.clone(), uid))?;
         Some((known.deletion, *known.gone.get_or_insert(heard)))
     }
 }
@@ -73,20 +73,35 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_are_forgotten_and_a_successor_is_not_confirmed_by_its_predecessor() {
+    async fn the_oldest_are_forgotten() {
         let unconfirmed = Unconfirmed::default();
         let of = |uid| Deletion { uid: Uid::from_u128(uid), alive: None };
         for n in 0..=MOST {
             tokio::time::advance(std::time::Duration::from_millis(1)).await;
             unconfirmed.insert(&format!("s-{n}").into(), of(1));
         }
-        let get = |name| unconfirmed.gone(name, Instant::now()).map(|(deletion, _)| deletion);
-        assert_eq!((get("s-0"), get("s-1")), (None, Some(of(1))));
-        unconfirmed.insert(&"s-1".into(), of(2));
-        unconfirmed.remove("s-1", Uid::from_u128(1));
-        assert_eq!(get("s-1"), Some(of(2)));
-        unconfirmed.remove("s-1", Uid::from_u128(2));
-        assert_eq!(get("s-1"), None);
+        assert_eq!(unconfirmed.all(&"s-0".into()), []);
+        assert_eq!(unconfirmed.all(&"s-1".into()), [of(1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_sessions_of_one_name_have_nothing_to_do_with_each_other() {
+        let unconfirmed = Unconfirmed::default();
+        let [first, second] = [1, 2].map(|uid| Deletion { uid: Uid::from_u128(uid), alive: None });
+        let (name, early) = ("s".into(), Instant::now());
+        unconfirmed.insert(&name, first);
+        unconfirmed.insert(&name, second);
+        unconfirmed.insert(&"s2".into(), first);
+        // The second one lives on when the first one is known to be gone.
+        assert_eq!(unconfirmed.gone(&name, first.uid, early), Some((first, early)));
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        let late = Instant::now();
+        assert_eq!(unconfirmed.gone(&name, second.uid, late), Some((second, late)));
+        assert_eq!(unconfirmed.all(&name), [first, second]);
+        unconfirmed.remove(&name, first.uid);
+        assert_eq!(unconfirmed.all(&name), [second]);
+        unconfirmed.remove(&name, second.uid);
+        assert_eq!(unconfirmed.all(&name), []);
     }
 
     #[tokio::test(start_paused = true)]
@@ -95,10 +110,10 @@ mod tests {
         let (name, uid) = ("s".into(), Uid::from_u128(1));
         unconfirmed.insert(&name, Deletion { uid, alive: Some(ResourceVersion(7)) });
         let heard = Instant::now();
-        assert!(unconfirmed.gone("s", heard).is_some());
+        assert!(unconfirmed.gone(&name, uid, heard).is_some());
         tokio::time::advance(std::time::Duration::from_secs(1)).await;
         unconfirmed.insert(&name, Deletion { uid, alive: None });
-        let known = unconfirmed.gone("s", Instant::now());
+        let known = unconfirmed.gone(&name, uid, Instant::now());
         assert_eq!(known, Some((Deletion { uid, alive: Some(ResourceVersion(7)) }, heard)));
     }
 }

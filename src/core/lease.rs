@@ -38,12 +38,17 @@ struct Lease {
     stream: StreamId,
     until: Time,
     covers: u64,
+    /// Provisional cover that ends before this is of a GET that was sent before the lease came to be in force, or came to be
+    /// again: what its replica had to say meanwhile was for those who had one.
+    carries_from: Time,
 }
 
 /// The leases that an agent holds, one for each stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LeaseTable {
     leases: Vec<Lease>,
+    /// The longest that was granted: no provisional cover is longer.
+    longest: Duration,
 }
 
 /// Cover of a copy whose holding no replica has processed yet.
@@ -59,13 +64,22 @@ impl Provisional {
     pub const NONE: Self = Self { until: Time::ZERO, streams: [StreamId(0); 4] };
 }
 
+impl Lease {
+    /// Whether it has been in force without a gap since the GET was sent that has this cover.
+    fn carries(&self, provisional: &Provisional) -> bool {
+        provisional.until >= self.carries_from && provisional.streams.contains(&self.stream)
+    }
+}
+
 impl LeaseTable {
     /// Takes a lease of `length` that was granted over `stream`. Returns until when it lasts.
     pub fn grant(&mut self, stream: StreamId, length: Duration, grant: Grant, now: Time) -> Time {
         let age = if Rule::LeaseMinusAge.on() { grant.age } else { Duration::ZERO };
         let start = if Rule::LeaseFromSend.on() { grant.sent } else { now };
         let until = start + length.saturating_sub(age);
-        self.leases.retain(|l| l.until > now || l.stream == stream);
+        self.longest = self.longest.max(length);
+        // One that has ended and is granted again is another one: see `carries_from`.
+        self.leases.retain(|l| l.until > now || l.stream == stream && !Rule::CoverByLeasesInForce.on());
         if let Some(lease) = self.leases.iter_mut().find(|l| l.stream == stream) {
             // An answer that was overtaken by a later one says nothing new.
             lease.until = lease.until.max(until);
@@ -80,7 +94,7 @@ impl LeaseTable {
             }
             if self.leases.len() < MAX_LEASES {
                 let covers = grant.covers;
-                self.leases.push(Lease { stream, until, covers });
+                self.leases.push(Lease { stream, until, covers, carries_from: now + self.longest });
             }
         }
         until
@@ -117,7 +131,7 @@ impl LeaseTable {
         let until = |lease: &Lease| {
             if sequence <= lease.covers {
                 lease.until
-            } else if provisional.streams.contains(&lease.stream) {
+            } else if lease.carries(provisional) {
                 lease.until.min(provisional.until)
             } else {
                 Time::ZERO
@@ -136,7 +150,7 @@ impl LeaseTable {
             now < l.until
                 && (sequence <= l.covers
                     || !Rule::CoverBySequence.on()
-                    || now < provisional.until && provisional.streams.contains(&l.stream))
+                    || now < provisional.until && l.carries(provisional))
         })
     }
 }
@@ -186,7 +200,7 @@ mod tests {
     #[test]
     fn when_cover_ends_is_known_beforehand() {
         let mut table = LeaseTable::default();
-        table.grant(S, L, grant(100, 0, 7), at(100));
+        table.grant(S, L, grant(97, 0, 7), at(97));
         let cover = table.provisional(L, at(98));
         table.grant(S, L, grant(103, 0, 8), at(103));
         table.grant(StreamId(2), L, grant(104, 0, 7), at(104));
@@ -204,6 +218,24 @@ mod tests {
         }
     }
 
+    /// While there was none, the replica waited for nobody's acknowledgement.
+    #[test]
+    fn a_lease_that_had_ended_carries_nothing_that_was_sent_before_it_came_again() {
+        for other_in_between in [false, true] {
+            let mut table = LeaseTable::default();
+            table.grant(S, L, grant(100, 0, 7), at(100));
+            let cover = table.provisional(L, at(114));
+            if other_in_between {
+                table.grant(StreamId(2), L, grant(115, 0, 0), at(116));
+            }
+            table.grant(S, L, grant(112, 0, 7), at(116));
+            assert!(!table.covers(9, &cover, at(117)));
+            assert!(table.covers(7, &cover, at(117)), "what has been compared is covered");
+            let later = table.provisional(L, at(116));
+            assert!(table.covers(9, &later, at(117)));
+        }
+    }
+
     #[test]
     fn provisional_cover_ends_with_the_leases_it_rests_on() {
         let mut table = LeaseTable::default();
@@ -211,7 +243,7 @@ mod tests {
         let cover = table.provisional(L, at(110));
         assert!(table.covers(9, &cover, at(114)));
         assert!(!table.covers(9, &cover, at(116)), "the lease has ended");
-        table.grant(S, L, grant(112, 0, 0), at(116));
+        table.grant(S, L, grant(112, 0, 0), at(114));
         assert!(table.covers(9, &cover, at(124)), "a lease that goes on carries it");
         assert!(!table.covers(9, &cover, at(125)), "at most a lease's length after the GET was sent");
         let other = StreamId(2);

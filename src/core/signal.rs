@@ -54,7 +54,11 @@ impl Mark {
         if uid == self.uid { !self.drops(uid, generation) } else { resource_version >= self.resource_version }
     }
 
-    /// The later of two pieces of knowledge about one name.
+    /// What accepts nothing that is read, and drops no copy.
+    pub const NOTHING_COUNTS: Self =
+        Self { uid: Uid::from_u128(0), fate: Fate::Gone, resource_version: ResourceVersion(u64::MAX) };
+
+    /// The later of two pieces of knowledge about one name, or [`Self::NOTHING_COUNTS`] where nobody can tell which that is.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         let resource_version = self.resource_version.max(other.resource_version);
@@ -66,6 +70,10 @@ impl Mark {
                 _ => Fate::Gone,
             };
             return Self { fate, resource_version, ..self };
+        }
+        // The same goes for two uids: that one is gone was marked too early to be compared with what is said of another one.
+        if (self.fate == Fate::Gone || other.fate == Fate::Gone) && Rule::GoneOutranks.on() {
+            return Self::NOTHING_COUNTS;
         }
         if other.resource_version > self.resource_version { other } else { self }
     }
@@ -123,9 +131,19 @@ mod tests {
         let new = mark(A, Fate::Gone, 12);
         assert_eq!(old.max(new), new);
         assert_eq!(new.max(old), new);
-        let successor = mark(B, Fate::Stale { below: 1 }, 20);
-        assert_eq!(new.max(successor), successor);
-        assert_eq!(successor.max(new), successor);
+        let (one, two) = (mark(A, Fate::Stale { below: 3 }, 10), mark(B, Fate::Stale { below: 1 }, 20));
+        assert_eq!((one.max(two), two.max(one)), (two, two));
+    }
+
+    #[test]
+    fn what_is_said_of_another_uid_does_not_bring_back_what_is_gone() {
+        // It was deleted at 12; who deleted it knew only that it lived at 10.
+        let gone = mark(A, Fate::Gone, 10);
+        for other in [mark(B, Fate::Stale { below: 1 }, 11), mark(B, Fate::Gone, 11)] {
+            for both in [gone.max(other), other.max(gone), gone.max(other).max(gone), other.max(gone.max(other))] {
+                assert!(!both.accepts(A, 1, ResourceVersion(11)), "{both:?}");
+            }
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use crate::core::lease::Provisional;
 use crate::core::rules::Rule;
-use crate::core::session::{ResourceVersion, Uid};
-use crate::core::signal::{Fate, Mark};
+
+use crate::core::signal::Mark;
 
 /// Identifies a restore or a write in flight. Never used again within a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,12 +54,11 @@ impl InFlight {
 
     /// No answer to what is in flight counts: it was read before all knowledge became void.
     pub fn void(&mut self) {
-        let never = Mark { uid: Uid::from_u128(0), fate: Fate::Gone, resource_version: ResourceVersion(u64::MAX) };
         for restore in self.restores.iter_mut().filter(|r| r.sent.is_some()) {
-            restore.fence = Some(never);
+            restore.fence = Some(Mark::NOTHING_COUNTS);
         }
         for write in &mut self.writes {
-            write.fence = Some(never);
+            write.fence = Some(Mark::NOTHING_COUNTS);
         }
     }
 

@@ -18,7 +18,7 @@ use super::used::Used;
 use crate::core::lease::{Grant, LeaseTable, Provisional, StreamId};
 use crate::core::rules::Rule;
 use crate::core::session::Uid;
-use crate::core::signal::{Barrier, Fate};
+use crate::core::signal::Barrier;
 use crate::core::time::Time;
 
 mod beside;
@@ -107,7 +107,7 @@ struct Entry {
     /// Last use, stored by hits that share the shard.
     used: Used,
     /// An own write is in flight and an eviction of what is below this generation came: unservable until the write's
-    /// answer decides, or a state of this generation or a later one turns out to equal the copy.
+    /// answer decides, or an eviction by a state of this generation or a later one that equals the copy.
     suspended: Option<u64>,
     /// Cover until a replica has processed that number.
     provisional: Provisional,
@@ -123,17 +123,8 @@ impl Entry {
     ///
     /// Its generation is not taken over: a state that comes by a signal is hearsay, and must not lift a copy above the
     /// evictions that are still to come.
-    fn equals(&mut self, state: Barrier) -> bool {
-        let Fate::Stale { below } = state.mark.fate else {
-            return false;
-        };
-        let equal =
-            self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on();
-        if equal {
-            // A later state than the one that made it unservable equals it.
-            self.suspended = self.suspended.filter(|outdated| *outdated > below);
-        }
-        equal
+    fn equals(&self, state: Barrier) -> bool {
+        self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on()
     }
 }
 

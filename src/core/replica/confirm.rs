@@ -124,6 +124,7 @@ impl Replica {
     pub(super) fn confirm_acknowledged(&mut self, agent: AgentId, signal: SignalId, now: Time) {
         if let Some(confirmation) = self.confirmations.get_mut(&signal)
             && confirmation.waiting.remove(&agent)
+            && confirmation.waiting.is_empty()
         {
             self.confirm_ready(now);
         }

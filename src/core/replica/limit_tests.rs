@@ -116,6 +116,21 @@ fn a_state_that_a_later_proof_does_not_show_was_never_committed() {
     assert_eq!(bench.replica.asked.used(), 0);
 }
 
+/// It can only be of a history that a restored backup has wiped out, or made up.
+#[test]
+fn a_copy_that_nobody_can_have_read_is_told_once_and_looked_at_no_more() {
+    let mut bench = Bench::new(16, 16);
+    let (holder, _) = bench.agent(1, "ns", "a", 1);
+    let holding = Holding { generation: 9, resource_version: ResourceVersion(u64::MAX), ..held() };
+    bench.replica.reported(holder, vec![(key(), Report::Held(holding))], Some(1), bench.now).unwrap();
+    assert_eq!(bench.replica.scopes[bench.scope.0].waiting.len(), 1);
+    bench.pass(Duration::from_millis(1));
+    bench.prove();
+    assert_eq!(bench.replica.scopes[bench.scope.0].waiting.len(), 0);
+    let Some(Outgoing::Signals { evictions, .. }) = bench.replica.drain(holder, 10) else { panic!("it was not told") };
+    assert_eq!(evictions.len(), 1);
+}
+
 #[test]
 fn a_state_that_is_committed_is_waited_for_as_long_as_nothing_is_proven() {
     let mut bench = Bench::new(16, 16);

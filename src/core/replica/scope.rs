@@ -188,7 +188,12 @@ impl Replica {
         let above: Vec<(AgentId, SessionKey)> = above.map(|(_, agent, key)| (*agent, key.clone())).collect();
         for (agent, key) in above {
             let held = self.agents.get_mut(&agent).and_then(|a| a.held_mut(&key));
-            if let Some(uid) = held.filter(|h| h.reported < sent).map(|h| h.holding.uid) {
+            if let Some(held) = held.filter(|held| held.reported < sent) {
+                let uid = held.holding.uid;
+                // It is told, and needs to be looked at no more.
+                if let Some(until) = held.waits_for.take() {
+                    self.scopes[scope.0].waiting.remove(&(until, agent, key.clone()));
+                }
                 let mark = Mark { uid, fate: Fate::Gone, resource_version: written };
                 self.evict(&key, agent, Barrier { mark, digest: None }, now);
             }

@@ -102,6 +102,37 @@ impl World {
     }
 }
 
+/// What other pods say of a state is hearsay: it keeps a copy that equals it, and brings none back.
+#[test]
+fn a_barrier_does_not_bring_back_what_waits_for_the_answer_to_an_own_write() {
+    let mut world = World::new(AGENT);
+    let (one, two) = (copy(A, 1, "one"), copy(A, 2, "two"));
+    world.restore(one.clone());
+    world.shard.write_sent("s", world.now);
+    world.shard.barrier("s", stale(&two), &mut world.reports);
+    assert!(world.shard.get("s", world.now).is_none());
+    let again = Barrier { digest: Some(one.digest), ..stale(&copy(A, 3, "one")) };
+    assert!(world.shard.barrier("s", again, &mut world.reports).is_none());
+    assert!(world.shard.get("s", world.now).is_none(), "somebody said so");
+    world.evict(again);
+    assert!(world.shard.get("s", world.now).is_some(), "a replica has compared");
+}
+
+#[test]
+fn what_the_annotations_of_a_copy_take_is_counted_when_they_change() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    let before = world.shard.bytes();
+    let mut found = copy(A, 1, "one");
+    found.resource_version = ResourceVersion(2);
+    found.facts.annotations = [("vmcp.dev/session-id".into(), "x".repeat(10_000).into())].into_iter().collect();
+    world.restore(found);
+    assert!(world.shard.bytes() >= before + 10_000);
+    world.restore(copy(A, 2, "two"));
+    world.evict(stale(&copy(A, 3, "three")));
+    assert!(world.shard.bytes() < before + 10_000);
+}
+
 #[test]
 fn a_difference_is_taken_from_what_a_client_had_until_one_has_the_new_state() {
     let mut world = World::new(AGENT);

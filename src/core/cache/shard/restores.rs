@@ -99,13 +99,20 @@ impl Shard {
             // The object may have changed in what is not compared: whoever names the state that it means needs the latest one.
             let later = found.resource_version > entry.copy.resource_version;
             if (later || entry.copy.generation != found.generation) && Rule::AdoptGeneration.on() {
+                let before = entry.copy.footprint();
                 entry.copy =
                     Arc::new(Copy { name: entry.copy.name.clone(), metadata: entry.copy.metadata.clone(), ..found });
+                // Its annotations may have grown.
+                let footprint = entry.footprint - before + entry.copy.footprint();
+                self.bytes = self.bytes - entry.footprint + footprint;
+                entry.footprint = footprint;
             }
             entry.provisional = cover;
             entry.suspended = None;
             entry.used.touched(now);
-            return Restored::Serve { copy: entry.copy.clone(), validated: true, dropped: None };
+            let copy = entry.copy.clone();
+            self.make_room(reporter);
+            return Restored::Serve { copy, validated: true, dropped: None };
         }
         let reason = match self.entries.get(name) {
             Some(entry) if entry.copy.uid != found.uid => DropReason::Gone,

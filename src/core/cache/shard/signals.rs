@@ -22,13 +22,18 @@ impl Shard {
             return None;
         }
         match mark.fate {
-            Fate::Stale { .. } if entry.equals(state) => None,
+            Fate::Stale { below } if entry.equals(state) => {
+                // A later state than the one that made it unservable equals it.
+                entry.suspended = entry.suspended.filter(|outdated| *outdated > below);
+                None
+            }
             Fate::Stale { below } => self.outdated(name, below, reporter),
             Fate::Gone => self.drop_copy(name, DropReason::Gone, reporter),
         }
     }
 
-    /// A barrier came in: when this returns, nothing older than its state is served. A copy that equals it stays.
+    /// A barrier came in: when this returns, nothing older than its state is served. A copy that equals it stays as it is: who
+    /// speaks of the state is another pod, which may say anything, so a copy that is not served is not served again for that.
     pub fn barrier(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {
         let mark = state.mark;
         if let Some(flights) = self.flights.get_mut(name) {
