@@ -4,7 +4,7 @@
 //! * [`tracking`]: what clients keep of their own; [`pubsub`]: what they listen to; [`events`] tells both what happens.
 //! * [`config`]: the command line; [`metrics`]: what Prometheus is told; [`debug`]: a look into a running agent.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -204,7 +204,7 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
     tasks.spawn("events", events::run(agent.clone(), events, served.clone()));
     tasks.spawn("cover", tracking::watch_cover(agent.clone(), served.clone()));
     let registry = Arc::new(metrics::registry(agent.clone()));
-    tasks.spawn("admin", admin.serve(health, Some(registry), shutdown.clone()));
+    tasks.spawn("admin", admin.serve(health, Some(Arc::new(OnceLock::from(registry))), shutdown.clone()));
     let (service, ending) = (Service(agent.clone()), shutdown.clone());
     let finish = finish(Duration::from_secs_f64(args.lease_upper_bound));
     tasks.spawn("serve", async move {

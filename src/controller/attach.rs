@@ -40,6 +40,8 @@ enum Ended {
     NoHello,
     #[error("more copies are held than may be: {0}")]
     TooMany(#[from] Full),
+    #[error("more sessions were used that do not exist here than may be kept: {0}")]
+    TooManyUsed(Full),
     #[error("the agent has not read for {} s", READ_DEADLINE.as_secs())]
     Stuck,
     #[error("namespace {0} is not watched by this controller")]
@@ -77,7 +79,7 @@ impl Ended {
             Self::Malformed(Malformed::Version { .. }) | Self::NotWatched(_) => Some(Status::failed_precondition(text)),
             Self::Malformed(_) | Self::TooManyNamed | Self::Undecodable => Some(Status::invalid_argument(text)),
             Self::NoHello | Self::Stuck => Some(Status::deadline_exceeded(text)),
-            Self::TooMany(_) | Self::TooLong => Some(Status::resource_exhausted(text)),
+            Self::TooMany(_) | Self::TooManyUsed(_) | Self::TooLong => Some(Status::resource_exhausted(text)),
             Self::Superseded => Some(Status::aborted(text)),
             Self::Broken(_) | Self::Closed => None,
         }
@@ -194,7 +196,8 @@ impl Attach {
                     convert::bounded(renewals.used.len())?;
                     for renewal in &renewals.used {
                         let (name, uid, idle) = convert::renewal(renewal)?;
-                        self.ledger.renewed(&SessionKey::new(namespace.clone(), name), uid, idle);
+                        let key = SessionKey::new(namespace.clone(), name);
+                        self.ledger.renewed(&key, uid, idle).map_err(Ended::TooManyUsed)?;
                     }
                 }
                 agent_message::Message::Heartbeat(heartbeat) => {

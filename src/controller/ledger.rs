@@ -23,6 +23,7 @@ use crate::core::expiry::{Expired, Expiry, Hearing, Persist, WallTime};
 use crate::core::replica::{Late, Settled};
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 use crate::core::session_ref::SessionRef;
+use crate::core::tally::Full;
 use crate::core::time::Time;
 
 mod intake;
@@ -243,14 +244,19 @@ impl Ledger {
     }
 
     /// A client of a pod used the session so long ago.
-    pub fn renewed(&self, key: &SessionKey, uid: Uid, idle: Duration) {
+    ///
+    /// # Errors
+    ///
+    /// The session is not known, and no more such uses of its namespace can be kept.
+    pub fn renewed(&self, key: &SessionKey, uid: Uid, idle: Duration) -> Result<(), Full> {
         let used = Time::ZERO + now().saturating_since(Time::ZERO + idle);
         let mut state = self.state.lock();
         state.expiry.used(key, uid, used);
-        if !self.leading.load(Ordering::Acquire) {
-            let room = state.sessions.len() + Renewals::BEYOND;
-            state.renewals.add(key, uid, used, room);
+        if self.leading.load(Ordering::Acquire) {
+            return Ok(());
         }
+        let (known, sessions) = (state.sessions.contains_key(key), state.sessions.len());
+        state.renewals.add(key, uid, used, known, sessions)
     }
 
     /// Whoever leads begins to take what is renewed, and whoever did before takes nothing more.
@@ -258,14 +264,13 @@ impl Ledger {
         self.state.lock().renewals.begin()
     }
 
-    /// Takes at most `most` of the sessions that were renewed, with how long ago they were used. `None` if it is not
-    /// this one's turn any more, or if some could not be kept: what is taken is then not all there was.
-    pub fn take_renewed(&self, turn: Turn, most: usize) -> Option<Vec<(SessionKey, Uid, Duration)>> {
+    /// Takes the sessions that were renewed, with how long ago they were used. `None` if it is not this one's turn any more.
+    pub fn take_renewed(&self, turn: Turn) -> Option<Vec<(SessionKey, Uid, Duration)>> {
         if self.leading.load(Ordering::Acquire) {
             return None;
         }
         let now = now();
-        let taken = self.state.lock().renewals.take(turn, most)?;
+        let taken = self.state.lock().renewals.take(turn)?;
         Some(taken.into_iter().map(|(key, uid, used)| (key, uid, now.saturating_since(used))).collect())
     }
 

@@ -11,7 +11,7 @@
 //! * [`release`]: what is done when no controller will be there any more.
 //! * [`shared`]: the replica's state, where all of these meet.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kube::api::Api;
@@ -127,9 +127,18 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     };
     let webhook = args.injection.bind().await?;
     let client = args.kube.client(Timeouts::default()).await?;
+    // What must go on while the agents return their leases is cancelled later than what begins new work.
+    let closing = CancellationToken::new();
+    let mut tasks = TaskSet::new(closing.clone());
+    let (health, registry) = (Health::default(), Arc::<OnceLock<_>>::default());
+    // One of the two has the metrics. Whoever probes is answered while the API server is away: to be killed for that helps nobody.
+    let open = scrape.is_none().then(|| registry.clone());
+    tasks.spawn("admin", admin.serve(health.clone(), open, closing.clone()));
+    let known = health.readiness("api-server");
     let Some(authenticator) = authenticate(&client, &args.token_audience, &shutdown).await else {
         return Ok(());
     };
+    known.ready();
     let name = replica_name(args.replica_name.as_deref());
     let address = args.advertise.map_or(bound.address, |at| at.with_port(bound.address.port())).to_string();
     info!(replica = %name, %address, lease_seconds = lease.as_secs_f64(), "starting");
@@ -148,7 +157,6 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let ledger = Arc::new(ledger::Ledger::new(&name, lease, renewal, Box::new(herald)));
     let shared = Arc::new(Shared::new(replica, ledger.clone()));
 
-    let health = Health::default();
     let fresh = shared.clone();
     health.readiness_fn("watch", move || match fresh.with(|replica, now| replica.age(now)) {
         None => Err("the watch was not yet proven to be complete".into()),
@@ -156,9 +164,6 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         Some(_) => Ok(()),
     });
 
-    // What must go on while the agents return their leases is cancelled later than what begins new work.
-    let closing = CancellationToken::new();
-    let mut tasks = TaskSet::new(closing.clone());
     // The markers are removed before: whoever writes them must have ended by then, or one comes back.
     let (marking, markers) = (closing.child_token(), TaskTracker::new());
     let stuck = STUCK.max(lease * 4);
@@ -253,15 +258,11 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         scopes: scopes.iter().map(|(scope, namespace)| (*scope, markers_in(namespace))).collect(),
     };
     let (ending, sources) = leader.start(elector, &mut tasks);
-    let registry = Arc::new(metrics::registry(sources, measured));
-    // One of the two has the metrics.
-    let mut open = Some(registry.clone());
+    let registry = registry.get_or_init(|| Arc::new(metrics::registry(sources, measured)));
     if let Some(scrape) = scrape {
-        open = None;
         let tls = tls::server_config(serving, tls::REQUESTS)?;
-        tasks.spawn("metrics", scrape.serve(registry, client.clone(), tls, closing.clone()));
+        tasks.spawn("metrics", scrape.serve(registry.clone(), client.clone(), tls, closing.clone()));
     }
-    tasks.spawn("admin", admin.serve(health, open, closing.clone()));
 
     let namespaces = scopes.iter().map(|(_, namespace)| markers_in(namespace)).collect();
     let stop = Stop { shared, client, namespaces, name, marking, markers, ending };

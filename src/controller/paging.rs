@@ -9,6 +9,9 @@ const FIRST: u32 = 100;
 const MOST: u32 = 500;
 /// Bytes that a page should have.
 const TARGET: usize = 16 << 20;
+/// Bytes of a page that are read, at most. The objects behind small ones may be large, and a page of the largest is more than
+/// this process has.
+const MOST_BYTES: u64 = 48 << 20;
 
 /// The size of the next page. It is remembered from one list to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,11 @@ impl Paging {
     /// How many objects to ask for.
     pub fn limit(self) -> u32 {
         self.objects
+    }
+
+    /// How many bytes of the page to read. More is [too large](Self::failed), unless it is a single object.
+    pub fn most_bytes(self) -> u64 {
+        if self.objects == 1 { u64::MAX } else { MOST_BYTES }
     }
 
     /// A page came: so many objects, which have so many bytes.

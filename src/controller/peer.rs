@@ -59,27 +59,36 @@ impl Peer {
         let mut renewals = interval(self.renewal);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            while let Some(outgoing) = self.shared.with(|replica, _| replica.drain(stream.id, 1)) {
-                if let Outgoing::Confirmed(confirmed) = outgoing {
-                    let registered = confirmed.registered.iter().map(ToString::to_string).collect();
-                    let confirmed = v1::Confirmed { number: confirmed.request, registered };
-                    push(outbox, peer_reply::Message::Confirmed(confirmed)).await?;
-                }
-            }
+            self.answer(stream, outbox).await?;
             tokio::select! {
                 () = stream.woken.notified() => {}
-                _ = renewals.tick() => self.hand_over(turn, outbox).await?,
+                _ = renewals.tick() => self.hand_over(stream, turn, outbox).await?,
             }
         }
     }
 
-    /// Hands over what was renewed, even if it is nothing: only so does the leader know that nothing was.
-    async fn hand_over(&self, turn: Turn, outbox: &Outbox) -> Result<(), Status> {
+    /// Answers the confirmations that have come about.
+    async fn answer(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Status> {
+        while let Some(outgoing) = self.shared.with(|replica, _| replica.drain(stream.id, 1)) {
+            if let Outgoing::Confirmed(confirmed) = outgoing {
+                let registered = confirmed.registered.iter().map(ToString::to_string).collect();
+                let confirmed = v1::Confirmed { number: confirmed.request, registered };
+                push(outbox, peer_reply::Message::Confirmed(confirmed)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what has been renewed by now, even if it is nothing: only so does the leader know that nothing was. Answers do
+    /// not wait for the end of it.
+    async fn hand_over(&self, stream: &StreamGuard, turn: Turn, outbox: &Outbox) -> Result<(), Status> {
+        let renewed = self.ledger.take_renewed(turn).ok_or(Status::aborted("another replica leads"))?;
+        let mut renewed = renewed.into_iter();
         loop {
-            let renewed = self.ledger.take_renewed(turn, MAX_SESSIONS_PER_MESSAGE);
-            let renewed = renewed.ok_or(Status::aborted("another replica leads, or too much was renewed to keep"))?;
-            let more = renewed.len() == MAX_SESSIONS_PER_MESSAGE;
-            let used = renewed.into_iter().map(|(key, uid, idle)| v1::PeerRenewal {
+            let part: Vec<_> = renewed.by_ref().take(MAX_SESSIONS_PER_MESSAGE).collect();
+            // A message that is not full is the last.
+            let more = part.len() == MAX_SESSIONS_PER_MESSAGE;
+            let used = part.into_iter().map(|(key, uid, idle)| v1::PeerRenewal {
                 namespace: key.namespace().to_string(),
                 renewal: Some(convert::renewal_message(key.name(), uid, idle)),
             });
@@ -88,6 +97,7 @@ impl Peer {
             if !more {
                 return Ok(());
             }
+            self.answer(stream, outbox).await?;
         }
     }
 

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
@@ -15,7 +15,7 @@ use serde_json::json;
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::api::{FINALIZER_CONFIRM_EVICTION, VmcpSession};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
@@ -23,8 +23,8 @@ use crate::runtime::kube_client::{KubeArgs, KubeConfigError, Timeouts};
 
 /// Deadline of a call.
 const CALL: Duration = Duration::from_secs(30);
-/// Objects in one page of a list. Their values are not asked for.
-const PAGE: u32 = 500;
+/// Objects in one page of a list. Their values are not asked for, but annotations alone may have 256 KiB.
+const PAGE: u32 = 50;
 /// Patches at once. An API server lets one client have more than that.
 const AT_ONCE: usize = 16;
 /// When to look again at what is left.
@@ -100,12 +100,16 @@ pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), R
 }
 
 async fn release(client: &kube::Client, scope: &Api<VmcpSession>, patient: bool) -> Result<Pass, ApiError> {
-    let mut pass = Pass::default();
+    let (mut pass, mut refused) = (Pass::default(), None);
     let mut page = ListParams::default().limit(PAGE);
     loop {
         let list = match deadline(CALL, scope.list_metadata(&page)).await {
             // The definition is gone, and all sessions with it.
             Err(error) if error.kind() == ApiErrorKind::NotFound => return Ok(pass),
+            Err(error) if passes(&error) || error.kind() == ApiErrorKind::Gone => {
+                warn!(%error, "sessions could not be listed; trying again");
+                return Ok(Pass { left: pass.left.max(1), ..pass });
+            }
             list => list?,
         };
         let held = |session: &&PartialObjectMeta<VmcpSession>| {
@@ -118,18 +122,29 @@ async fn release(client: &kube::Client, scope: &Api<VmcpSession>, patient: bool)
                 if waits { Ok(false) } else { let_go(client, session).await }
             })
             .buffer_unordered(AT_ONCE);
-        while let Some(released) = released.try_next().await? {
-            if released {
-                pass.released += 1;
-            } else {
-                pass.left += 1;
+        while let Some(released) = released.next().await {
+            match released {
+                Ok(true) => pass.released += 1,
+                Ok(false) => pass.left += 1,
+                Err(error) if passes(&error) => {
+                    warn!(%error, "a session could not be released; trying again");
+                    pass.left += 1;
+                }
+                // The others must not wait for it.
+                Err(error) => _ = refused.get_or_insert(error),
             }
         }
         match list.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => page = page.continue_token(&token),
-            None => return Ok(pass),
+            None => return refused.map_or(Ok(pass), Err),
         }
     }
+}
+
+/// Whether it may well be otherwise in a moment.
+fn passes(error: &ApiError) -> bool {
+    use ApiErrorKind::{ServerError, Timeout, TooManyRequests, Unreachable};
+    matches!(error.kind(), ServerError | Timeout | TooManyRequests | Unreachable)
 }
 
 /// Says whether it is off. If not, the object has changed, and is to be read again.

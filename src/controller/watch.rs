@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::{AsyncReadExt, Stream, StreamExt};
 use kube::api::{ListParams, WatchParams};
 use kube::core::{ObjectList, Request, WatchEvent};
 use kube::{Client, Resource};
@@ -47,6 +47,23 @@ enum WatchError {
     ResourceVersion(#[from] InvalidResourceVersion),
     #[error("an answer without resourceVersion")]
     NoResourceVersion,
+    #[error("a page of a list is larger than is read")]
+    TooLarge,
+}
+
+/// One page of a list. `None`: it has more than `most` bytes, and was not read to its end.
+async fn page(
+    client: &Client,
+    request: http::Request<Vec<u8>>,
+    most: u64,
+) -> Result<Option<ObjectList<Watched>>, kube::Error> {
+    let body = client.request_stream(request).await?;
+    let mut read = Vec::new();
+    body.take(most.saturating_add(1)).read_to_end(&mut read).await.map_err(kube::Error::ReadEvents)?;
+    if u64::try_from(read.len()).is_ok_and(|bytes| bytes > most) {
+        return Ok(None);
+    }
+    serde_json::from_slice(&read).map(Some).map_err(kube::Error::SerdeError)
 }
 
 /// How a watch went on until it ended.
@@ -131,14 +148,18 @@ impl Watch {
             params = params.limit(paging.limit());
             let page = deadline(PAGE_DEADLINE, async {
                 let request = Request::new(self.path()).list(&params).map_err(kube::Error::BuildRequest)?;
-                self.client.request::<ObjectList<Watched>>(request).await
+                page(&self.client, request, paging.most_bytes()).await
             });
             let ObjectList { metadata, items, .. } = match page.await {
                 Err(error) if paging.failed(error.kind()) => {
                     info!(scope = %self.name(), %error, objects = paging.limit(), "asking for a smaller page");
                     continue;
                 }
-                page => page?,
+                Ok(None) if paging.failed(ApiErrorKind::TooLarge) => {
+                    info!(scope = %self.name(), objects = paging.limit(), "objects are large: asking for a smaller page");
+                    continue;
+                }
+                page => page?.ok_or(WatchError::TooLarge)?,
             };
             paging.came(items.len(), items.iter().map(Watched::bytes).sum());
             {
@@ -298,9 +319,9 @@ mod tests {
         }
     }
 
-    /// An API server with so many sessions of almost a mebibyte, which fails when more than ten are asked for at once. It
-    /// notes how many were.
-    async fn heavy(count: u32) -> (Client, Arc<Mutex<Vec<u32>>>) {
+    /// An API server with so many sessions of so many bytes, which fails when more than `most` are asked for at once. It notes
+    /// how many were.
+    async fn serve(count: u32, bytes: fn(u32) -> usize, most: u32) -> (Client, Arc<Mutex<Vec<u32>>>) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -312,14 +333,14 @@ mod tests {
             };
             let (limit, from) = (number("limit").unwrap(), number("continue").unwrap_or(0));
             noted.lock().push(limit);
-            if limit > 10 {
+            if limit > most {
                 return (http::StatusCode::GATEWAY_TIMEOUT, String::new());
             }
             let to = count.min(from + limit);
             let items: Vec<serde_json::Value> = (from..to).map(|n| json!({
                 "metadata": {"namespace": "ns", "name": format!("s{n}"), "uid": format!("00000000-0000-0000-0000-{n:012}"),
                     "generation": 1, "resourceVersion": "5"},
-                "spec": {"metadata": {"k": "x".repeat(1_000_000)}},
+                "spec": {"metadata": {"k": "x".repeat(bytes(n))}},
             })).collect();
             let next = if to < count { to.to_string() } else { String::new() };
             let list = json!({"kind": "List", "apiVersion": "v1", "items": items,
@@ -333,9 +354,19 @@ mod tests {
         (Client::try_from(config).unwrap(), asked)
     }
 
+    /// Whoever may write sessions decides how large they are.
+    #[tokio::test]
+    async fn a_page_of_large_sessions_behind_small_ones_is_not_read_to_its_end() {
+        let (client, asked) = serve(160, |n| if n < 100 { 1 } else { 1_000_000 }, u32::MAX).await;
+        let watch = Watch { client, ..watch(Duration::from_hours(1)) };
+        watch.list(&mut Paging::default()).await.unwrap();
+        assert_eq!(watch.shared.with(|replica, _| replica.sessions()), 160);
+        assert_eq!(*asked.lock(), [100, 500, 250, 125, 62, 31, 16, 16]);
+    }
+
     #[tokio::test]
     async fn a_list_of_large_sessions_comes_in_pages_that_the_api_server_can_send() {
-        let (client, asked) = heavy(30).await;
+        let (client, asked) = serve(30, |_| 1_000_000, 10).await;
         let watch = Watch { client, ..watch(Duration::from_hours(1)) };
         watch.list(&mut Paging::default()).await.unwrap();
         assert_eq!(watch.shared.with(|replica, _| replica.sessions()), 30);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -54,6 +54,9 @@ pub enum AdminError {
     Serve(#[source] io::Error),
 }
 
+/// What `/metrics` shows. Probes are answered before there is anything to show.
+pub type Metrics = Arc<OnceLock<Arc<Registry>>>;
+
 /// The admin endpoints, bound but not served yet: so a bad address is an error at the start.
 #[derive(Debug)]
 pub struct BoundAdmin {
@@ -75,27 +78,27 @@ impl BoundAdmin {
         self.address
     }
 
-    /// Serves until `shutdown` is cancelled. The registry is encoded anew for each scrape; without one there is no `/metrics`.
+    /// Serves until `shutdown` is cancelled. The registry is encoded anew for each scrape; without `open` there is no `/metrics`.
     pub async fn serve(
         self,
         health: Health,
-        registry: Option<Arc<Registry>>,
+        open: Option<Metrics>,
         shutdown: CancellationToken,
     ) -> Result<(), AdminError> {
-        self.serve_bounded(health, registry, shutdown, MAX_CONNECTIONS, CONNECTION_TIMEOUT).await
+        self.serve_bounded(health, open, shutdown, MAX_CONNECTIONS, CONNECTION_TIMEOUT).await
     }
 
     async fn serve_bounded(
         self,
         health: Health,
-        registry: Option<Arc<Registry>>,
+        open: Option<Metrics>,
         shutdown: CancellationToken,
         connections: usize,
         timeout: Duration,
     ) -> Result<(), AdminError> {
         let mut router = Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).with_state(health);
-        if let Some(registry) = registry {
-            router = router.merge(Router::new().route("/metrics", get(metrics)).with_state(registry));
+        if let Some(open) = open {
+            router = router.merge(Router::new().route("/metrics", get(open_metrics)).with_state(open));
         }
         let listener = BoundedListener::new(self.listener, connections, timeout);
         bounded::serve(listener, router, &shutdown).await.map_err(AdminError::Serve)
@@ -113,6 +116,13 @@ async fn readyz(State(health): State<Health>) -> Response {
 fn answer(report: Report) -> Response {
     let status = if report.passed { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, report.text).into_response()
+}
+
+async fn open_metrics(State(open): State<Metrics>) -> Response {
+    match open.get() {
+        Some(registry) => metrics(State(registry.clone())).await,
+        None => (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response(),
+    }
 }
 
 /// The numbers as Prometheus reads them.

@@ -27,7 +27,7 @@ async fn start(connections: usize, limit: Duration) -> Running {
     let (health, shutdown) = (Health::default(), CancellationToken::new());
     let server = tokio::spawn(admin.serve_bounded(
         health.clone(),
-        Some(Arc::new(registry)),
+        Some(Arc::new(OnceLock::from(Arc::new(registry)))),
         shutdown.clone(),
         connections,
         limit,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use testkit::{ClusterOptions, eventually};
+use testkit::{ClusterOptions, LoopbackAddr, PodClient, eventually};
 
 use crate::world::{PATIENCE, World};
 
@@ -27,4 +27,33 @@ async fn a_replica_ends_in_time_though_the_api_server_is_silent() {
     });
     futures::future::join_all(ends).await;
     world.plane.etcd().resume().await.unwrap();
+}
+
+/// Whoever kills it for that, as a kubelet does when a startup probe is not answered, has no controller when the API server is back.
+#[tokio::test]
+async fn a_controller_answers_probes_while_there_is_no_api_server() {
+    let (dir, here) = (tempfile::tempdir().unwrap(), LoopbackAddr::claim().unwrap());
+    let [nobody, streams, admin] = [(); 3].map(|()| here.free_socket().unwrap());
+    let kubeconfig = dir.path().join("kubeconfig");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "here",
+        "clusters": [{"name": "here", "cluster": {"server": format!("http://{nobody}")}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "here"}}],
+        "users": [{"name": "here", "user": {}}],
+    });
+    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    let mut controller = tokio::process::Command::new(crate::programs().session)
+        .arg("controller")
+        .args([format!("--listen={streams}"), format!("--admin-listen={admin}")])
+        .env("KUBECONFIG", &kubeconfig)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let probes = PodClient { name: "controller".into(), address: admin };
+    let alive = eventually(PATIENCE, "it is alive", async || probes.call("GET", "/livez", None).await.ok());
+    assert_eq!(alive.await.unwrap().status, 200);
+    let ready = probes.call("GET", "/readyz", None).await.unwrap();
+    assert!(ready.status == 503 && ready.text.contains("api-server"), "{}: {}", ready.status, ready.text);
+    assert_eq!(probes.call("GET", "/metrics", None).await.unwrap().status, 503, "there is nothing to show yet");
+    assert!(controller.try_wait().unwrap().is_none(), "it has ended");
 }

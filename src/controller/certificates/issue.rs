@@ -10,10 +10,7 @@ use rcgen::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::plan::Validity;
-
-/// Clocks may differ by so much: what is made is valid for those too that are behind.
-const CLOCKS: Duration = Duration::from_mins(5);
+use super::plan::{AHEAD, Validity};
 
 /// It could not be made.
 #[derive(Debug, Error)]
@@ -67,7 +64,7 @@ fn params(name: &str, names: Vec<String>, validity: Validity) -> Result<Certific
     called.push(DnType::CommonName, name);
     params.distinguished_name = called;
     let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    params.not_before = (at(validity.made) - CLOCKS).into();
+    params.not_before = (at(validity.made) - AHEAD).into();
     params.not_after = at(validity.ends).into();
     Ok(params)
 }

@@ -36,7 +36,15 @@ impl Validity {
     fn is_over(&self, now: u64) -> bool {
         now >= self.ends
     }
+
+    /// Whether it was made by somebody whose clock was ahead, and is believed by nobody yet.
+    fn is_of_the_future(&self, now: u64) -> bool {
+        self.made > now.saturating_add(AHEAD.as_secs())
+    }
 }
+
+/// What is made is valid some time before: so much may the clocks of two machines differ.
+pub const AHEAD: Duration = Duration::from_mins(5);
 
 /// An authority, as far as it matters when it signs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,18 +105,19 @@ pub fn next(
     if let Some(over) = authorities.iter().position(|authority| authority.validity.is_over(now)) {
         return Some(Step::Forget(over));
     }
-    if authorities.last().is_none_or(|newest| newest.validity.is_late(now)) {
+    let believed = |authority: &Authority| !authority.validity.is_of_the_future(now);
+    if authorities.last().is_none_or(|newest| newest.validity.is_late(now) || !believed(newest)) {
         return Some(Step::NewAuthority);
     }
     // The newest that everybody knows. If there is none, the oldest is, or will be first. One that is about to end signs no more:
     // where the next one could not be told, nobody would be helped by waiting for the end, and all others would be harmed.
     let notice = lifetimes.notice();
     let known = |authority: &Authority| authority.told.is_some_and(|told| now.saturating_sub(told) >= notice.as_secs());
-    let lasts = |authority: &Authority| authority.validity.lasts(now, notice);
+    let lasts = |authority: &Authority| believed(authority) && authority.validity.lasts(now, notice);
     let signer = authorities.iter().rposition(|authority| known(authority) && lasts(authority));
     let signer = signer.or_else(|| authorities.iter().position(lasts)).unwrap_or(0);
-    let good =
-        shown.is_some_and(|shown| shown.by == Some(signer) && !shown.validity.is_late(now) && shown.names == names);
+    let fits = |validity: Validity| !validity.is_late(now) && !validity.is_of_the_future(now);
+    let good = shown.is_some_and(|shown| shown.by == Some(signer) && fits(shown.validity) && shown.names == names);
     if good { None } else { Some(Step::NewCertificate(signer)) }
 }
 
@@ -216,6 +225,21 @@ mod tests {
         assert_eq!(signers, [(0, 0), (800, 900)]);
         let validity = Validity { made: 800, ends: 2_000 };
         assert_eq!(kept.authorities, [Authority { validity, told: Some(800) }]);
+    }
+
+    #[test]
+    fn what_was_made_by_a_clock_that_was_ahead_is_replaced_when_the_clock_is_right() {
+        // Of an authority that nobody believes yet, and of a certificate only.
+        for ahead in [LIFETIMES.authority.as_secs() * 2, LIFETIMES.serving.as_secs() / 3 + AHEAD.as_secs()] {
+            let now = 1_000_000;
+            let mut kept = Kept::default();
+            kept.act(&[], LIFETIMES, now - 10);
+            kept.act(&[], LIFETIMES, now + ahead);
+            kept.shown = kept.shown.map(|(by, _)| (by, Validity::new(now + ahead, LIFETIMES.serving)));
+            kept.act(&[], LIFETIMES, now);
+            let (by, validity) = kept.shown.unwrap();
+            assert!(by.validity.made <= now && validity.made <= now, "{by:?} {validity:?}");
+        }
     }
 
     #[test]

@@ -3,64 +3,78 @@
 use hashbrown::HashMap;
 
 use crate::core::session::{SessionKey, Uid};
+use crate::core::tally::{Bounds, Full, Tally};
 use crate::core::time::Time;
+
+/// Sessions that the watch has not shown yet, or that do not exist: anybody can name as many as they like.
+const STRANGERS: Bounds = Bounds { all: 65_536, per_pod: usize::MAX };
 
 /// Whose turn it is to take them: the latest who began. A leader that was deposed may still have its stream open, and
 /// what it took would be lost to the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn(u64);
 
-/// The latest use of each session that was not taken yet.
+#[derive(Debug)]
+struct Use {
+    uid: Uid,
+    at: Time,
+    stranger: bool,
+}
+
+/// The latest use of each session that was not taken yet. There is room for all sessions that are known, and for others of
+/// each namespace as [`Tally`] has it: so whoever makes up names harms its own namespace only.
 #[derive(Debug, Default)]
 pub struct Renewals {
-    used: HashMap<SessionKey, (Uid, Time)>,
+    used: HashMap<SessionKey, Use>,
+    strangers: Tally,
     turn: u64,
-    /// Some did not fit since the last turn began.
-    lost: bool,
 }
 
 impl Renewals {
-    /// Room for sessions that the watch has not shown yet.
-    pub const BEYOND: usize = 65_536;
-
     /// Somebody begins to take them. What is there by now does not count for them, since it is not all there was.
     pub fn begin(&mut self) -> Turn {
         self.turn += 1;
-        self.lost = false;
-        self.used = HashMap::new();
+        self.clear();
         Turn(self.turn)
     }
 
-    /// A session was used.
-    pub fn add(&mut self, key: &SessionKey, uid: Uid, used: Time, room: usize) {
-        if let Some((known, latest)) = self.used.get_mut(key) {
-            if used > *latest {
-                (*known, *latest) = (uid, used);
+    fn clear(&mut self) -> HashMap<SessionKey, Use> {
+        self.strangers = Tally::default();
+        std::mem::take(&mut self.used)
+    }
+
+    /// A session was used. Of `sessions` it is one if it is `known`.
+    ///
+    /// # Errors
+    ///
+    /// It is not known, and no more of its namespace can wait: nothing is kept.
+    pub fn add(&mut self, key: &SessionKey, uid: Uid, at: Time, known: bool, sessions: usize) -> Result<(), Full> {
+        if let Some(latest) = self.used.get_mut(key) {
+            if at > latest.at {
+                (latest.uid, latest.at) = (uid, at);
             }
-        } else if self.used.len() < room {
-            self.used.insert(key.clone(), (uid, used));
-        } else {
-            self.lost = true;
+            return Ok(());
         }
+        // Some that wait may have been known once.
+        let stranger = !known || self.used.len() - self.strangers.used() >= sessions;
+        if stranger {
+            self.strangers.admits(key.namespace(), "", STRANGERS)?;
+            self.strangers.add(key.namespace(), "");
+        }
+        self.used.insert(key.clone(), Use { uid, at, stranger });
+        Ok(())
     }
 
     /// The session is gone.
     pub fn forget(&mut self, key: &SessionKey) {
-        self.used.remove(key);
+        if self.used.remove(key).is_some_and(|used| used.stranger) {
+            self.strangers.remove(key.namespace(), "");
+        }
     }
 
-    /// Takes at most `most`. `None` if it is somebody else's turn, or if this is not all there was.
-    pub fn take(&mut self, turn: Turn, most: usize) -> Option<Vec<(SessionKey, Uid, Time)>> {
-        if self.turn != turn.0 || self.lost {
-            return None;
-        }
-        if self.used.len() <= most {
-            return Some(
-                std::mem::take(&mut self.used).into_iter().map(|(key, (uid, used))| (key, uid, used)).collect(),
-            );
-        }
-        let keys: Vec<SessionKey> = self.used.keys().take(most).cloned().collect();
-        Some(keys.into_iter().filter_map(|key| self.used.remove(&key).map(|(uid, used)| (key, uid, used))).collect())
+    /// Takes all of them. `None` if it is somebody else's turn.
+    pub fn take(&mut self, turn: Turn) -> Option<Vec<(SessionKey, Uid, Time)>> {
+        (self.turn == turn.0).then(|| self.clear().into_iter().map(|(key, used)| (key, used.uid, used.at)).collect())
     }
 
     /// How many sessions wait.
@@ -92,37 +106,38 @@ mod tests {
     fn the_latest_use_is_taken_once_by_whoever_began_last() {
         let mut renewals = Renewals::default();
         let first = renewals.begin();
-        renewals.add(&key("a"), A, at(5), 10);
-        renewals.add(&key("a"), A, at(3), 10);
-        assert_eq!(renewals.take(first, 10), Some(vec![(key("a"), A, at(5))]));
-        assert_eq!(renewals.take(first, 10), Some(vec![]));
+        renewals.add(&key("a"), A, at(5), true, 10).unwrap();
+        renewals.add(&key("a"), A, at(3), true, 10).unwrap();
+        assert_eq!(renewals.take(first), Some(vec![(key("a"), A, at(5))]));
+        assert_eq!(renewals.take(first), Some(vec![]));
+        renewals.add(&key("before"), A, at(5), true, 10).unwrap();
         let second = renewals.begin();
-        renewals.add(&key("b"), A, at(6), 10);
-        assert_eq!(renewals.take(first, 10), None);
-        assert_eq!(renewals.take(second, 10), Some(vec![(key("b"), A, at(6))]));
+        renewals.add(&key("b"), A, at(6), true, 10).unwrap();
+        assert_eq!(renewals.take(first), None);
+        assert_eq!(renewals.take(second), Some(vec![(key("b"), A, at(6))]));
     }
 
     #[test]
-    fn what_does_not_fit_is_not_passed_over_in_silence() {
+    fn who_makes_up_names_takes_nothing_from_sessions_and_from_other_namespaces() {
         let mut renewals = Renewals::default();
         let turn = renewals.begin();
-        for name in ["a", "b", "c"] {
-            renewals.add(&key(name), A, at(5), 2);
-        }
-        assert_eq!(renewals.len(), 2);
-        assert_eq!(renewals.take(turn, 10), None);
-        let turn = renewals.begin();
-        assert_eq!(renewals.take(turn, 10), Some(vec![]), "whoever begins has heard nothing before");
-    }
-
-    #[test]
-    fn they_are_taken_in_parts() {
-        let mut renewals = Renewals::default();
-        let turn = renewals.begin();
-        for number in 0..10 {
-            renewals.add(&key(&number.to_string()), A, at(5), 100);
-        }
-        let parts: Vec<usize> = (0..4).map(|_| renewals.take(turn, 4).unwrap().len()).collect();
-        assert_eq!(parts, [4, 4, 2, 0]);
+        let flood = |renewals: &mut Renewals, sessions| {
+            (0..STRANGERS.all)
+                .take_while(|n| renewals.add(&key(&n.to_string()), A, at(5), false, sessions).is_ok())
+                .count()
+        };
+        let most = flood(&mut renewals, 1);
+        assert!(most > STRANGERS.all / 2 && most < STRANGERS.all, "{most}");
+        // Also of sessions that were known when they were used, and are no more.
+        let other = SessionKey::new("other", "unknown");
+        assert_eq!(renewals.add(&key("known"), A, at(5), true, 1), Ok(()));
+        assert_eq!(renewals.add(&key("known-too"), A, at(5), true, 1), Err(Full::Namespace));
+        assert_eq!(renewals.add(&other, A, at(5), false, 1), Ok(()));
+        assert_eq!(renewals.len(), most + 2);
+        renewals.forget(&key("0"));
+        renewals.forget(&key("1"));
+        assert_eq!(renewals.add(&key("0"), A, at(5), false, 1), Ok(()));
+        assert_eq!(renewals.take(turn).map(|all| all.len()), Some(most + 1));
+        assert_eq!(flood(&mut renewals, 1), most, "what was taken counts no more");
     }
 }

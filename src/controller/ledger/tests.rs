@@ -116,7 +116,7 @@ fn what_is_not_listed_any_more_is_forgotten() {
     let ledger = ledger();
     ledger.observed(&read(1, 0));
     ledger.witness(facts(1, true));
-    ledger.renewed(&key(), uid(), Duration::ZERO);
+    ledger.renewed(&key(), uid(), Duration::ZERO).unwrap();
     assert_eq!(ledger.depths(), Depths { behind: 1, terminating: 0, timeouts: 1, renewals: 1 });
     ledger.removed(&key());
     assert_eq!(ledger.depths(), Depths::default());
@@ -132,17 +132,17 @@ fn whoever_leads_gives_no_renewals_away() {
     let ledger = ledger();
     ledger.observed(&read(1, 0));
     let turn = ledger.begin_taking();
-    ledger.renewed(&key(), uid(), Duration::from_secs(3));
-    let taken = ledger.take_renewed(turn, 10).unwrap();
+    ledger.renewed(&key(), uid(), Duration::from_secs(3)).unwrap();
+    let taken = ledger.take_renewed(turn).unwrap();
     assert_eq!((&taken[0].0, taken[0].1, taken[0].2.as_secs()), (&key(), uid(), 3));
-    ledger.renewed(&key(), uid(), Duration::ZERO);
+    ledger.renewed(&key(), uid(), Duration::ZERO).unwrap();
     ledger.lead(true);
-    assert_eq!(ledger.take_renewed(turn, 10), None);
+    assert_eq!(ledger.take_renewed(turn), None);
     assert_eq!(ledger.depths().renewals, 0);
-    assert_eq!(ledger.take_renewed(ledger.begin_taking(), 10), None, "nobody else hears everything now");
-    ledger.renewed(&key(), uid(), Duration::ZERO);
+    assert_eq!(ledger.take_renewed(ledger.begin_taking()), None, "nobody else hears everything now");
+    ledger.renewed(&key(), uid(), Duration::ZERO).unwrap();
     assert_eq!(ledger.depths().renewals, 0, "they are for itself");
     ledger.lead(false);
-    assert_eq!(ledger.take_renewed(turn, 10), None, "the stream is from before");
-    assert_eq!(ledger.take_renewed(ledger.begin_taking(), 10), Some(Vec::new()));
+    assert_eq!(ledger.take_renewed(turn), None, "the stream is from before");
+    assert_eq!(ledger.take_renewed(ledger.begin_taking()), Some(Vec::new()));
 }

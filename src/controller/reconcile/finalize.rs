@@ -24,17 +24,19 @@ use crate::controller::clock::{now, sleep_until};
 use crate::controller::leader::{FIELD_MANAGER, LeadershipGuard};
 use crate::controller::ledger::{Ledger, Terminating};
 use crate::controller::peers::{Answer, Links};
+use crate::controller::reconcile::turns;
 use crate::controller::shared::{Shared, StreamGuard};
 use crate::core::lease::with_drift;
 use crate::core::replica::Outgoing;
 use crate::core::session::SessionKey;
 use crate::core::session_ref::SessionRef;
 use crate::core::signal::{Barrier, Fate, Mark};
+use crate::core::tally::{Bounds, Tally};
 use crate::core::time::Time;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
-/// Confirmations under way at once. More wait, and are let go after a lease at the latest.
-const MOST: usize = 1024;
+/// Confirmations under way at once, and what a namespace may have of them. More wait, and are let go after a lease.
+const CONFIRMATIONS: Bounds = Bounds { all: 1_024, per_pod: usize::MAX };
 /// Calls to the API server at once.
 const CALLS: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -142,9 +144,16 @@ impl Finalizer {
                         self.answered(&mut works, answer);
                     }
                 }
-                Some(key) = calls.next() => {
-                    if let Some(work) = works.get_mut(&key) {
-                        work.stage = Stage::Again(now() + AGAIN);
+                Some(mut key) = calls.next() => {
+                    // All that have ended, since each look goes through all sessions.
+                    loop {
+                        if let Some(work) = works.get_mut(&key) {
+                            work.stage = Stage::Again(now() + AGAIN);
+                        }
+                        match calls.next().now_or_never() {
+                            Some(Some(ended)) => key = ended,
+                            Some(None) | None => break,
+                        }
                     }
                 }
                 () = sleep_until(wake.unwrap_or_default()), if wake.is_some() => {}
@@ -169,6 +178,11 @@ impl Finalizer {
         let registered = self.registered(terminating.keys());
         let mut wake: Option<Time> = None;
         let mut again_at = |at: Time| wake = Some(wake.map_or(at, |wake| wake.min(at)));
+        let mut asked = Tally::default();
+        for key in works.keys() {
+            asked.add(key.namespace(), "");
+        }
+        let mut ready = Vec::new();
         for (key, terminating) in terminating {
             let Some(registered) = registered.get(key.namespace()) else {
                 continue;
@@ -178,9 +192,10 @@ impl Finalizer {
                 again_at(over);
             }
             if !works.contains_key(&key) {
-                if works.len() >= MOST && now < over {
+                if now < over && asked.admits(key.namespace(), "", CONFIRMATIONS).is_err() {
                     continue;
                 }
+                asked.add(key.namespace(), "");
                 *last_number += 1;
                 let work = Work { number: *last_number, terminating, stage: Stage::Asked(Quorum::default()) };
                 if now < over {
@@ -191,7 +206,7 @@ impl Finalizer {
             let Some(work) = works.get_mut(&key) else {
                 continue;
             };
-            let ready = match &work.stage {
+            let is_ready = match &work.stage {
                 Stage::Asked(quorum) => {
                     now >= over || quorum.is_complete(&self.own, |name| registered.replicas.contains(name))
                 }
@@ -203,16 +218,18 @@ impl Finalizer {
                     now >= *at
                 }
             };
-            if !ready {
-                continue;
+            if is_ready {
+                let why = if now >= over { "the last lease has ended" } else { "all replicas have confirmed" };
+                ready.push((key, why));
             }
-            if calls.len() >= CALLS {
-                // The end of a call wakes us.
-                continue;
-            }
-            let why = if now >= over { "the last lease has ended" } else { "all replicas have confirmed" };
+        }
+        // Others wait: the end of a call wakes us.
+        let free = CALLS.saturating_sub(calls.len());
+        let under_way = works.iter().filter(|(_, work)| matches!(work.stage, Stage::LettingGo)).map(|(key, _)| key);
+        for (key, why) in turns::next(ready, under_way, free) {
+            let Some(work) = works.get_mut(&key) else { continue };
             work.stage = Stage::LettingGo;
-            let session = SessionRef { key, uid: terminating.uid };
+            let session = SessionRef { key, uid: work.terminating.uid };
             calls.push(let_go(self.client.clone(), self.guard.clone(), session, why).boxed());
         }
         wake
