@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 mod changes;
+mod injection;
 mod install;
 mod load;
 mod rights;
@@ -30,6 +31,7 @@ async fn main() {
     workload::deploy(&mut story, &scene).await;
     workload::a_client(&mut story, &scene).await;
     upgrade::there_and_back(&mut story, &scene).await;
+    injection::by_webhook(&mut story, &scene).await;
     changes::operator(&mut story, &scene).await;
     changes::workload(&mut story, &scene).await;
     changes::kubelet(&mut story, &mut scene).await;

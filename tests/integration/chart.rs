@@ -71,7 +71,7 @@ async fn an_api_server_takes_it_with_whatever_values() {
     let crd = objects(&crd).into_iter().find(|object| object["kind"] == "CustomResourceDefinition").unwrap();
     plane.kubectl_with_input(&["create", "--filename=-"], &crd.to_string()).await.unwrap();
     let digest = format!("image.digest=sha256:{}", "a".repeat(64));
-    let matrix: [&[&str]; 19] = [
+    let matrix: [&[&str]; 20] = [
         &[],
         &TEAM_A,
         &["controller.replicas=1", "crds.install=false", "serviceAccount.create=false", "serviceAccount.name=mine"],
@@ -82,6 +82,7 @@ async fn an_api_server_takes_it_with_whatever_values() {
             "controller.priorityClassName=system-cluster-critical",
         ],
         &["controller.priorityClass.create=true", "controller.resources=null", "controller.nodeSelector=null"],
+        &["controller.runAsUser=null", "uninstall.resources=null", "networkPolicy.dnsPorts={5353}"],
         &[
             "metrics.dashboard.create=true",
             "metrics.dashboard.namespace=team-a",
