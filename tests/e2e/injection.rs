@@ -1,5 +1,6 @@
 //! Who adds agents to pods: the API server by itself, which all other steps have, or a webhook of the controllers.
 
+use crate::rights;
 use crate::scene::{self, RELEASE, ROLLOUT, Scene};
 use crate::story::Story;
 use crate::workload::{self, PODS, leased};
@@ -13,6 +14,7 @@ pub async fn by_webhook(story: &mut Story, scene: &Scene) {
     scene.helm(&["upgrade"], &scene::chart(), &["injection.mode=webhook"]).await.unwrap();
     assert!(installed(scene, POLICY).await.is_empty() && !installed(scene, WEBHOOK).await.is_empty());
     replace_one(scene).await;
+    rights::none_refused(scene).await;
 
     story.step("helm upgrade without it: the API server does");
     scene.helm(&["upgrade"], &scene::chart(), &[]).await.unwrap();
