@@ -9,10 +9,15 @@ use testkit::RightUsed;
 use crate::scene::{CONTROLLER, OPERATOR, Scene, TEAM};
 use crate::story::Story;
 
+/// All that was asked for until now.
+async fn asked(scene: &Scene) -> BTreeSet<RightUsed> {
+    scene.node.apiserver().audit_flush().await.unwrap();
+    RightUsed::in_log(scene.node.audit(), &[]).unwrap()
+}
+
 /// Of all that was asked for until now, nothing was refused.
 pub async fn none_refused(scene: &Scene) {
-    scene.node.apiserver().audit_flush().await.unwrap();
-    let asked = RightUsed::in_log(scene.node.audit(), &[]).unwrap();
+    let asked = asked(scene).await;
     let refused: Vec<_> = asked.iter().filter(|right| right.refused).collect();
     assert!(refused.is_empty(), "{refused:#?}");
 }
@@ -20,8 +25,7 @@ pub async fn none_refused(scene: &Scene) {
 /// Looks through all that was asked for since the start.
 pub async fn are_enough(story: &mut Story, scene: &Scene) {
     story.step("nothing that the programs asked for was refused: the chart grants what they need");
-    scene.node.apiserver().audit_flush().await.unwrap();
-    let asked = RightUsed::in_log(scene.node.audit(), &[]).unwrap();
+    let asked = asked(scene).await;
     let used = asked.iter().filter(|right| !right.refused);
     // Replicas that kept the webhook's bundle true did so for a moment after the webhook had gone, and the right with it.
     let refused = |right: &&RightUsed| right.refused && right.resource != "mutatingwebhookconfigurations";
