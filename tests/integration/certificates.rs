@@ -31,7 +31,7 @@ async fn certificates_are_replaced_and_nobody_notices() {
     let lifetimes = ["--ca-lifetime=60", "--tls-lifetime=30"];
     let options = ClusterOptions { own_certificates: true, ..ClusterOptions::default() };
     let mut world = World::start_alone(options.size(2, 0).controller_args(&lifetimes)).await;
-    eventually(PATIENCE, "the bundle is published", async || world.sync_bundle().await.ok()).await.unwrap();
+    world.sync_bundle().await.unwrap();
     world.add_pod().await.unwrap();
     world.pods[0].wait_leases(2).await.unwrap();
     world.apply("s", &json!({"n": "0"})).await.unwrap();

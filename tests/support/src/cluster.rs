@@ -21,6 +21,8 @@ pub(crate) const POD_ACCOUNT: &str = "vmcp-server";
 
 /// How long it may take until rights are in force.
 const RIGHTS: Duration = Duration::from_secs(30);
+/// How long the first bundle of authorities may take.
+const BUNDLE: Duration = Duration::from_secs(30);
 
 /// The programs that run in a cluster, and what must be installed for them.
 #[derive(Debug, Clone)]
@@ -246,11 +248,15 @@ impl Cluster {
         self.kubectl(&["delete", "vmcps", "first"]).await.map(drop)
     }
 
-    /// Puts the authorities that the controllers have published into the file that pods read.
+    /// Puts the authorities that the controllers have published into the file that pods read. Waits, as a kubelet does, for
+    /// the `ConfigMap`: a replica is ready as soon as it has a certificate, and its authority may be published a moment later.
     pub async fn sync_bundle(&self) -> Result<()> {
         let namespace = format!("--namespace={OPERATOR}");
         let published = ["get", "configmap", "vmcp-session-ca", &namespace, r"--output=jsonpath={.data.ca\.crt}"];
-        let bundle = self.plane.kubectl(&published).await?;
+        let bundle = eventually(BUNDLE, "the bundle of authorities is published", async || {
+            self.plane.kubectl(&published).await.ok()
+        });
+        let bundle = bundle.await?;
         let (new, failed) = (self.streams.ca.with_extension("new"), || Error::io("the bundle of authorities"));
         std::fs::write(&new, bundle).map_err(failed())?;
         std::fs::rename(&new, &self.streams.ca).map_err(failed())
