@@ -83,6 +83,10 @@ struct Args {
     #[arg(long, env = "VMCP_CACHE_ENTRIES", value_name = "NUMBER")]
     entries: Option<usize>,
 
+    /// No replica of the controller grants longer leases, in seconds.
+    #[arg(long, env = "VMCP_LEASE_UPPER_BOUND", value_name = "SECONDS", default_value_t = 15.0)]
+    lease_upper_bound: f64,
+
     #[command(flatten)]
     kube: KubeArgs,
 
@@ -123,6 +127,7 @@ async fn serve(args: Args, shutdown: CancellationToken) -> Result<(), Box<dyn Er
         token_file: args.token_file,
         ca_file: args.ca_file,
         server: args.server,
+        lease_upper_bound: Duration::try_from_secs_f64(args.lease_upper_bound)?,
         ..CacheConfig::new(args.namespace, &args.pod_name)
     };
     config.entries = args.entries.unwrap_or(config.entries);

@@ -58,9 +58,9 @@ pub struct CacheConfig {
     pub concurrent_writes: usize,
     /// Writes that wait or are in flight. Further ones fail with `Overloaded`.
     pub waiting_writes: usize,
-    /// How long a lease may be that a replica granted which this cache never reached: a write with
-    /// [`Visibility::Everywhere`](super::Visibility::Everywhere) waits for it while no replica has told the length. Must
-    /// not be less than the controller's `--lease-seconds`.
+    /// No replica grants longer leases. A write with [`Visibility::Everywhere`](super::Visibility::Everywhere) that is not
+    /// confirmed by all replicas waits for so long, or for the longest lease that a replica has told of, if that is longer. Must not be
+    /// less than the controller's `--lease-seconds`: what a replica grants that this cache never reached is known from nowhere else.
     pub lease_upper_bound: Duration,
     /// How often DNS names are resolved.
     pub resolve_every: Duration,

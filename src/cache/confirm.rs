@@ -28,13 +28,12 @@ pub(super) struct Confirmer {
     state: Mutex<State>,
     /// The number of the latest request: streams wait for it to change.
     latest: watch::Sender<u64>,
-    fallback: Duration,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    /// The longest lease that any replica has told.
-    longest: Option<Duration>,
+    /// No lease is longer: what was set, or what a replica has told if that is more.
+    longest: Duration,
     pending: BTreeMap<u64, Pending>,
 }
 
@@ -77,19 +76,22 @@ impl Drop for Request<'_> {
 }
 
 impl Confirmer {
-    pub fn new(fallback: Duration) -> Self {
-        Self { state: Mutex::default(), latest: watch::Sender::new(0), fallback }
+    /// No lease is longer than `upper_bound`. What replicas tell cannot take its place: while an upgrade changes the length, one that
+    /// this cache never reaches may grant longer ones than all that it does reach.
+    pub fn new(upper_bound: Duration) -> Self {
+        let state = State { longest: upper_bound, pending: BTreeMap::new() };
+        Self { state: Mutex::new(state), latest: watch::Sender::new(0) }
     }
 
     /// A replica told how long its leases are.
     pub fn told_lease(&self, length: Duration) {
         let mut state = self.state.lock();
-        state.longest = state.longest.max(Some(length));
+        state.longest = state.longest.max(length);
     }
 
     /// How long a lease that somebody granted can be, at most.
     pub fn longest_lease(&self) -> Duration {
-        self.state.lock().longest.unwrap_or(self.fallback)
+        self.state.lock().longest
     }
 
     /// Requests under way.
@@ -224,10 +226,15 @@ mod tests {
         let (how, took) = confirm(&confirmer, |n| confirmer.answered(&a, n, &names(&["a", "b"]))).await;
         assert_eq!(how, Confirmed::Waited);
         assert!(took >= with_drift(LEASE) && took < LEASE * 2, "{took:?}");
+        // Another one may grant longer leases than those that were heard of,
         confirmer.told_lease(Duration::from_secs(3));
-        confirmer.told_lease(Duration::from_secs(2));
         let (_, took) = confirm(&confirmer, |_| {}).await;
-        assert!(took >= with_drift(Duration::from_secs(3)) && took < Duration::from_secs(4), "{took:?}");
+        assert!(took >= with_drift(LEASE), "{took:?}");
+        // and it may have been set up too short.
+        confirmer.told_lease(LEASE * 3);
+        confirmer.told_lease(LEASE * 2);
+        let (_, took) = confirm(&confirmer, |_| {}).await;
+        assert!(took >= with_drift(LEASE * 3) && took < LEASE * 4, "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]

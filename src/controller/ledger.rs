@@ -21,6 +21,7 @@ use super::clock::now;
 use super::object::{Marker, Read, Terms};
 use crate::core::expiry::{Expired, Expiry, Hearing, Persist, WallTime};
 use crate::core::replica::{Late, Settled};
+use crate::core::server_clock::ServerClock;
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
 use crate::core::session_ref::SessionRef;
 use crate::core::tally::Full;
@@ -84,6 +85,7 @@ struct State {
     expiry: Expiry,
     hearing: Hearing,
     renewals: Renewals,
+    server: ServerClock,
 }
 
 /// What is kept of each session.
@@ -137,11 +139,13 @@ impl std::fmt::Debug for Ledger {
     }
 }
 
+/// The clock of this machine, which may show anything.
 fn wall() -> WallTime {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-fn since_epoch(at: Timestamp) -> WallTime {
+/// An instant of the API server's clock.
+pub fn since_epoch(at: Timestamp) -> WallTime {
     at.duration_since(Timestamp::UNIX_EPOCH).try_into().unwrap_or_default()
 }
 
@@ -156,6 +160,7 @@ impl Ledger {
             expiry: Expiry::new(renewal),
             hearing: Hearing::new(own.into(), now()),
             renewals: Renewals::default(),
+            server: ServerClock::default(),
         };
         Self { state: Mutex::new(state), leading: AtomicBool::new(false), wakers: Wakers::default(), settlements }
     }
@@ -297,10 +302,26 @@ impl Ledger {
         self.state.lock().hearing.closed(replica, now());
     }
 
-    /// Sessions that are over, at most `most`.
-    pub fn expired(&self, most: usize) -> Vec<(SessionRef, ResourceVersion, Expired)> {
-        let (now, wall) = (now(), wall());
+    /// The API server has answered a write at `answered`, and says that it carried it out at `shown` by its own clock. How far this
+    /// machine's clock is from that.
+    pub fn server_time(&self, shown: WallTime, answered: Time) -> Duration {
         let mut state = self.state.lock();
+        state.server.read(shown, answered);
+        state.server.off_by(answered, wall())
+    }
+
+    /// How far this machine's clock is from the API server's. Zero before the first answer.
+    pub fn clock_off_by(&self) -> Duration {
+        self.state.lock().server.off_by(now(), wall())
+    }
+
+    /// Sessions that are over, at most `most`. None before the API server's clock is known.
+    pub fn expired(&self, most: usize) -> Vec<(SessionRef, ResourceVersion, Expired)> {
+        let now = now();
+        let mut state = self.state.lock();
+        let Some(wall) = state.server.now(now) else {
+            return Vec::new();
+        };
         let State { sessions, expiry, hearing, .. } = &mut *state;
         let expired = expiry.expired(hearing.heard(now), now, wall, most);
         let known = |(key, uid, why)| {
@@ -310,9 +331,14 @@ impl Ledger {
         expired.into_iter().filter_map(known).collect()
     }
 
-    /// Uses that are to be persisted, at most `most`.
+    /// Uses that are to be persisted, at most `most`. None before the API server's clock is known.
     pub fn to_persist(&self, most: usize) -> Vec<Persist> {
-        self.state.lock().expiry.to_persist(now(), wall(), most)
+        let now = now();
+        let mut state = self.state.lock();
+        let Some(wall) = state.server.now(now) else {
+            return Vec::new();
+        };
+        state.expiry.to_persist(now, wall, most)
     }
 
     /// The next session of whose pods something can be said, with what its status says.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::json;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::clock::now;
+use super::ledger::{Ledger, since_epoch};
 use super::shared::Shared;
 use crate::api::{ANNOTATION_ADDRESS, ANNOTATION_BEAT, ANNOTATION_LEASE, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use crate::core::replica::ScopeId;
@@ -24,6 +26,8 @@ use crate::runtime::health::Heartbeat;
 
 /// Who writes it, for `managedFields`.
 pub const FIELD_MANAGER: &str = "vmcp-session-controller";
+/// From here on it is told that the clocks of this machine and of the API server differ.
+const CLOCK_OFF: Duration = Duration::from_secs(30);
 
 /// Writes the marker of one watched collection.
 pub struct Marker {
@@ -42,6 +46,8 @@ pub struct Marker {
     pub lease: Duration,
     /// Where the proof goes.
     pub shared: Arc<Shared>,
+    /// Where it goes what the API server's clock shows.
+    pub ledger: Arc<Ledger>,
     /// Notified when the watch is too silent to be trusted.
     pub distrust: Arc<Notify>,
     /// Beats with each write that is tried.
@@ -56,14 +62,17 @@ impl Marker {
         let mut known = false;
         let mut beat = 0u64;
         let mut next = Instant::now();
-        let mut failing = false;
+        let (mut failing, mut refused, mut off) = (false, false, false);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 () = sleep_until(next) => {}
             }
             next = Instant::now() + every.mul_f64(rand::Rng::random_range(&mut rand::rng(), 0.85..1.0));
-            self.check_watch();
+            // A marker that was not written says nothing against the watch.
+            if !refused {
+                self.check_watch();
+            }
             self.heartbeat.beat();
             beat += 1;
             // The knowledge is as old as this instant, however long the answer takes.
@@ -75,9 +84,14 @@ impl Marker {
             let Some(answer) = shutdown.run_until_cancelled(write).await else {
                 return Ok(());
             };
+            refused = answer.as_ref().is_err_and(|error| is_refusal(error.kind(), known));
+            if refused {
+                self.shared.with(|replica, _| replica.marker_refused(self.scope));
+            }
             match answer {
                 Ok(written) => {
                     known = true;
+                    self.tell_clock(&written, &mut off);
                     let Some(resource_version) = version(&written) else {
                         if !std::mem::replace(&mut failing, true) {
                             error!(marker = %self.name, error = %InvalidResourceVersion, "the marker proves nothing");
@@ -85,13 +99,13 @@ impl Marker {
                         continue;
                     };
                     if std::mem::take(&mut failing) {
-                        info!(marker = %self.name, "the marker is written again");
+                        info!(marker = %self.name, namespace = %self.namespace, "the marker is written again");
                     }
                     self.answered(sent, seen, resource_version);
                     self.shared.with(|replica, now| replica.is_registered_since(self.scope, now));
                 }
-                Err(refused) => {
-                    match refused.kind() {
+                Err(error) => {
+                    match error.kind() {
                         // Somebody removed it, taking us for dead: our leases were over by then. Register again.
                         ApiErrorKind::NotFound => {
                             known = false;
@@ -101,7 +115,10 @@ impl Marker {
                         _ => {}
                     }
                     if !std::mem::replace(&mut failing, true) {
-                        warn!(marker = %self.name, error = %refused, "the marker cannot be written: no lease is granted without it");
+                        warn!(
+                            marker = %self.name, namespace = %self.namespace, %error,
+                            "the marker cannot be written: no lease is granted without it"
+                        );
                     }
                 }
             }
@@ -137,6 +154,24 @@ impl Marker {
         }
     }
 
+    fn tell_clock(&self, written: &VmcpSession, off: &mut bool) {
+        let Some(shown) = written_at(written) else {
+            return;
+        };
+        let by = self.ledger.server_time(since_epoch(shown), now());
+        if std::mem::replace(off, by >= CLOCK_OFF) != *off {
+            let seconds = by.as_secs();
+            if *off {
+                warn!(
+                    seconds,
+                    "the clocks of this machine and of the API server differ: lifetimes end by the API server's"
+                );
+            } else {
+                info!(seconds, "the clocks of this machine and of the API server agree again");
+            }
+        }
+    }
+
     /// A watch that has shown no marker for two fifths of a lease is suspected to be silent, and so is one that never has.
     fn check_watch(&self) {
         let age = self.shared.with(|replica, now| replica.age_of(self.scope, now));
@@ -144,6 +179,23 @@ impl Marker {
             self.distrust.notify_one();
         }
     }
+}
+
+/// Whether the namespace is the reason why a marker cannot be written: it is gone or full, or nobody has given us the right. What
+/// was written before and is `known` may just have been removed.
+fn is_refusal(kind: ApiErrorKind, known: bool) -> bool {
+    match kind {
+        ApiErrorKind::Forbidden | ApiErrorKind::Invalid => true,
+        ApiErrorKind::NotFound => !known,
+        _ => false,
+    }
+}
+
+/// When the API server says that it has carried out our last write.
+fn written_at(written: &VmcpSession) -> Option<Timestamp> {
+    let ours = written.metadata.managed_fields.iter().flatten();
+    let ours = ours.filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+    ours.filter_map(|entry| entry.time.as_ref()).map(|time| time.0).max()
 }
 
 /// The resourceVersion of a write, if it can be compared. In a Kubernetes older than the oldest that is supported it may be no
@@ -164,7 +216,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::controller::ledger::{Ledger, Settlements};
+    use crate::controller::ledger::Settlements;
     use crate::core::replica::{Config, Replica, Settled};
     use crate::runtime::health::Health;
 
@@ -187,7 +239,8 @@ mod tests {
             name: "own".into(),
             address: String::new(),
             lease,
-            shared: Arc::new(Shared::new(replica, ledger)),
+            shared: Arc::new(Shared::new(replica, ledger.clone())),
+            ledger,
             distrust: Arc::default(),
             heartbeat: Health::default().heartbeat("marker", lease),
         };
@@ -208,6 +261,29 @@ mod tests {
         for (given, expected) in [(None, None), (Some("x7"), None), (Some("7"), Some(ResourceVersion(7)))] {
             written.metadata.resource_version = given.map(str::to_owned);
             assert_eq!(version(&written), expected, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn the_time_is_that_of_our_own_last_write() {
+        let mut written = VmcpSession::new("m", VmcpSessionSpec::default());
+        assert_eq!(written_at(&written), None);
+        let entry = |manager: &str, second| json!({"manager": manager, "time": format!("2026-01-01T00:00:0{second}Z")});
+        let entries =
+            json!([entry(FIELD_MANAGER, 1), entry(FIELD_MANAGER, 3), entry("kubectl", 9), {"manager": FIELD_MANAGER}]);
+        written.metadata.managed_fields = Some(serde_json::from_value(entries).unwrap());
+        assert_eq!(written_at(&written), Some("2026-01-01T00:00:03Z".parse().unwrap()));
+    }
+
+    #[test]
+    fn only_the_namespace_itself_refuses_a_marker() {
+        let kinds = [ApiErrorKind::Forbidden, ApiErrorKind::Invalid, ApiErrorKind::NotFound];
+        assert!(kinds.iter().all(|kind| is_refusal(*kind, false)));
+        assert!(!is_refusal(ApiErrorKind::NotFound, true), "it may have been removed");
+        for kind in
+            [ApiErrorKind::Timeout, ApiErrorKind::Unreachable, ApiErrorKind::ServerError, ApiErrorKind::Unauthorized]
+        {
+            assert!(!is_refusal(kind, false), "{kind:?}");
         }
     }
 }

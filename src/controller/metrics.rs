@@ -80,6 +80,7 @@ impl Sources {
             signals: usize,
             confirmations: usize,
             age: Option<Duration>,
+            refused: usize,
             counts: Counts,
         }
         let now = self.shared.with(|replica, now| Now {
@@ -89,6 +90,7 @@ impl Sources {
             signals: replica.queued_signals(),
             confirmations: replica.confirmations(),
             age: replica.age(now),
+            refused: replica.refused(now),
             counts: replica.counts(),
         });
         gauges(encoder, "sessions", "Sessions that exist", &[(None, now.sessions)])?;
@@ -104,6 +106,11 @@ impl Sources {
             let age = ConstGauge::new(age.as_secs_f64());
             rows(encoder, "watch_freshness_age_seconds", help, &[(None, age)])?;
         }
+        let help = "Namespaces in which nobody gets a lease, since the API server refuses the marker";
+        gauges(encoder, "namespaces_refused", help, &[(None, now.refused)])?;
+        let help = "How far the clock of this machine is from that of the API server";
+        let off = ConstGauge::new(self.ledger.clock_off_by().as_secs_f64());
+        rows(encoder, "clock_offset_seconds", help, &[(None, off)])?;
         let Counts { stale, gone, leases, unproven, outdated, stopping } = now.counts;
         let reason = |name| Some(("reason", name));
         let evictions = [(reason("stale"), stale), (reason("gone"), gone)];

@@ -193,6 +193,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
             address: address.clone(),
             lease,
             shared: shared.clone(),
+            ledger: ledger.clone(),
             distrust,
             heartbeat: health.heartbeat("marker", stuck),
         };

@@ -16,10 +16,10 @@ pub mod hearing;
 
 pub use hearing::{Heard, Hearing};
 
-/// The wall clock: time since 1970. Only for what the API server's clock began, and never to order events.
+/// A wall clock: time since 1970. Only for what the API server's clock began (see [`super::server_clock`]), and never to order events.
 pub type WallTime = Duration;
 
-/// Wall clocks of two machines are assumed to differ by no more than this.
+/// Clocks of two API servers of a cluster are assumed to differ by no more than this.
 const SKEW: Duration = Duration::from_secs(1);
 /// A session that was found to be over is looked at again after this, if it is still there.
 const RETRY: Duration = Duration::from_secs(5);

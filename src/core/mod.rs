@@ -11,7 +11,7 @@
 //! * [`replica`]: the controller's side: the truth as its watch shows it, and who holds what.
 //! * [`cache`]: the pod's side: what may be served, what must be validated, what must be dropped.
 //! * [`election`]: which replica leads.
-//! * [`expiry`]: which sessions have outlived their timeouts.
+//! * [`expiry`]: which sessions have outlived their timeouts, by [`server_clock`].
 //! * [`storm`]: which sessions are evicted again and again.
 //! * [`coalesce`], [`rate`]: how much is written to Kubernetes, and when.
 //! * [`tally`]: how much a pod or namespace may have of what is bounded.
@@ -30,6 +30,7 @@ pub mod notes;
 pub mod rate;
 pub mod replica;
 pub mod rules;
+pub mod server_clock;
 pub mod session;
 pub mod session_ref;
 pub mod signal;

@@ -116,3 +116,36 @@ async fn sessions_are_followed_in_each_chosen_namespace_and_in_no_other() {
         assert_eq!(world.plane.kubectl(&status).await.unwrap(), "", "nobody follows {namespace}");
     }
 }
+
+/// A namespace that is being deleted, or is full, refuses markers. That is its own trouble.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_refuses_markers_keeps_no_replica_from_being_ready() {
+    let options = ClusterOptions::default().size(0, 0).lease(LEASE).chosen(&["vmcp", "second"]);
+    let mut world = World::start(options).await;
+    world.plane.kubectl(&["delete", "namespace", "second", "--wait=false"]).await.unwrap();
+    for _ in 0..2 {
+        world.add_controller().await.unwrap();
+    }
+    for controller in &world.controllers {
+        controller.wait_ready().await.unwrap();
+    }
+    world.add_pod().await.unwrap().wait_leases(2).await.unwrap();
+    world.apply("s", &json!({"n": "0"})).await.unwrap();
+    world.hold("s", &[0]).await;
+    let begun = Instant::now();
+    let reply = world.pods[0].patch("s", &json!({"n": "1"}), "everywhere").await.unwrap();
+    assert!(reply.status == 200 && begun.elapsed() < LEASE / 2, "{reply:?} after {:?}", begun.elapsed());
+    for controller in &world.controllers {
+        let metrics = controller.metrics().await.unwrap();
+        assert!(metrics.lines().any(|line| line == "vmcp_session_namespaces_refused 1"), "{metrics}");
+        // Each marker tells what time it is: the first one was written more than a lease ago.
+        let off = metrics.lines().find_map(|line| line.strip_prefix("vmcp_session_clock_offset_seconds "));
+        assert!(off.is_some_and(|off| off.parse::<f64>().unwrap() < LEASE.as_secs_f64() / 2.0), "{off:?}");
+        let log = controller.process.log();
+        let told = log.lines().filter(|line| line.contains("the marker cannot be written"));
+        assert!(
+            told.clone().count() == 1 && told.clone().all(|line| line.contains("\"namespace\":\"second\"")),
+            "{log}"
+        );
+    }
+}

@@ -94,6 +94,10 @@ struct LibraryArgs {
     #[arg(long, env = "VMCP_CA_FILE", value_name = "PATH")]
     ca_file: Option<PathBuf>,
 
+    /// No replica of the controller grants longer leases, in seconds.
+    #[arg(long, env = "VMCP_LEASE_UPPER_BOUND", value_name = "SECONDS", default_value_t = 15.0)]
+    lease_upper_bound: f64,
+
     #[command(flatten)]
     kube: KubeArgs,
 }
@@ -248,6 +252,7 @@ async fn store(args: &Args) -> Result<Store, Failed> {
         token_file: library.token_file.clone(),
         ca_file: library.ca_file.clone(),
         server: library.server.clone(),
+        lease_upper_bound: Duration::try_from_secs_f64(library.lease_upper_bound)?,
         ..CacheConfig::new(library.namespace.clone(), &args.pod_name)
     };
     Ok(Store::Library(Cache::connect(client, config)?))

@@ -34,7 +34,8 @@ impl State {
                 renewed_at: terms.renewed_at,
                 persisted: renewed.map(|renewed| since_epoch(renewed.0)),
             };
-            self.expiry.observed(key, limits, now, wall());
+            let wall = self.server.now(now).unwrap_or_else(wall);
+            self.expiry.observed(key, limits, now, wall);
         }
         if terminating && terms.confirm_eviction {
             let same = self.terminating.get(key).filter(|known| known.uid == uid);

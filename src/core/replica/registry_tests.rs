@@ -80,6 +80,10 @@ impl Bench {
         }
     }
 
+    fn age(&self) -> Option<Duration> {
+        self.replica.age(self.now)
+    }
+
     /// A replica that is known to all.
     fn known(&mut self) {
         self.both();
@@ -200,4 +204,50 @@ fn what_counts_nowhere_is_no_session_either() {
     bench.replica.apply(bench.tenants, object(Kind::Neither, 21), bench.now);
     assert_eq!(bench.replica.sessions(), 0);
     assert!(bench.replica.registered(bench.tenants).is_empty());
+}
+
+#[test]
+fn a_namespace_that_refuses_the_marker_keeps_no_agent_from_the_others() {
+    let config = Config { lease: LEASE, ..Config::default() };
+    let mut bench = Bench::new();
+    let mut replica = Replica::with_registry(config, &["a".into(), "full".into()], &"ops".into());
+    let scopes: Vec<ScopeId> = replica.scopes().map(|(id, _)| id).collect();
+    let &[tenants, full, registry] = &scopes[..] else { panic!("{scopes:?}") };
+    for scope in &scopes {
+        replica.relist(*scope, Vec::new(), ResourceVersion(10), bench.now).unwrap();
+    }
+    (bench.replica, bench.tenants, bench.registry) = (replica, tenants, registry);
+    bench.both();
+    bench.pass(LEASE + LEASE / 10);
+    bench.both();
+    assert_eq!((bench.age(), bench.replica.refused(bench.now)), (None, 0), "it may be slow only");
+    bench.replica.marker_refused(full);
+    assert_eq!(bench.replica.refused(bench.now), 1);
+    assert!(bench.age().is_some_and(|age| age < LEASE));
+    // It stays so when the marker is written, until the watch has shown it.
+    let written = ResourceVersion(bench.replica.position(full).0 + 1);
+    let sent = bench.now;
+    bench.replica.marker_answered(full, sent, ResourceVersion(0), written, sent).unwrap();
+    assert!(bench.age().is_some());
+    bench.replica.bookmark(full, written, bench.now);
+    assert_eq!(bench.replica.refused(bench.now), 0);
+    bench.pass(LEASE);
+    bench.both();
+    assert!(bench.age().is_some_and(|age| age >= LEASE), "it counts now");
+
+    // One refusal of many markers counts for nothing.
+    bench.prove(full);
+    bench.replica.marker_refused(full);
+    assert_eq!(bench.replica.refused(bench.now), 0);
+    // If all are refused there is nothing to be ready for.
+    bench.replica.marker_refused(tenants);
+    bench.pass(LEASE);
+    assert!(bench.age().is_some_and(|age| age >= LEASE));
+    // And without registrations there is no lease at all.
+    let mut bench = Bench::new();
+    bench.known();
+    bench.replica.marker_refused(bench.registry);
+    bench.pass(LEASE);
+    bench.prove(bench.tenants);
+    assert!(bench.age().is_some_and(|age| age >= LEASE));
 }

@@ -57,6 +57,8 @@ pub(super) struct Scope {
     pub position: ResourceVersion,
     /// All that was known is void, and nothing took its place yet.
     voided: bool,
+    /// The API server has refused the marker since the last proof.
+    refused: bool,
     proven: Option<Time>,
     /// Markers that have been answered and not yet been seen: when they were sent, by their resourceVersion.
     unproven: BTreeMap<ResourceVersion, Time>,
@@ -72,6 +74,7 @@ impl Scope {
             only_markers: false,
             position: ResourceVersion(0),
             voided: false,
+            refused: false,
             proven: None,
             unproven: BTreeMap::new(),
             registered: BTreeMap::new(),
@@ -115,6 +118,7 @@ impl Scope {
             let sent = first.remove();
             let proven = if Rule::ProofFromSend.on() { sent } else { now };
             self.proven = self.proven.max(Some(proven));
+            self.refused = false;
         }
     }
 
@@ -205,9 +209,26 @@ impl Replica {
         self.scopes[scope.0].age(now)
     }
 
-    /// How old the knowledge is that leases rest on, in the least fresh scope; `None` if there is none yet for one.
+    /// The API server refuses the marker of `scope`: its namespace is full or gone, or nobody has given us the right.
+    pub fn marker_refused(&mut self, scope: ScopeId) {
+        self.scopes[scope.0].refused = true;
+    }
+
+    /// How many scopes there are whose marker has been refused since they were last proven, if they were: nobody gets a lease there.
+    pub fn refused(&self, now: Time) -> usize {
+        let without = |(at, scope): &(usize, &Scope)| {
+            scope.refused && self.age_for_lease(ScopeId(*at), now).is_none_or(|age| age >= self.config.lease)
+        };
+        self.scopes.iter().enumerate().filter(without).count()
+    }
+
+    /// How old the knowledge is that leases rest on, in the least fresh scope; `None` if there is none yet for one. Scopes whose
+    /// marker is refused do not count beside others: one namespace that is full or gone must not keep agents from the rest.
     pub fn age(&self, now: Time) -> Option<Duration> {
-        let ages: Option<Vec<Duration>> = (0..self.scopes.len()).map(|s| self.age_for_lease(ScopeId(s), now)).collect();
+        let refused = |scope: &Scope| scope.has_sessions() && scope.refused;
+        let all = self.scopes.iter().filter(|scope| scope.has_sessions()).all(refused);
+        let counting = self.scopes.iter().enumerate().filter(|(_, scope)| all || !refused(scope));
+        let ages: Option<Vec<Duration>> = counting.map(|(at, _)| self.age_for_lease(ScopeId(at), now)).collect();
         ages?.into_iter().max()
     }
 

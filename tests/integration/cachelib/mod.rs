@@ -62,6 +62,7 @@ async fn pod(cluster: &Cluster, name: &str, url: &str) -> (kube::Client, CacheCo
         controllers: cluster.controllers.iter().map(|c| c.address.to_string()).collect(),
         token_file: Some(stream.token_file),
         ca_file: Some(cluster.streams.ca.clone()),
+        lease_upper_bound: cluster.options.lease,
         ..CacheConfig::new(namespace.as_str(), name)
     };
     (kube.client(Timeouts::default()).await.unwrap(), config)

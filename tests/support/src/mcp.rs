@@ -161,6 +161,7 @@ impl Sidecar {
             format!("--controllers={}", controllers.join(",")),
             format!("--namespace={namespace}"),
             "--server=demo".to_owned(),
+            format!("--lease-upper-bound={}", options.lease.as_secs_f64()),
             format!("--token-file={}", stream.token_file.display()),
             format!("--ca-file={}", cluster.streams.ca.display()),
         ];

@@ -92,6 +92,7 @@ impl VmcpPod {
             format!("--controllers={}", controllers.join(",")),
             format!("--namespace={namespace}"),
             "--server=demo".to_owned(),
+            format!("--lease-upper-bound={}", cluster.options.lease.as_secs_f64()),
             format!("--pod-name={name}"),
             format!("--token-file={}", stream.token_file.display()),
             format!("--ca-file={}", cluster.streams.ca.display()),

@@ -1,0 +1,74 @@
+//! What the API server's clock shows, without asking it.
+//!
+//! A session's lifetime began at its `creationTimestamp`, which is of the API server's clock. The clock of this machine may be
+//! hours ahead of that, and whoever trusted it would delete sessions that have hours to live. So the time is taken from the
+//! answers to writes, and goes on from there by the monotonic clock: this machine's wall clock has no say.
+
+use std::time::Duration;
+
+use super::expiry::WallTime;
+use super::time::Time;
+
+/// An instant is written in whole seconds: the clock may have been up to this much further.
+const RESOLUTION: Duration = Duration::from_secs(1);
+
+/// The API server's clock, as its last answer shows it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ServerClock {
+    reading: Option<(WallTime, Time)>,
+}
+
+impl ServerClock {
+    /// A write was answered at `answered` with the instant at which it was carried out, in whole seconds.
+    pub fn read(&mut self, shown: WallTime, answered: Time) {
+        self.reading = Some((shown, answered));
+    }
+
+    /// The time by the API server's clock, or a little earlier: by up to a second, and by what the last answer took to arrive. `None`
+    /// before the first answer.
+    pub fn now(&self, now: Time) -> Option<WallTime> {
+        self.reading.map(|(shown, answered)| shown + now.saturating_since(answered))
+    }
+
+    /// How far the clock of this machine, which shows `wall`, is certainly from it. Zero before the first answer.
+    pub fn off_by(&self, now: Time, wall: WallTime) -> Duration {
+        let Some(server) = self.now(now) else {
+            return Duration::ZERO;
+        };
+        // What the last answer took to arrive makes this clock look ahead. Whoever asks leaves room for that.
+        server.saturating_sub(wall).max(wall.saturating_sub(server + RESOLUTION))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn it_goes_on_from_the_last_answer() {
+        let mut clock = ServerClock::default();
+        assert_eq!(clock.now(Time::ZERO + secs(5)), None);
+        clock.read(secs(1_000), Time::ZERO + secs(7));
+        assert_eq!(clock.now(Time::ZERO + secs(7)), Some(secs(1_000)));
+        assert_eq!(clock.now(Time::ZERO + secs(9)), Some(secs(1_002)));
+        // It was set back.
+        clock.read(secs(900), Time::ZERO + secs(10));
+        assert_eq!(clock.now(Time::ZERO + secs(11)), Some(secs(901)));
+    }
+
+    #[test]
+    fn whole_seconds_are_no_difference() {
+        let mut clock = ServerClock::default();
+        let now = Time::ZERO + secs(2);
+        assert_eq!(clock.off_by(now, secs(9_000)), Duration::ZERO, "nothing is known");
+        clock.read(secs(1_000), now);
+        let half = Duration::from_millis(500);
+        for (wall, off) in [(secs(1_000) + half, Duration::ZERO), (secs(1_061), secs(60)), (secs(940), secs(60))] {
+            assert_eq!(clock.off_by(now, wall), off, "{wall:?}");
+        }
+    }
+}
