@@ -4,6 +4,7 @@
 //! * [`standing`]: a session's status as it stands.
 //! * [`progress`]: how far the pods are with specs that the status does not speak of yet.
 //! * [`intake`]: what the watch and the core tell it.
+//! * [`terminating`]: sessions that are being deleted.
 //! * [`renewals`]: uses of sessions that wait for whoever leads.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,11 +32,14 @@ mod intake;
 pub mod progress;
 pub mod renewals;
 pub mod standing;
+mod terminating;
 
 use progress::{Due, Progress};
 use renewals::Renewals;
 pub use renewals::Turn;
 use standing::Standing;
+pub use terminating::Changes;
+use terminating::TerminatingSessions;
 
 /// Replicas that one connects to. If there are more, confirmations wait for the leases to end, and nothing expires.
 const MOST_REPLICAS: usize = 16;
@@ -79,7 +83,7 @@ impl Wakers {
 #[derive(Debug)]
 struct State {
     sessions: HashMap<SessionKey, Session>,
-    terminating: BTreeMap<SessionKey, Terminating>,
+    terminating: TerminatingSessions,
     markers: BTreeMap<SessionKey, Marker>,
     progress: Progress,
     expiry: Expiry,
@@ -107,17 +111,6 @@ impl Session {
     fn is_current(&self) -> bool {
         self.terminating || self.standing.as_ref().is_some_and(|standing| standing.is_current(self.generation))
     }
-}
-
-/// A session with our finalizer that is being deleted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terminating {
-    /// The object.
-    pub uid: Uid,
-    /// A resourceVersion at which it is being deleted.
-    pub resource_version: ResourceVersion,
-    /// When this replica saw that first.
-    pub since: Time,
 }
 
 /// How many entries of each kind there are, for metrics.
@@ -154,7 +147,7 @@ impl Ledger {
     pub fn new(own: &str, lease: Duration, renewal: Duration, settlements: Box<dyn Settlements>) -> Self {
         let state = State {
             sessions: HashMap::new(),
-            terminating: BTreeMap::new(),
+            terminating: TerminatingSessions::default(),
             markers: BTreeMap::new(),
             progress: Progress::new(lease),
             expiry: Expiry::new(renewal),
@@ -197,7 +190,7 @@ impl Ledger {
         state.progress.forget(key);
         state.expiry.removed(key);
         state.renewals.forget(key);
-        if state.terminating.remove(key).is_some() {
+        if state.terminating.remove(key) {
             self.wakers.finalizers.notify_one();
         }
         if state.markers.remove(key).is_some() {
@@ -216,7 +209,7 @@ impl Ledger {
         let listed: BTreeSet<SessionKey> =
             objects.iter().filter(|(_, terms, _)| terms.is_some()).map(|(key, ..)| key.clone()).collect();
         sessions.retain(|key, _| elsewhere(key) || listed.contains(key));
-        terminating.retain(|key, _| elsewhere(key) || listed.contains(key));
+        terminating.retain(|key| elsewhere(key) || listed.contains(key));
         progress.retain(|key| elsewhere(key) || listed.contains(key));
         expiry.retain(|key| elsewhere(key) || listed.contains(key));
         markers.retain(|key, _| elsewhere(key));
@@ -241,6 +234,7 @@ impl Ledger {
         let now = now();
         state.hearing.restart(now);
         state.renewals.begin();
+        state.terminating.follow(leading);
         if leading {
             state.progress.begin(now);
         }
@@ -383,9 +377,9 @@ impl Ledger {
         self.state.lock().sessions.get(key).cloned()
     }
 
-    /// Sessions with our finalizer that are being deleted.
-    pub fn terminating(&self) -> Vec<(SessionKey, Terminating)> {
-        self.state.lock().terminating.iter().map(|(key, t)| (key.clone(), *t)).collect()
+    /// Which sessions with our finalizer have begun or ceased to be deleted since this was called last, while this replica leads.
+    pub fn take_terminating(&self) -> Changes {
+        self.state.lock().terminating.take()
     }
 
     /// Names and addresses of the registered replicas, of as many as one connects to.

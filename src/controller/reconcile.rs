@@ -4,7 +4,7 @@
 //! * [`status`]: says in each session's status how far the pods are; [`condition`] is in which words.
 //! * [`herald`]: logs and events of evictions, and storms of them.
 //! * [`expire`]: deletes sessions that have outlived their timeouts.
-//! * [`finalize`]: lets go of deleted sessions when no pod can serve them any more; `turns`: whose comes first.
+//! * [`finalize`]: lets go of deleted sessions when no pod can serve them any more.
 //! * [`retire`]: removes the markers of replicas that are no more.
 
 use std::convert::Infallible;
@@ -36,7 +36,6 @@ pub mod finalize;
 pub mod herald;
 pub mod retire;
 pub mod status;
-mod turns;
 
 use expire::{Reaped, Reaper};
 use finalize::Finalizer;

@@ -12,6 +12,7 @@
 //! * [`cache`]: the pod's side: what may be served, what must be validated, what must be dropped.
 //! * [`election`]: which replica leads.
 //! * [`expiry`]: which sessions have outlived their timeouts, by [`server_clock`].
+//! * [`finalizing`]: which deleted sessions may be let go of.
 //! * [`storm`]: which sessions are evicted again and again.
 //! * [`coalesce`], [`rate`]: how much is written to Kubernetes, and when.
 //! * [`tally`]: how much a pod or namespace may have of what is bounded.
@@ -24,6 +25,7 @@ pub mod election;
 pub mod events;
 pub mod expiry;
 pub mod fields;
+pub mod finalizing;
 pub mod lease;
 pub mod names;
 pub mod notes;

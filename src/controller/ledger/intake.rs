@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tracing::debug;
 
 use super::standing::Standing;
-use super::{Ledger, Session, State, Terminating, since_epoch, wall};
+use super::{Ledger, Session, State, since_epoch, wall};
 use crate::controller::clock::now;
 use crate::controller::object::Terms;
 use crate::controller::shared::Witness;
@@ -38,9 +38,7 @@ impl State {
             self.expiry.observed(key, limits, now, wall);
         }
         if terminating && terms.confirm_eviction {
-            let same = self.terminating.get(key).filter(|known| known.uid == uid);
-            let since = same.map_or(now, |known| known.since);
-            self.terminating.insert(key.clone(), Terminating { uid, resource_version, since });
+            self.terminating.insert(key, uid, resource_version, now);
         } else {
             self.terminating.remove(key);
         }

@@ -80,7 +80,7 @@ fn a_list_that_comes_after_its_facts_holds_nothing_back() {
 #[test]
 fn a_lifetime_ends_by_the_api_servers_clock() {
     let ledger = ledger();
-    let created = Duration::from_secs(1_767_225_600);
+    let created = since_epoch("2026-01-01T00:00:00Z".parse().unwrap());
     let mut limited = read(1, 0);
     limited.terms.as_mut().unwrap().max_lifetime = Some(Duration::from_mins(1));
     ledger.observed(&limited);

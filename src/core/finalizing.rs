@@ -1,0 +1,362 @@
+//! Which deleted sessions may be let go of: those that no pod can serve any more (I4).
+//!
+//! That is so when every replica has confirmed it that is registered ([`quorum`]), or when the last lease has ended that was
+//! granted before the deletion. So none hangs for longer than a lease, whoever is dead.
+//!
+//! Whoever deletes a hundred thousand sessions at once causes as many events, and none of them may cost a walk through all. So
+//! each session stands in one queue of its namespace, and a look takes from their heads. Namespaces take turns.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+
+use super::session::{ResourceVersion, SessionKey, Uid};
+use super::session_ref::SessionRef;
+use super::signal::{Barrier, Fate, Mark};
+use super::tally::{Bounds, Tally};
+use super::time::Time;
+
+mod quorum;
+
+use quorum::Quorum;
+
+/// Confirmations under way at once, and what a namespace may have of them. More wait, and are let go of after a lease.
+const CONFIRMATIONS: Bounds = Bounds { all: 1_024, per_pod: usize::MAX };
+/// How soon what went wrong is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A session with our finalizer that is being deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terminating {
+    /// The object.
+    pub uid: Uid,
+    /// A resourceVersion at which it is being deleted.
+    pub resource_version: ResourceVersion,
+    /// When this replica saw that first.
+    pub since: Time,
+}
+
+impl Terminating {
+    /// What pods are told, and confirm.
+    pub fn barrier(&self) -> Barrier {
+        let Self { uid, resource_version, .. } = *self;
+        Barrier { mark: Mark { uid, fate: Fate::Gone, resource_version }, digest: None }
+    }
+}
+
+/// The replicas that matter for the sessions of a namespace, as this replica's watch shows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Their names.
+    pub replicas: BTreeSet<Arc<str>>,
+    /// No lease of any of them is in force for longer, after it was granted.
+    pub longest: Duration,
+}
+
+/// Why a session may be let go of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Every registered replica has confirmed that no pod serves it.
+    Confirmed,
+    /// Every lease has ended that was granted before it was deleted.
+    LeasesEnded,
+}
+
+/// A request for a confirmation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// No other request has this number.
+    pub number: u64,
+    /// The session.
+    pub key: SessionKey,
+    /// What is to be confirmed.
+    pub barrier: Barrier,
+}
+
+/// What is to be done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tasks {
+    /// Every replica is asked to confirm these.
+    pub ask: Vec<Request>,
+    /// These are let go of. Each has [ended](Finalizing::ended) some time.
+    pub let_go: Vec<(SessionRef, Why)>,
+    /// When there may be more to do, by the passing of time alone.
+    pub wake: Option<Time>,
+}
+
+impl Tasks {
+    fn wake_at(&mut self, at: Time) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// There were too many to ask.
+    Unasked,
+    /// Replicas are asked.
+    Asked { number: u64, quorum: Quorum },
+    /// It may be let go of, not before then.
+    Ready { at: Time, why: Why },
+    /// The API server is asked to let go.
+    LettingGo { why: Why },
+}
+
+#[derive(Debug)]
+struct Work {
+    terminating: Terminating,
+    stage: Stage,
+}
+
+/// The sessions of a namespace, each in the queue of its stage.
+#[derive(Debug, Default)]
+struct Queues {
+    /// Those that are unasked or asked, by when they were deleted: a lease later they are ready.
+    waiting: BTreeSet<(Time, SessionKey)>,
+    unasked: BTreeSet<(Time, SessionKey)>,
+    ready: BTreeSet<(Time, SessionKey)>,
+    letting_go: usize,
+}
+
+impl Queues {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.ready.is_empty() && self.letting_go == 0
+    }
+}
+
+/// The sessions with our finalizer that are being deleted.
+#[derive(Debug)]
+pub struct Finalizing {
+    /// Name of this replica.
+    own: Arc<str>,
+    works: HashMap<SessionKey, Work>,
+    queues: BTreeMap<Arc<str>, Queues>,
+    /// Those that replicas are asked about, by the number of the request.
+    asked: BTreeMap<u64, SessionKey>,
+    tally: Tally,
+    last_number: u64,
+}
+
+impl Finalizing {
+    /// Nothing is being deleted yet, as the replica `own` knows.
+    pub fn new(own: Arc<str>) -> Self {
+        Self {
+            own,
+            works: HashMap::new(),
+            queues: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            tally: Tally::default(),
+            last_number: 0,
+        }
+    }
+
+    /// Forgets all, but no number: an answer to an old request must not be taken for one to a new one.
+    pub fn clear(&mut self) {
+        *self = Self { last_number: self.last_number, ..Self::new(self.own.clone()) };
+    }
+
+    /// How many sessions are being deleted.
+    pub fn len(&self) -> usize {
+        self.works.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.works.is_empty()
+    }
+
+    /// The session is being deleted.
+    pub fn terminating(&mut self, key: &SessionKey, terminating: Terminating) {
+        if self.works.get(key).is_some_and(|work| work.terminating.uid == terminating.uid) {
+            return;
+        }
+        self.gone(key);
+        self.works.insert(key.clone(), Work { terminating, stage: Stage::Unasked });
+        let queues = self.queues.entry(key.namespace().clone()).or_default();
+        let place = (terminating.since, key.clone());
+        queues.waiting.insert(place.clone());
+        queues.unasked.insert(place);
+    }
+
+    /// The session is gone, or does not have our finalizer any more.
+    pub fn gone(&mut self, key: &SessionKey) {
+        let Some(work) = self.works.remove(key) else {
+            return;
+        };
+        self.leave(key, &work);
+        if self.queues.get(key.namespace()).is_some_and(Queues::is_empty) {
+            self.queues.remove(key.namespace());
+        }
+    }
+
+    /// A replica has confirmed the request `number`, and names those that were registered then.
+    pub fn confirmed(&mut self, number: u64, replica: Arc<str>, registered: Vec<Arc<str>>) {
+        let work = self.asked.get(&number).and_then(|key| self.works.get_mut(key));
+        if let Some(Work { stage: Stage::Asked { quorum, .. }, .. }) = work {
+            quorum.confirmed(replica, registered);
+        }
+    }
+
+    /// The API server has answered, whatever it was. If the session is still there, it is tried again.
+    pub fn ended(&mut self, session: &SessionRef, now: Time) {
+        let work = self.works.get(&session.key).filter(|work| work.terminating.uid == session.uid);
+        if let Some(Work { stage: Stage::LettingGo { why }, .. }) = work {
+            let why = *why;
+            self.become_ready(&session.key, now + AGAIN, why);
+        }
+    }
+
+    /// All requests that are under way: a replica that can be asked from now on must hear of them.
+    pub fn requests(&self) -> impl Iterator<Item = Request> {
+        self.asked.iter().filter_map(|(number, key)| {
+            let barrier = self.works.get(key)?.terminating.barrier();
+            Some(Request { number: *number, key: key.clone(), barrier })
+        })
+    }
+
+    /// Namespaces in which sessions are being deleted.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.queues.keys()
+    }
+
+    /// Takes up what is to be done, with at most `calls` more to the API server. A namespace of which it is not known who is
+    /// `registered` waits.
+    pub fn look(&mut self, now: Time, calls: usize, registered: &HashMap<Arc<str>, Registered>) -> Tasks {
+        let mut tasks = Tasks::default();
+        self.see_leases_end(now, registered, &mut tasks);
+        self.see_quorums(now, registered);
+        self.ask(registered, &mut tasks);
+        self.let_go(now, calls, &mut tasks);
+        tasks
+    }
+
+    fn see_leases_end(&mut self, now: Time, registered: &HashMap<Arc<str>, Registered>, tasks: &mut Tasks) {
+        let mut over = Vec::new();
+        for (namespace, queues) in &self.queues {
+            let Some(registered) = registered.get(namespace) else {
+                continue;
+            };
+            for (since, key) in &queues.waiting {
+                let ends = *since + registered.longest;
+                if ends > now {
+                    tasks.wake_at(ends);
+                    break;
+                }
+                over.push(key.clone());
+            }
+        }
+        for key in over {
+            self.become_ready(&key, now, Why::LeasesEnded);
+        }
+    }
+
+    fn see_quorums(&mut self, now: Time, registered: &HashMap<Arc<str>, Registered>) {
+        let is_complete = |key: &&SessionKey| {
+            let (Some(work), Some(registered)) = (self.works.get(*key), registered.get(key.namespace())) else {
+                return false;
+            };
+            matches!(&work.stage, Stage::Asked { quorum, .. }
+                if quorum.is_complete(&self.own, |name| registered.replicas.contains(name)))
+        };
+        let complete: Vec<SessionKey> = self.asked.values().filter(is_complete).cloned().collect();
+        for key in complete {
+            self.become_ready(&key, now, Why::Confirmed);
+        }
+    }
+
+    fn ask(&mut self, registered: &HashMap<Arc<str>, Registered>, tasks: &mut Tasks) {
+        for (namespace, queues) in self.queues.iter_mut().filter(|(namespace, _)| registered.contains_key(*namespace)) {
+            while self.tally.admits(namespace, "", CONFIRMATIONS).is_ok() {
+                let Some((_, key)) = queues.unasked.pop_first() else {
+                    break;
+                };
+                let Some(work) = self.works.get_mut(&key) else {
+                    continue;
+                };
+                self.tally.add(namespace, "");
+                self.last_number += 1;
+                let number = self.last_number;
+                work.stage = Stage::Asked { number, quorum: Quorum::default() };
+                self.asked.insert(number, key.clone());
+                tasks.ask.push(Request { number, key, barrier: work.terminating.barrier() });
+            }
+        }
+    }
+
+    /// Those of namespaces that have the fewest calls under way come first, so that one with thousands does not keep the others
+    /// waiting.
+    fn let_go(&mut self, now: Time, calls: usize, tasks: &mut Tasks) {
+        let is_ready = |queues: &Queues| queues.ready.first().is_some_and(|(at, _)| *at <= now);
+        let ready = self.queues.iter().filter(|(_, queues)| is_ready(queues));
+        let mut turns: BTreeSet<(usize, Arc<str>)> =
+            ready.map(|(name, queues)| (queues.letting_go, name.clone())).collect();
+        while tasks.let_go.len() < calls
+            && let Some((_, namespace)) = turns.pop_first()
+        {
+            let Some(queues) = self.queues.get_mut(&namespace) else {
+                continue;
+            };
+            let Some((_, key)) = queues.ready.pop_first() else {
+                continue;
+            };
+            let Some(work) = self.works.get_mut(&key) else {
+                continue;
+            };
+            let Stage::Ready { why, .. } = work.stage else {
+                continue;
+            };
+            work.stage = Stage::LettingGo { why };
+            queues.letting_go += 1;
+            let uid = work.terminating.uid;
+            tasks.let_go.push((SessionRef { key, uid }, why));
+            if is_ready(queues) {
+                turns.insert((queues.letting_go, namespace));
+            }
+        }
+        // What is ready already waits for the end of a call.
+        let later = self.queues.values().filter_map(|queues| queues.ready.first()).map(|(at, _)| *at);
+        for at in later.filter(|at| *at > now) {
+            tasks.wake_at(at);
+        }
+    }
+
+    fn become_ready(&mut self, key: &SessionKey, at: Time, why: Why) {
+        let Some(mut work) = self.works.remove(key) else {
+            return;
+        };
+        self.leave(key, &work);
+        work.stage = Stage::Ready { at, why };
+        self.works.insert(key.clone(), work);
+        self.queues.entry(key.namespace().clone()).or_default().ready.insert((at, key.clone()));
+    }
+
+    /// Takes it out of the queues of its stage.
+    fn leave(&mut self, key: &SessionKey, work: &Work) {
+        let Some(queues) = self.queues.get_mut(key.namespace()) else {
+            return;
+        };
+        let place = (work.terminating.since, key.clone());
+        match &work.stage {
+            Stage::Unasked => {
+                queues.waiting.remove(&place);
+                queues.unasked.remove(&place);
+            }
+            Stage::Asked { number, .. } => {
+                queues.waiting.remove(&place);
+                self.asked.remove(number);
+                self.tally.remove(key.namespace(), "");
+            }
+            Stage::Ready { at, .. } => {
+                queues.ready.remove(&(*at, key.clone()));
+            }
+            Stage::LettingGo { .. } => {
+                queues.letting_go -= 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
