@@ -11,13 +11,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::api_server::CallError;
 use super::error::GetError;
 use super::events::count;
-use super::limiter::Bucket;
 use super::respite::Respite;
 use super::session::{Origin, Session};
 use super::shared::Shared;
 use super::store::now;
 use crate::core::cache::{Answer, FlightId, Join, Restored, Shard};
 use crate::core::names::is_object_name;
+use crate::core::rate::TokenBucket;
 use crate::core::time::Time;
 use crate::runtime::api_error::ApiErrorKind;
 
@@ -38,7 +38,7 @@ pub(super) struct Pending {
 /// Bounds of all GETs together.
 pub(super) struct Gets {
     permits: Semaphore,
-    unknown: Mutex<Bucket>,
+    unknown: Mutex<TokenBucket>,
     respite: Respite,
     waiting: AtomicUsize,
     most: usize,
@@ -47,10 +47,13 @@ pub(super) struct Gets {
 
 impl Gets {
     pub fn new(config: &super::CacheConfig) -> Self {
+        let second = Duration::from_secs(1);
+        // Its own check has refused a rate of zero.
+        let each = second.checked_div(config.unknown_per_second).unwrap_or(second);
         Self {
             permits: Semaphore::new(config.concurrent_gets),
             respite: Respite::default(),
-            unknown: Mutex::new(Bucket::new(config.unknown_per_second, config.unknown_burst, now())),
+            unknown: Mutex::new(TokenBucket::new(config.unknown_burst, each)),
             waiting: AtomicUsize::new(0),
             most: config.waiting_gets,
             patience: config.call_deadline,
@@ -104,24 +107,21 @@ enum Found {
 impl Shared {
     /// Restores or validates a session that cannot be served from the cache alone.
     pub async fn restore(self: &Arc<Self>, name: &str) -> Outcome {
-        if !is_object_name(name) {
-            count(&self.counters.not_found);
-            return Err(GetError::NotFound);
-        }
-        self.follow(self.join(name)).await
+        self.ask(name, |shard, now| shard.join(name, now)).await
     }
 
     /// The session as it is now, whatever is held: a GET that is sent after this was called.
     pub async fn fresh(self: &Arc<Self>, name: &str) -> Outcome {
+        self.ask(name, |shard, _| shard.join_anew(name)).await
+    }
+
+    async fn ask(self: &Arc<Self>, name: &str, join: impl FnOnce(&mut Shard, Time) -> Join) -> Outcome {
+        // No object can have another name, and to ask would be no GET of an object.
         if !is_object_name(name) {
             count(&self.counters.not_found);
             return Err(GetError::NotFound);
         }
-        self.follow(self.join_by(name, |shard, _| shard.join_anew(name))).await
-    }
-
-    async fn follow(self: &Arc<Self>, found: Found) -> Outcome {
-        let mut outcome = match found {
+        let mut outcome = match self.find(name, join) {
             Found::Serve(session) => return Ok(session),
             Found::Wait(outcome) => outcome,
             Found::Lead(flight, teller, before) => {
@@ -141,11 +141,7 @@ impl Shared {
         told.unwrap_or_else(|| Err(GetError::unavailable("the request was given up")))
     }
 
-    fn join(self: &Arc<Self>, name: &str) -> Found {
-        self.join_by(name, |shard, now| shard.join(name, now))
-    }
-
-    fn join_by(self: &Arc<Self>, name: &str, join: impl FnOnce(&mut Shard, Time) -> Join) -> Found {
+    fn find(self: &Arc<Self>, name: &str, join: impl FnOnce(&mut Shard, Time) -> Join) -> Found {
         self.store.change(name, |state, _, now| {
             let found = match join(&mut state.shard, now) {
                 Join::Serve(copy) => Found::Serve(Session::new(copy, Origin::Cache)),
@@ -203,7 +199,7 @@ impl Flight {
         let turn = Instant::now() + gets.patience;
         let known = self.shared.store.look(&self.name, |shard| shard.peek(&self.name).is_some());
         if !known {
-            let wait = gets.unknown.lock().take(now(), gets.patience);
+            let wait = gets.unknown.lock().take_within(now(), gets.patience);
             sleep(wait.ok_or(GetError::TooManyUnknown)?).await;
         }
         let outcome = match timeout_at(turn, gets.permits.acquire()).await {

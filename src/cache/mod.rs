@@ -55,7 +55,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 mod api_server;
-mod backoff;
 mod beside;
 mod config;
 mod confirm;
@@ -67,7 +66,6 @@ mod events;
 mod flight;
 #[cfg(test)]
 mod flight_tests;
-mod limiter;
 mod link;
 mod options;
 mod outbox;

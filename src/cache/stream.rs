@@ -11,7 +11,6 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::backoff::Backoff;
 use super::link::{Link, Settings};
 use super::shared::Shared;
 use super::transport::{self, TransportError, status_text};
@@ -19,11 +18,16 @@ use crate::core::lease::StreamId;
 use crate::proto::PROTOCOL_VERSION;
 use crate::proto::convert::Malformed;
 use crate::proto::v1::{self, agent_message, replica_message};
+use crate::runtime::backoff::Backoff;
 
 /// For a replica to be connected to, and to say how long its leases are.
 const OPEN: Duration = Duration::from_secs(10);
 /// Messages on their way out. Everything else waits where later news can take its place.
 const OUTGOING: usize = 4;
+/// Before it is tried again for the first time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// What lasted so long was no failure: the next pause is a first one.
+const HEALTHY: Duration = Duration::from_secs(10);
 /// What we are, for the replica's logs.
 const SOFTWARE: &str = concat!("vmcp-session/", env!("CARGO_PKG_VERSION"));
 
@@ -57,12 +61,11 @@ pub(super) enum Ended {
 
 /// Keeps the stream to `address` for as long as it is wanted.
 pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: watch::Receiver<Want>) {
-    let mut backoff = Backoff::new(shared.config.reconnect_at_most);
+    let mut backoff = Backoff::new(FIRST_PAUSE, shared.config.reconnect_at_most);
     // One for each address, random: a replica takes a stream of the same instance for the older one's successor.
     let instance: [u8; 16] = rand::random();
     let mut failing = false;
     loop {
-        let mut lasted = Duration::ZERO;
         let opened = tokio::select! {
             opened = open(&shared, address, instance) => opened,
             _ = wanted.wait_for(|want| *want == Want::Never) => return,
@@ -79,7 +82,9 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
                 let Some(ended) = ended else {
                     return link.leave().await;
                 };
-                lasted = begun.elapsed();
+                if begun.elapsed() >= HEALTHY {
+                    backoff.reset();
+                }
                 ended
             }
             Err(ended) => ended,
@@ -91,7 +96,7 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
             warn!(%address, reason = %ended, "not connected to the controller; trying again");
         }
         tokio::select! {
-            () = sleep(backoff.pause(lasted)) => {}
+            () = sleep(backoff.pause()) => {}
             _ = wanted.wait_for(|want| *want == Want::Never) => return,
         }
         if *wanted.borrow() != Want::Always {

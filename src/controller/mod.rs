@@ -28,6 +28,7 @@ use crate::api::{LABEL_REPLICA, MARKER_PREFIX};
 use crate::core::replica::{Config, Replica, ScopeId};
 use crate::proto::v1;
 use crate::runtime::admin::{AdminError, BoundAdmin};
+use crate::runtime::backoff::Backoff;
 use crate::runtime::environment::pod_name;
 use crate::runtime::health::{Health, Heartbeat};
 use crate::runtime::kube_client::{KubeConfigError, Timeouts};
@@ -304,14 +305,13 @@ async fn authenticate(
     shutdown: &CancellationToken,
 ) -> Option<auth::Authenticator> {
     let asking = async {
-        let mut pause = Duration::from_millis(200);
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
             match auth::Authenticator::new(client.clone(), audience.to_owned()).await {
                 Ok(authenticator) => return authenticator,
                 Err(error) => warn!(%error, "the API server does not say who this controller is; trying again"),
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(5));
+            sleep(backoff.pause()).await;
         }
     };
     shutdown.run_until_cancelled(asking).await

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rand::Rng;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -23,6 +22,7 @@ use crate::proto::convert::{self, Malformed};
 use crate::proto::v1::coherence_client::CoherenceClient;
 use crate::proto::v1::{self, peer_reply, peer_request};
 use crate::proto::{MAX_MESSAGE_BYTES, MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
+use crate::runtime::backoff::Backoff;
 use crate::runtime::transport::{Transport, TransportError};
 
 /// Requests that wait for one peer. What does not fit is not asked for: its leases end instead.
@@ -189,22 +189,20 @@ impl Drop for Open<'_> {
 
 impl Peer {
     async fn follow(self) {
-        let mut backoff = *BACKOFF.start();
+        let mut backoff = Backoff::new(*BACKOFF.start(), *BACKOFF.end());
         let mut failing = false;
         loop {
             let Err(ended) = self.once(&mut backoff, &mut failing).await;
-            let jittered = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
             if std::mem::replace(&mut failing, true) {
                 debug!(peer = %self.replica, address = self.address, reason = %ended, "still no stream to the peer");
             } else {
                 warn!(peer = %self.replica, address = self.address, reason = %ended, "no stream to the peer; trying again");
             }
-            backoff = (backoff * 2).min(*BACKOFF.end());
-            sleep(jittered).await;
+            sleep(backoff.pause()).await;
         }
     }
 
-    async fn once(&self, backoff: &mut Duration, failing: &mut bool) -> Result<Infallible, Ended> {
+    async fn once(&self, backoff: &mut Backoff, failing: &mut bool) -> Result<Infallible, Ended> {
         let channel = self.transport.connect(&self.address).await?;
         let mut client = CoherenceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -228,7 +226,7 @@ impl Peer {
         let _open = Open(self);
         self.answer(Answer::Opened { replica: self.replica.clone() }).await?;
         info!(peer = %self.replica, address = self.address, "connected to the peer");
-        *backoff = *BACKOFF.start();
+        backoff.reset();
         *failing = false;
         self.receive(&mut inbound).await
     }

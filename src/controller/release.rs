@@ -29,6 +29,8 @@ const PAGE: u32 = 50;
 const AT_ONCE: usize = 16;
 /// When to look again at what is left.
 const AGAIN: Duration = Duration::from_millis(500);
+/// Looks in a row in which something was refused, before that is taken for good: ten seconds.
+const REFUSALS: u32 = 20;
 /// Who takes the finalizer off, as the object's `managedFields` tell it.
 const FIELD_MANAGER: &str = "vmcp-session-release";
 
@@ -80,16 +82,27 @@ pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), R
     }
     let force = Instant::now() + Duration::from_secs(args.patience.into());
     let work = async {
-        let mut released = 0;
+        let (mut released, mut refusals) = (0, 0);
         loop {
             let patient = Instant::now() < force;
-            let mut left = 0;
+            let (mut left, mut refused) = (0, None);
             for scope in &scopes {
-                let pass = release(&client, scope, patient).await?;
-                released += pass.released;
-                left += pass.left;
+                match release(&client, scope, patient).await {
+                    Ok(pass) => {
+                        released += pass.released;
+                        left += pass.left;
+                    }
+                    Err(error) => _ = refused.get_or_insert(error),
+                }
             }
-            if left == 0 {
+            // An API server that has just begun may not know yet what we may do.
+            refusals = if refused.is_some() { refusals + 1 } else { 0 };
+            if let Some(error) = refused {
+                if refusals >= REFUSALS {
+                    return Err(error.into());
+                }
+                warn!(%error, "not all sessions could be released; trying again");
+            } else if left == 0 {
                 info!(released, "no session has the finalizer any more");
                 return Ok(());
             }

@@ -11,7 +11,6 @@ use kube::api::{ListParams, WatchParams};
 use kube::core::{ObjectList, Request, WatchEvent};
 use kube::{Client, Resource};
 use parking_lot::Mutex;
-use rand::Rng;
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -26,6 +25,7 @@ use crate::api::VmcpSession;
 use crate::core::replica::{ScopeId, StaleList};
 use crate::core::session::{InvalidResourceVersion, ResourceVersion, SessionKey};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+use crate::runtime::backoff::Backoff;
 
 /// How long one page of a list may take.
 const PAGE_DEADLINE: Duration = Duration::from_secs(30);
@@ -100,7 +100,8 @@ pub struct Watch {
 impl Watch {
     /// Lists and watches until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
-        let mut backoff = *BACKOFF.start();
+        // Leases end while the watch pauses: whatever is wrong, it is tried about as often as markers are written.
+        let mut backoff = Backoff::new(*BACKOFF.start(), (*BACKOFF.end()).min(self.patience / 3));
         let mut listed = false;
         let mut paging = Paging::default();
         while !shutdown.is_cancelled() {
@@ -120,22 +121,19 @@ impl Watch {
                     warn!(scope = %self.name(), %error, "watching failed; trying again");
                 }
             }
-            let jittered = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
-            // Leases end while the watch pauses: whatever is wrong, it is tried about as often as markers are written.
-            backoff = (backoff * 2).min(*BACKOFF.end()).min(self.patience / 3);
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                () = sleep(jittered) => {}
+                () = sleep(backoff.pause()) => {}
             }
         }
         Ok(())
     }
 
-    async fn once(&self, listed: &mut bool, backoff: &mut Duration, paging: &mut Paging) -> Result<Ended, WatchError> {
+    async fn once(&self, listed: &mut bool, backoff: &mut Backoff, paging: &mut Paging) -> Result<Ended, WatchError> {
         if !*listed || self.shared.with(|replica, _| replica.must_list(self.scope)) {
             self.list(paging).await?;
             *listed = true;
-            *backoff = *BACKOFF.start();
+            backoff.reset();
         }
         self.watch(backoff).await
     }
@@ -190,7 +188,7 @@ impl Watch {
         Ok(())
     }
 
-    async fn watch(&self, backoff: &mut Duration) -> Result<Ended, WatchError> {
+    async fn watch(&self, backoff: &mut Backoff) -> Result<Ended, WatchError> {
         let position = self.shared.with(|replica, _| replica.position(self.scope));
         let params = WatchParams::default().timeout(WATCH_SECONDS).labels(self.labels);
         let begun = deadline(WATCH_DEADLINE, async {
@@ -205,7 +203,7 @@ impl Watch {
     async fn follow(
         &self,
         events: &mut (impl Stream<Item = kube::Result<WatchEvent<Watched>>> + Unpin),
-        backoff: &mut Duration,
+        backoff: &mut Backoff,
     ) -> Result<Ended, WatchError> {
         let begun = Instant::now();
         loop {
@@ -254,7 +252,7 @@ impl Watch {
                     return Err(error.into());
                 }
             }
-            *backoff = *BACKOFF.start();
+            backoff.reset();
         }
     }
 
@@ -376,7 +374,7 @@ mod tests {
     /// How a silent watch ends that is distrusted while it is followed, if it does.
     async fn distrusted(watch: &Watch, void: bool) -> Option<Ended> {
         let mut silent = stream::pending();
-        let mut backoff = Duration::ZERO;
+        let mut backoff = Backoff::new(*BACKOFF.start(), *BACKOFF.end());
         let distrust = async {
             if void {
                 watch.shared.with(|replica, _| replica.void());
@@ -398,7 +396,7 @@ mod tests {
         let young = watch(Duration::from_hours(1));
         assert!(matches!(distrusted(&young, true).await, Some(Ended::Relist)));
         // Nobody needs to tell a watch that begins after it.
-        let (mut silent, mut backoff) = (stream::pending(), Duration::ZERO);
+        let (mut silent, mut backoff) = (stream::pending(), Backoff::new(*BACKOFF.start(), *BACKOFF.end()));
         let ended = timeout(Duration::from_secs(5), young.follow(&mut silent, &mut backoff)).await;
         assert!(matches!(ended, Ok(Ok(Ended::Relist))));
     }

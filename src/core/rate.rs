@@ -46,6 +46,18 @@ impl TokenBucket {
         ready
     }
 
+    /// Takes the next token if it is there within `patience`, and says how long to wait before it may be used. Otherwise `None`, and
+    /// no token is taken.
+    pub fn take_within(&mut self, now: Time, patience: Duration) -> Option<Duration> {
+        let wait = self.ready_at(now).saturating_since(now);
+        (wait <= patience).then(|| self.reserve(now).saturating_since(now))
+    }
+
+    /// Gives a token back that was taken and not used.
+    pub fn give_back(&mut self) {
+        self.full_at = Time::ZERO + self.full_at.saturating_since(Time::ZERO + self.interval);
+    }
+
     /// Whether the bucket is full, and so no different from a new one.
     pub fn is_full(&self, now: Time) -> bool {
         self.full_at <= now
@@ -158,6 +170,29 @@ mod tests {
         assert_eq!(reserved, [at(5000), at(5000), at(6000), at(7000)]);
         assert!(!bucket.take(at(7999)));
         assert!(bucket.take(at(8000)));
+    }
+
+    #[test]
+    fn whoever_has_patience_waits_for_a_token_and_nobody_else_takes_one() {
+        let (half, second) = (Duration::from_millis(500), Duration::from_secs(1));
+        let mut bucket = TokenBucket::new(3, half);
+        for _ in 0..3 {
+            assert_eq!(bucket.take_within(at(5000), second), Some(Duration::ZERO));
+        }
+        assert_eq!(bucket.take_within(at(5000), second), Some(half));
+        assert_eq!(bucket.take_within(at(5000), second), Some(second));
+        assert_eq!(bucket.take_within(at(5000), second), None, "too long to wait");
+        assert_eq!(bucket.take_within(at(7000), second), Some(Duration::ZERO), "time brings tokens");
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again_but_never_more_than_the_burst() {
+        let mut bucket = TokenBucket::new(1, Duration::from_secs(1));
+        assert!(bucket.take(at(5000)) && !bucket.take(at(5000)));
+        bucket.give_back();
+        bucket.give_back();
+        assert!(bucket.take(at(5000)) && !bucket.take(at(5000)));
+        TokenBucket::new(1, Duration::from_secs(1)).give_back();
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod api_error;
+pub mod backoff;
 pub mod bounded;
 pub mod clock;
 pub mod environment;

@@ -113,3 +113,48 @@ async fn without_the_definition_there_is_nothing_to_release() {
     let release = setup.release("0");
     assert!(release.wait(SOON).await.unwrap().success(), "{}", release.log());
 }
+
+/// Nobody can mend that by waiting, and it is no reason to leave the others behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_is_told_when_all_others_are_released() {
+    let setup = Setup::new().await;
+    for name in ["a", "refused", "z"] {
+        setup.session(name, &[OURS]).await;
+    }
+    let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "refused"}, "spec": {
+            "matchConstraints": {"resourceRules": [{"apiGroups": ["vmcp.dev"], "apiVersions": ["*"], "operations": ["UPDATE"],
+                "resources": ["vmcpsessions"]}]},
+            "validations": [{"expression": "object.metadata.name != 'refused'"}]}});
+    let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "refused"}, "spec": {"policyName": "refused", "validationActions": ["Deny"]}});
+    for object in [policy, binding] {
+        setup.plane.apply_yaml(&object.to_string()).await.unwrap();
+    }
+    let patch = ["annotate", "vmcps", "refused", "x=y", "--dry-run=server", "--overwrite"];
+    eventually(SOON, "the policy is in force", async || {
+        (!setup.plane.kubectl_output(&patch, None).await.ok()?.status.success()).then_some(())
+    })
+    .await
+    .unwrap();
+    let release = setup.release("0");
+    assert!(!release.wait(SOON).await.unwrap().success(), "{}", release.log());
+    for (name, finalizers) in [("a", Value::Null), ("refused", json!([OURS])), ("z", Value::Null)] {
+        assert_eq!(setup.finalizers(name).await, Some(finalizers), "{name}: {}", release.log());
+    }
+    let told = |release: &Process| release.log().lines().any(|line| line.contains("error") && line.contains("refused"));
+    assert!(told(&release), "{}", release.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_is_away_is_waited_for() {
+    let setup = Setup::new().await;
+    setup.session("s", &[OURS]).await;
+    setup.plane.apiserver().kill9().await.unwrap();
+    let release = setup.release("0");
+    let told = async || release.log().contains("sessions could not be listed; trying again").then_some(());
+    eventually(SOON, "it says that it waits", told).await.unwrap();
+    setup.plane.apiserver().launch().await.unwrap();
+    assert!(release.wait(SOON).await.unwrap().success(), "{}", release.log());
+    assert_eq!(setup.finalizers("s").await, Some(Value::Null));
+}
