@@ -18,7 +18,7 @@ use super::clock::{now, sleep_until};
 use super::question::{self, CALL_DEADLINE};
 use super::reviews::{self, Reviews};
 use super::token::Token;
-use crate::runtime::api_error::{ApiError, deadline};
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 /// How often it is looked whether who has a stream may still have it: a little less, so that not all come at once. With the
 /// [`reviews::FRESH`] seconds of an answer, and the ten for which the API server itself goes on to accept the token of a pod
@@ -26,6 +26,15 @@ use crate::runtime::api_error::{ApiError, deadline};
 const RECHECK: Duration = Duration::from_secs(28);
 /// The same after one that could not be done for want of time.
 const AGAIN: Duration = Duration::from_secs(3);
+
+/// A stream ends when the API server has refused so often in a row to say whose token it is.
+const UNANSWERED: u32 = 3;
+
+/// Whether the API server is there, and does not do what it was asked to.
+fn is_answer(kind: ApiErrorKind) -> bool {
+    use ApiErrorKind::{ServerError, Timeout, Unreachable};
+    !matches!(kind, ServerError | Timeout | Unreachable)
+}
 
 /// Why somebody is not let in.
 #[derive(Debug, Error)]
@@ -50,9 +59,6 @@ pub enum Denied {
         /// The namespace.
         namespace: String,
     },
-    /// The token of the stream has ended.
-    #[error("the token has expired: connect again with a new one")]
-    Expired,
     /// The token is that of another pod now.
     #[error("the token is no longer that of the pod that opened the stream")]
     AnotherPod,
@@ -77,7 +83,7 @@ impl From<Denied> for Status {
     fn from(denied: Denied) -> Self {
         let text = denied.to_string();
         match denied {
-            Denied::NoToken | Denied::NotAccepted { .. } | Denied::Expired => Self::unauthenticated(text),
+            Denied::NoToken | Denied::NotAccepted { .. } => Self::unauthenticated(text),
             Denied::NotAPod | Denied::NotAPeer | Denied::NotAllowed { .. } | Denied::AnotherPod => {
                 Self::permission_denied(text)
             }
@@ -174,25 +180,26 @@ impl Authenticator {
         Ok(Pass { token, from, claim: Claim::Peer })
     }
 
-    /// Returns when, and why, a stream may no longer be open that was opened with `pass`. While the API server does not answer,
-    /// nothing is known against it; the leases end by themselves then.
+    /// Returns when, and why, a stream may no longer be open that was opened with `pass`. When its token ends is not read from the
+    /// token, but heard from the API server: this machine's clock may be wrong.
     pub async fn revoked(&self, pass: &Pass) -> Denied {
-        let expires = pass.token.left().map(|left| now().saturating_add(left));
-        let mut pause = RECHECK;
+        let (mut pause, mut unanswered) = (RECHECK, 0);
         loop {
             let next = now().saturating_add(pause.mul_f64(rand::rng().random_range(0.8..1.0)));
+            sleep_until(next).await;
             pause = RECHECK;
-            let until = expires.map_or(next, |expires| next.min(expires));
-            sleep_until(until).await;
-            if expires.is_some_and(|expires| now() >= expires) {
-                return Denied::Expired;
-            }
             match self.holds(pass).await {
-                Ok(()) => {}
+                Ok(()) => unanswered = 0,
                 // Nobody has looked, as too many ask: soon again, since what was taken away must not last.
                 Err(Denied::Busy) => pause = AGAIN,
+                // While there is no API server, nothing is known against it, and the leases end by themselves. But if it answers, and
+                // not this question, leases go on.
                 Err(Denied::Unchecked(error)) => {
-                    debug!(from = %pass.from, %error, "it is not known whether a stream may go on");
+                    unanswered = if is_answer(error.kind()) { unanswered + 1 } else { 0 };
+                    debug!(from = %pass.from, %error, unanswered, "it is not known whether a stream may go on");
+                    if unanswered >= UNANSWERED {
+                        return error.into();
+                    }
                 }
                 Err(denied) => return denied,
             }

@@ -35,8 +35,8 @@ pub mod standing;
 mod terminating;
 
 use progress::{Due, Progress};
-use renewals::Renewals;
 pub use renewals::Turn;
+use renewals::{Renewals, Taken};
 use standing::Standing;
 pub use terminating::Changes;
 use terminating::TerminatingSessions;
@@ -233,7 +233,7 @@ impl Ledger {
         self.leading.store(leading, Ordering::Release);
         let now = now();
         state.hearing.restart(now);
-        state.renewals.begin();
+        state.renewals.restart();
         state.terminating.follow(leading);
         if leading {
             state.progress.begin(now);
@@ -263,14 +263,20 @@ impl Ledger {
         self.state.lock().renewals.begin()
     }
 
-    /// Takes the sessions that were renewed, with how long ago they were used. `None` if it is not this one's turn any more.
+    /// Takes the sessions that were renewed, with how long ago they were used; the first time all of which a use is known, since what
+    /// was taken before may be lost. `None` if it is not this one's turn any more.
     pub fn take_renewed(&self, turn: Turn) -> Option<Vec<(SessionKey, Uid, Duration)>> {
         if self.leading.load(Ordering::Acquire) {
             return None;
         }
         let now = now();
-        let taken = self.state.lock().renewals.take(turn)?;
-        Some(taken.into_iter().map(|(key, uid, used)| (key, uid, now.saturating_since(used))).collect())
+        let mut state = self.state.lock();
+        let Taken { mut uses, first } = state.renewals.take(turn)?;
+        if first {
+            uses.extend(state.expiry.uses());
+        }
+        drop(state);
+        Some(uses.into_iter().map(|(key, uid, used)| (key, uid, now.saturating_since(used))).collect())
     }
 
     /// A stream to another replica was opened.
@@ -293,7 +299,7 @@ impl Ledger {
 
     /// A stream to another replica is over.
     pub fn peer_closed(&self, replica: &str) {
-        self.state.lock().hearing.closed(replica, now());
+        self.state.lock().hearing.closed(replica);
     }
 
     /// The API server has answered a write at `answered`, and says that it carried it out at `shown` by its own clock. How far this

@@ -91,7 +91,10 @@ impl Marker {
             match answer {
                 Ok(written) => {
                     known = true;
-                    self.tell_clock(&written, &mut off);
+                    // Elsewhere, whoever may write sessions may write into it.
+                    if self.shared.with(|replica, _| replica.registry_of(self.scope)) == self.scope {
+                        self.tell_clock(&written, &mut off);
+                    }
                     let Some(resource_version) = version(&written) else {
                         if !std::mem::replace(&mut failing, true) {
                             error!(marker = %self.name, error = %InvalidResourceVersion, "the marker proves nothing");
@@ -194,7 +197,10 @@ fn is_refusal(kind: ApiErrorKind, known: bool) -> bool {
 /// When the API server says that it has carried out our last write.
 fn written_at(written: &VmcpSession) -> Option<Timestamp> {
     let ours = written.metadata.managed_fields.iter().flatten();
-    let ours = ours.filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+    let ours = ours.filter(|entry| {
+        let direct = entry.operation.as_deref() == Some("Update") && entry.subresource.is_none();
+        direct && entry.manager.as_deref() == Some(FIELD_MANAGER)
+    });
     ours.filter_map(|entry| entry.time.as_ref()).map(|time| time.0).max()
 }
 
@@ -268,9 +274,11 @@ mod tests {
     fn the_time_is_that_of_our_own_last_write() {
         let mut written = VmcpSession::new("m", VmcpSessionSpec::default());
         assert_eq!(written_at(&written), None);
-        let entry = |manager: &str, second| json!({"manager": manager, "time": format!("2026-01-01T00:00:0{second}Z")});
-        let entries =
-            json!([entry(FIELD_MANAGER, 1), entry(FIELD_MANAGER, 3), entry("kubectl", 9), {"manager": FIELD_MANAGER}]);
+        let entry = |manager: &str, operation: &str, second| json!({"manager": manager, "operation": operation, "time": format!("2026-01-01T00:00:0{second}Z")});
+        let entries = json!([
+            entry(FIELD_MANAGER, "Update", 1), entry(FIELD_MANAGER, "Update", 3), entry("kubectl", "Update", 9),
+            entry(FIELD_MANAGER, "Apply", 9), {"manager": FIELD_MANAGER, "operation": "Update"},
+        ]);
         written.metadata.managed_fields = Some(serde_json::from_value(entries).unwrap());
         assert_eq!(written_at(&written), Some("2026-01-01T00:00:03Z".parse().unwrap()));
     }

@@ -19,7 +19,7 @@ use crate::core::coalesce::{Backoff, Coalesce, CoalescingQueue, Offered, Taken};
 use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
-use crate::runtime::api_error::ApiError;
+use crate::runtime::api_error::{ApiError, ApiErrorKind};
 
 mod kube_sink;
 mod patch;
@@ -280,8 +280,11 @@ where
         let remedy = Remedy::of(error);
         let again = match remedy {
             Remedy::Retry => {
-                state.away = state.away.saturating_add(1);
-                state.paused_until = at + self.limits.pause.after(state.away);
+                // An error of the server itself may be one object's own: some webhook that fails.
+                if error.kind() != ApiErrorKind::ServerError {
+                    state.away = state.away.saturating_add(1);
+                    state.paused_until = at + self.limits.pause.after(state.away);
+                }
                 state.queue.retry(&key, value, at)
             }
             Remedy::RetryFewTimes if failures + 1 < self.limits.attempts => state.queue.retry(&key, value, at),

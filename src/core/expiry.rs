@@ -21,8 +21,12 @@ pub type WallTime = Duration;
 
 /// Clocks of two API servers of a cluster are assumed to differ by no more than this.
 const SKEW: Duration = Duration::from_secs(1);
-/// A session that was found to be over is looked at again after this, if it is still there.
+/// A session that was found to be over is looked at again after this, if it is still there; then after twice as long each time.
 const RETRY: Duration = Duration::from_secs(5);
+/// At most so many times longer.
+const RETRY_AT_MOST: u32 = 64;
+/// The API server's clock is known to a few seconds.
+const FUTURE: Duration = Duration::from_mins(1);
 /// The last use is persisted no more often than this, and than twice in an idle timeout.
 const PERSIST_AT_MOST: Duration = Duration::from_mins(1);
 
@@ -39,6 +43,13 @@ pub struct Limits {
     pub renewed_at: Option<u64>,
     /// Its last use as it was persisted, by the clock of whoever led then.
     pub persisted: Option<WallTime>,
+}
+
+impl Limits {
+    /// Its last use as it was persisted. What is well in the future was written while some clock was wrong, and says nothing.
+    fn persisted(&self, wall: WallTime) -> Option<WallTime> {
+        self.persisted.filter(|used| *used <= wall + FUTURE)
+    }
 }
 
 /// Why a session is over.
@@ -74,6 +85,17 @@ struct Session {
     persist_at: Option<Time>,
     /// Its use need not be persisted again before this.
     persisted_until: Time,
+    /// How many times longer it is left alone when it is found to be over the next time.
+    patience: u32,
+}
+
+impl Session {
+    /// It was found to be over. When it is looked at again.
+    fn again(&mut self) -> Duration {
+        let again = RETRY * self.patience;
+        self.patience = (self.patience * 2).min(RETRY_AT_MOST);
+        again
+    }
 }
 
 /// The sessions that have timeouts.
@@ -118,12 +140,13 @@ impl Expiry {
                 persisted_until = known.persisted_until;
             }
         }
-        if let (Some(idle), Some(persisted)) = (limits.idle, limits.persisted) {
+        if let (Some(idle), Some(persisted)) = (limits.idle, limits.persisted(wall)) {
             persisted_until = persisted_until.max(now + (persisted + persist_interval(idle)).saturating_sub(wall));
         }
         let pending = self.sessions.get(key).is_some_and(|s| s.limits.uid == limits.uid && s.persist_at.is_some());
         self.removed(key);
-        let mut session = Session { limits, used, idle_at: None, ends_at: None, persist_at: None, persisted_until };
+        let mut session =
+            Session { limits, used, idle_at: None, ends_at: None, persist_at: None, persisted_until, patience: 1 };
         if let Some(idle) = limits.idle {
             let at = used + idle + self.renewal;
             session.idle_at = Some(at);
@@ -188,7 +211,8 @@ impl Expiry {
         most: usize,
     ) -> Vec<(SessionKey, Uid, Expired)> {
         let mut expired = Vec::new();
-        while expired.len() < most
+        // Something is left for those that are idle: there may be many that cannot be deleted.
+        while expired.len() < most.div_ceil(2)
             && let Some(first) = self.ends.first()
             && first.0 <= wall
         {
@@ -197,8 +221,9 @@ impl Expiry {
             };
             if let Some(session) = self.sessions.get_mut(&key) {
                 expired.push((key.clone(), session.limits.uid, Expired::Lifetime));
-                session.ends_at = Some(wall + RETRY);
-                self.ends.insert((wall + RETRY, key));
+                let again = wall + session.again();
+                session.ends_at = Some(again);
+                self.ends.insert((again, key));
             }
         }
         let Some(heard) = heard else {
@@ -216,14 +241,15 @@ impl Expiry {
             };
             let idle = session.limits.idle.unwrap_or(Duration::MAX);
             let over = session.used.max(heard.since) + idle + self.renewal;
-            let persisted = session.limits.persisted.map_or(Duration::ZERO, |used| (used + idle).saturating_sub(wall));
+            let persisted =
+                session.limits.persisted(wall).map_or(Duration::ZERO, |used| (used + idle).saturating_sub(wall));
             let again = if over > heard.through {
                 over
             } else if !persisted.is_zero() {
                 now + persisted
             } else {
                 expired.push((key.clone(), session.limits.uid, Expired::Idle));
-                now + RETRY
+                now + session.again()
             };
             session.idle_at = Some(again);
             self.idle.insert((again, key));
@@ -250,6 +276,12 @@ impl Expiry {
             due.push(Persist { uid: session.limits.uid, used, key });
         }
         due
+    }
+
+    /// The last use of each session that may expire unused, or when it was first seen: for a leader that hears of them anew.
+    pub fn uses(&self) -> impl Iterator<Item = (SessionKey, Uid, Time)> {
+        let idle = self.sessions.iter().filter(|(_, session)| session.limits.idle.is_some());
+        idle.map(|(key, session)| (key.clone(), session.limits.uid, session.used))
     }
 
     /// How many sessions have timeouts.

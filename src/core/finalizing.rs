@@ -118,6 +118,8 @@ struct Queues {
     unasked: BTreeSet<(Time, SessionKey)>,
     ready: BTreeSet<(Time, SessionKey)>,
     letting_go: usize,
+    /// The number of its last turn.
+    turn: u64,
 }
 
 impl Queues {
@@ -137,6 +139,7 @@ pub struct Finalizing {
     asked: BTreeMap<u64, SessionKey>,
     tally: Tally,
     last_number: u64,
+    last_turn: u64,
 }
 
 impl Finalizing {
@@ -149,12 +152,13 @@ impl Finalizing {
             asked: BTreeMap::new(),
             tally: Tally::default(),
             last_number: 0,
+            last_turn: 0,
         }
     }
 
     /// Forgets all, but no number: an answer to an old request must not be taken for one to a new one.
     pub fn clear(&mut self) {
-        *self = Self { last_number: self.last_number, ..Self::new(self.own.clone()) };
+        *self = Self { last_number: self.last_number, last_turn: self.last_turn, ..Self::new(self.own.clone()) };
     }
 
     /// How many sessions are being deleted.
@@ -174,7 +178,9 @@ impl Finalizing {
         }
         self.gone(key);
         self.works.insert(key.clone(), Work { terminating, stage: Stage::Unasked });
-        let queues = self.queues.entry(key.namespace().clone()).or_default();
+        // Who comes anew waits for those who wait already.
+        let queues = self.queues.entry(key.namespace().clone());
+        let queues = queues.or_insert_with(|| Queues { turn: self.last_turn, ..Queues::default() });
         let place = (terminating.since, key.clone());
         queues.waiting.insert(place.clone());
         queues.unasked.insert(place);
@@ -223,7 +229,8 @@ impl Finalizing {
 
     /// Takes up what is to be done, with at most `calls` more to the API server. A namespace of which it is not known who is
     /// `registered` waits.
-    pub fn look(&mut self, now: Time, calls: usize, registered: &HashMap<Arc<str>, Registered>) -> Tasks {
+    pub fn look<'a>(&mut self, now: Time, calls: usize, registered: impl Fn(&str) -> Option<&'a Registered>) -> Tasks {
+        let registered = &registered;
         let mut tasks = Tasks::default();
         self.see_leases_end(now, registered, &mut tasks);
         self.see_quorums(now, registered);
@@ -232,10 +239,18 @@ impl Finalizing {
         tasks
     }
 
-    fn see_leases_end(&mut self, now: Time, registered: &HashMap<Arc<str>, Registered>, tasks: &mut Tasks) {
+    fn see_leases_end<'a>(
+        &mut self,
+        now: Time,
+        registered: impl Fn(&str) -> Option<&'a Registered>,
+        tasks: &mut Tasks,
+    ) {
         let mut over = Vec::new();
         for (namespace, queues) in &self.queues {
-            let Some(registered) = registered.get(namespace) else {
+            let Some(registered) = registered(namespace) else {
+                if !queues.waiting.is_empty() {
+                    tasks.wake_at(now + AGAIN);
+                }
                 continue;
             };
             for (since, key) in &queues.waiting {
@@ -252,9 +267,9 @@ impl Finalizing {
         }
     }
 
-    fn see_quorums(&mut self, now: Time, registered: &HashMap<Arc<str>, Registered>) {
+    fn see_quorums<'a>(&mut self, now: Time, registered: impl Fn(&str) -> Option<&'a Registered>) {
         let is_complete = |key: &&SessionKey| {
-            let (Some(work), Some(registered)) = (self.works.get(*key), registered.get(key.namespace())) else {
+            let (Some(work), Some(registered)) = (self.works.get(*key), registered(key.namespace())) else {
                 return false;
             };
             matches!(&work.stage, Stage::Asked { quorum, .. }
@@ -266,8 +281,8 @@ impl Finalizing {
         }
     }
 
-    fn ask(&mut self, registered: &HashMap<Arc<str>, Registered>, tasks: &mut Tasks) {
-        for (namespace, queues) in self.queues.iter_mut().filter(|(namespace, _)| registered.contains_key(*namespace)) {
+    fn ask<'a>(&mut self, registered: impl Fn(&str) -> Option<&'a Registered>, tasks: &mut Tasks) {
+        for (namespace, queues) in self.queues.iter_mut().filter(|(namespace, _)| registered(namespace).is_some()) {
             while self.tally.admits(namespace, "", CONFIRMATIONS).is_ok() {
                 let Some((_, key)) = queues.unasked.pop_first() else {
                     break;
@@ -285,15 +300,15 @@ impl Finalizing {
         }
     }
 
-    /// Those of namespaces that have the fewest calls under way come first, so that one with thousands does not keep the others
-    /// waiting.
+    /// Those of namespaces that have the fewest calls under way come first, and of these whose last turn was longest ago: so one
+    /// with thousands does not keep the others waiting, nor do some of which each call fails.
     fn let_go(&mut self, now: Time, calls: usize, tasks: &mut Tasks) {
         let is_ready = |queues: &Queues| queues.ready.first().is_some_and(|(at, _)| *at <= now);
+        let place = |queues: &Queues, namespace: Arc<str>| (queues.letting_go, queues.turn, namespace);
         let ready = self.queues.iter().filter(|(_, queues)| is_ready(queues));
-        let mut turns: BTreeSet<(usize, Arc<str>)> =
-            ready.map(|(name, queues)| (queues.letting_go, name.clone())).collect();
+        let mut turns: BTreeSet<_> = ready.map(|(namespace, queues)| place(queues, namespace.clone())).collect();
         while tasks.let_go.len() < calls
-            && let Some((_, namespace)) = turns.pop_first()
+            && let Some((.., namespace)) = turns.pop_first()
         {
             let Some(queues) = self.queues.get_mut(&namespace) else {
                 continue;
@@ -309,10 +324,12 @@ impl Finalizing {
             };
             work.stage = Stage::LettingGo { why };
             queues.letting_go += 1;
+            self.last_turn += 1;
+            queues.turn = self.last_turn;
             let uid = work.terminating.uid;
             tasks.let_go.push((SessionRef { key, uid }, why));
             if is_ready(queues) {
-                turns.insert((queues.letting_go, namespace));
+                turns.insert(place(queues, namespace));
             }
         }
         // What is ready already waits for the end of a call.

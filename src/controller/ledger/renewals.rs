@@ -28,14 +28,31 @@ pub struct Renewals {
     used: HashMap<SessionKey, Use>,
     strangers: Tally,
     turn: u64,
+    /// Whoever's turn it is has taken something.
+    begun: bool,
+}
+
+/// What was taken.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The latest use of each session.
+    pub uses: Vec<(SessionKey, Uid, Time)>,
+    /// Whether nothing was taken in this turn before.
+    pub first: bool,
 }
 
 impl Renewals {
-    /// Somebody begins to take them. What is there by now does not count for them, since it is not all there was.
+    /// Somebody begins to take them.
     pub fn begin(&mut self) -> Turn {
         self.turn += 1;
-        self.clear();
+        self.begun = false;
         Turn(self.turn)
+    }
+
+    /// Nobody takes any more, and nothing waits.
+    pub fn restart(&mut self) {
+        self.begin();
+        self.clear();
     }
 
     fn clear(&mut self) -> HashMap<SessionKey, Use> {
@@ -73,8 +90,12 @@ impl Renewals {
     }
 
     /// Takes all of them. `None` if it is somebody else's turn.
-    pub fn take(&mut self, turn: Turn) -> Option<Vec<(SessionKey, Uid, Time)>> {
-        (self.turn == turn.0).then(|| self.clear().into_iter().map(|(key, used)| (key, used.uid, used.at)).collect())
+    pub fn take(&mut self, turn: Turn) -> Option<Taken> {
+        if self.turn != turn.0 {
+            return None;
+        }
+        let uses = self.clear().into_iter().map(|(key, used)| (key, used.uid, used.at)).collect();
+        Some(Taken { uses, first: !std::mem::replace(&mut self.begun, true) })
     }
 
     /// How many sessions wait.
@@ -108,13 +129,15 @@ mod tests {
         let first = renewals.begin();
         renewals.add(&key("a"), A, at(5), true, 10).unwrap();
         renewals.add(&key("a"), A, at(3), true, 10).unwrap();
-        assert_eq!(renewals.take(first), Some(vec![(key("a"), A, at(5))]));
-        assert_eq!(renewals.take(first), Some(vec![]));
-        renewals.add(&key("before"), A, at(5), true, 10).unwrap();
-        let second = renewals.begin();
+        assert_eq!(renewals.take(first), Some(Taken { uses: vec![(key("a"), A, at(5))], first: true }));
+        assert_eq!(renewals.take(first), Some(Taken { uses: vec![], first: false }));
         renewals.add(&key("b"), A, at(6), true, 10).unwrap();
+        let second = renewals.begin();
         assert_eq!(renewals.take(first), None);
-        assert_eq!(renewals.take(second), Some(vec![(key("b"), A, at(6))]));
+        assert_eq!(renewals.take(second), Some(Taken { uses: vec![(key("b"), A, at(6))], first: true }));
+        renewals.add(&key("b"), A, at(7), true, 10).unwrap();
+        renewals.restart();
+        assert!(renewals.is_empty() && renewals.take(second).is_none());
     }
 
     #[test]
@@ -137,7 +160,7 @@ mod tests {
         renewals.forget(&key("0"));
         renewals.forget(&key("1"));
         assert_eq!(renewals.add(&key("0"), A, at(5), false, 1), Ok(()));
-        assert_eq!(renewals.take(turn).map(|all| all.len()), Some(most + 1));
+        assert_eq!(renewals.take(turn).map(|taken| taken.uses.len()), Some(most + 1));
         assert_eq!(flood(&mut renewals, 1), most, "what was taken counts no more");
     }
 }

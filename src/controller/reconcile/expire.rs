@@ -28,6 +28,8 @@ use crate::runtime::api_error::{ApiErrorKind, deadline};
 const TICK: Duration = Duration::from_millis(500);
 /// Deletions, and uses that are persisted, in one tick. The rest waits.
 const BATCH: usize = 256;
+/// Uses are persisted while fewer statuses than this wait to be written: half of what the others stop at.
+const WAITING: usize = super::status::WAITING / 2;
 const CALLS: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -114,6 +116,10 @@ impl Reaper {
     }
 
     fn persist(&self) {
+        // Where the API server is slow, statuses that somebody waits for come first.
+        if self.writer.depth() >= WAITING {
+            return;
+        }
         for persist in self.ledger.to_persist(BATCH) {
             let Some(session) = self.ledger.session(&persist.key).filter(|s| s.uid == persist.uid && !s.terminating)
             else {

@@ -23,7 +23,7 @@ use crate::controller::peers::{Answer, Links};
 use crate::controller::shared::{Shared, StreamGuard};
 use crate::core::finalizing::{Finalizing, Registered, Request, Why};
 use crate::core::lease::with_drift;
-use crate::core::replica::Outgoing;
+use crate::core::replica::{Outgoing, ScopeId};
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
@@ -31,6 +31,8 @@ use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 /// Calls to the API server at once.
 const CALLS: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How often whoever does not lead looks whether it does.
+const NOT_LEADING: Duration = Duration::from_secs(1);
 
 /// Lets go of deleted sessions.
 pub struct Finalizer {
@@ -60,7 +62,12 @@ impl Finalizer {
         let mut finalizing = Finalizing::new(self.own.clone());
         let mut calls = Calls::new();
         loop {
-            let wake = if self.guard.is_leader() { self.look(&stream, &mut finalizing, &calls) } else { None };
+            // Whoever does not lead any more may lead again without being told: a renewal was just late.
+            let wake = if self.guard.is_leader() {
+                self.look(&stream, &mut finalizing, &calls)
+            } else {
+                Some(now() + NOT_LEADING)
+            };
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = self.ledger.wakers().finalizers.notified() => {}
@@ -98,8 +105,10 @@ impl Finalizer {
                 None => finalizing.gone(&key),
             }
         }
-        let registered = self.registered(finalizing.namespaces());
-        let tasks = finalizing.look(now(), CALLS.saturating_sub(calls.len()), &registered);
+        let registrations = self.registrations();
+        let registered =
+            |namespace: &str| registrations.get(&None).or_else(|| registrations.get(&Some(namespace.into())));
+        let tasks = finalizing.look(now(), CALLS.saturating_sub(calls.len()), registered);
         for request in tasks.ask {
             let Request { number, key, barrier } = &request;
             // If it is refused, there are too many: the leases end instead.
@@ -114,14 +123,17 @@ impl Finalizer {
         tasks.wake
     }
 
-    /// Who matters for the sessions of these namespaces, as this replica's watch shows it.
-    fn registered<'a>(&self, namespaces: impl Iterator<Item = &'a Arc<str>>) -> HashMap<Arc<str>, Registered> {
-        self.shared.with(|replica, _| {
-            let of = |namespace: &str| Registered {
-                longest: with_drift(replica.longest_lease(namespace)),
-                replicas: replica.registered_in(namespace).cloned().collect(),
+    /// Who matters for the sessions of each namespace that is watched, or of all, as this replica's watch shows it. Not those of which
+    /// the watch shows nothing that counts: somebody may be registered whose leases are longer.
+    fn registrations(&self) -> HashMap<Option<Arc<str>>, Registered> {
+        self.shared.with(|replica, now| {
+            let known = |scope: &ScopeId| replica.has_sessions(*scope) && replica.knows_registered(*scope, now);
+            let of = |scope| Registered {
+                longest: with_drift(replica.longest_lease_in(scope)),
+                replicas: replica.registered(replica.registry_of(scope)).keys().cloned().collect(),
             };
-            namespaces.map(|namespace| (namespace.clone(), of(namespace))).collect()
+            let scopes = replica.scopes().filter(|(scope, _)| known(scope));
+            scopes.map(|(scope, namespace)| (namespace.cloned(), of(scope))).collect()
         })
     }
 

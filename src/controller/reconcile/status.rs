@@ -20,7 +20,7 @@ use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
 
 /// At most so many statuses wait at the writer. More wait in the ledger, where they cost less and are coalesced.
-const WAITING: usize = 1024;
+pub(super) const WAITING: usize = 1024;
 /// How often it is looked for statuses that are behind although nobody works on them.
 const SWEEP: Duration = Duration::from_mins(1);
 /// How soon it is looked again whether the writer has room, or whether this replica leads.

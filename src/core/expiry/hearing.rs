@@ -1,7 +1,9 @@
 //! Since when, and up to when, the leader has heard of every use of every session.
 //!
-//! A leader that has just begun, that lost a stream to another replica, or that sees a replica come or go, may have
-//! missed renewals: what it has not heard proves nothing, and it begins to count anew.
+//! A leader that has just begun, or that sees a replica come or go, may have missed renewals: what it has not heard proves
+//! nothing, and it begins to count anew. A stream that breaks is no reason for that: streams end with the tokens that they
+//! were opened with, again and again, and a leader that began anew each time would never find a long timeout to be over. So
+//! the first batch on each stream has all uses that its replica knows of, and nothing is missing but what is still to come.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,6 +21,7 @@ pub struct Heard {
 
 #[derive(Clone, Copy, Debug)]
 struct Ear {
+    /// When the first stream to it was opened.
     opened: Time,
     /// When the last batch came.
     through: Option<Time>,
@@ -45,9 +48,9 @@ impl Hearing {
         self.since = now;
     }
 
-    /// A stream to a replica was opened: it hands over what it hears from now on.
+    /// A stream to a replica was opened: it hands over all uses that it knows of, and what it hears from now on.
     pub fn opened(&mut self, replica: Arc<str>, now: Time) {
-        self.ears.insert(replica, Ear { opened: now, through: None });
+        self.ears.entry(replica).or_insert(Ear { opened: now, through: None });
     }
 
     /// All that a replica had heard by `now` was handed over.
@@ -57,10 +60,11 @@ impl Hearing {
         }
     }
 
-    /// The stream to a replica is over. What it handed over last may be lost.
-    pub fn closed(&mut self, replica: &str, now: Time) {
-        self.ears.remove(replica);
-        self.since = now;
+    /// The stream to a replica is over, and is not opened again if the replica is not registered any more.
+    pub fn closed(&mut self, replica: &str) {
+        if !self.registered.contains(replica) {
+            self.ears.remove(replica);
+        }
     }
 
     /// The replicas that are registered. One that went may have heard what nobody will hear any more.
@@ -129,6 +133,20 @@ mod tests {
         assert_eq!(hearing.heard(at(19)), Some(span(14, 16)));
     }
 
+    /// Tokens end every hour, and the streams with them.
+    #[test]
+    fn a_stream_that_breaks_is_no_gap() {
+        let mut hearing = leader(&["own", "a"]);
+        hearing.opened("a".into(), at(11));
+        hearing.handed_over("a", at(12));
+        hearing.closed("a");
+        assert_eq!(hearing.heard(at(20)), Some(span(11, 12)), "of what came since, nothing is known yet");
+        hearing.opened("a".into(), at(21));
+        assert_eq!(hearing.heard(at(22)), Some(span(11, 12)));
+        hearing.handed_over("a", at(23));
+        assert_eq!(hearing.heard(at(24)), Some(span(11, 23)));
+    }
+
     #[test]
     fn whatever_may_lose_renewals_begins_anew() {
         let both = || {
@@ -138,10 +156,11 @@ mod tests {
             hearing
         };
         let mut hearing = both();
-        hearing.closed("a", at(20));
-        assert_eq!(hearing.heard(at(21)), None);
+        hearing.closed("a");
         hearing.registered(replicas(&["own"]), at(22));
         assert_eq!(hearing.heard(at(23)), Some(span(22, 23)), "the replica is gone, with what it knew");
+        hearing.closed("a");
+        assert!(hearing.ears.is_empty(), "nobody comes back under this name");
         let mut hearing = both();
         hearing.restart(at(20));
         assert_eq!(hearing.heard(at(21)), None);

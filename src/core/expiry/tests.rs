@@ -156,6 +156,35 @@ fn what_is_gone_after_a_relist_is_forgotten() {
     assert!(expiry.is_empty() && expiry.idle.is_empty() && expiry.ends.is_empty() && expiry.persist.is_empty());
 }
 
+#[test]
+fn what_cannot_be_deleted_leaves_room_for_others_and_is_tried_less_and_less_often() {
+    let mut expiry = Expiry::new(RENEWAL);
+    for n in 0..100 {
+        expiry.observed(&SessionKey::new("full", n.to_string()), limits(None, Some(10)), at(0), wall(0));
+    }
+    expiry.observed(&key(), limits(Some(5), None), at(0), wall(0));
+    let heard = |now| Some(Heard { since: at(0), through: at(now) });
+    let over = expiry.expired(heard(20), at(20), wall(20), 10);
+    let kinds = |why| over.iter().filter(|(_, _, this)| *this == why).count();
+    assert_eq!((kinds(Expired::Lifetime), kinds(Expired::Idle)), (5, 1));
+
+    let mut expiry = observed(limits(None, Some(10)), 0);
+    let tries: Vec<u64> = (0..2_000).filter(|now| !expired(&mut expiry, None, *now).is_empty()).collect();
+    let between: Vec<u64> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(between, [5, 10, 20, 40, 80, 160, 320, 320, 320, 320, 320]);
+}
+
+#[test]
+fn a_last_use_in_the_future_is_not_believed() {
+    let mut future = limits(Some(60), None);
+    future.persisted = Some(wall(1_000_000));
+    let mut expiry = observed(future, 100);
+    expiry.used(&key(), A, at(150));
+    assert_eq!(expiry.to_persist(at(160), wall(160), 10).len(), 1, "it is put right");
+    assert_eq!(expired(&mut expiry, Some(100), 214), NONE);
+    assert_eq!(expired(&mut expiry, Some(100), 215), [Expired::Idle]);
+}
+
 /// What may happen around a leader with two other replicas.
 #[derive(Clone, Copy, Debug)]
 enum Event {
@@ -200,6 +229,8 @@ struct World {
     agents: BTreeMap<usize, Vec<u64>>,
     /// Uses that replicas have not handed over yet.
     kept: BTreeMap<usize, Vec<u64>>,
+    /// All uses that they know of.
+    known: BTreeMap<usize, Vec<u64>>,
 }
 
 impl World {
@@ -217,6 +248,7 @@ impl World {
             stalled: [false; 3],
             agents: BTreeMap::new(),
             kept: BTreeMap::new(),
+            known: BTreeMap::new(),
         }
     }
 
@@ -226,7 +258,8 @@ impl World {
         let now = at(self.now);
         if self.now.is_multiple_of(RENEWAL.as_secs()) {
             for (replica, uses) in std::mem::take(&mut self.agents) {
-                self.kept.entry(replica).or_default().extend(uses);
+                self.kept.entry(replica).or_default().extend(&uses);
+                self.known.entry(replica).or_default().extend(uses);
             }
         }
         for replica in 0..3 {
@@ -245,7 +278,7 @@ impl World {
         if std::mem::take(&mut self.open[replica]) {
             // The last batch was on its way.
             self.kept.remove(&replica);
-            self.hearing.closed(&self.names[replica], at(self.now));
+            self.hearing.closed(&self.names[replica]);
         }
     }
 
@@ -257,6 +290,7 @@ impl World {
             Event::Break(replica) => self.close(replica),
             Event::Open(replica) if self.alive[replica] && !self.open[replica] => {
                 self.open[replica] = true;
+                self.kept.insert(replica, self.known.get(&replica).cloned().unwrap_or_default());
                 self.hearing.opened(self.names[replica].clone(), at(self.now));
             }
             Event::Stall(replica) => self.stalled[replica] ^= true,
@@ -270,12 +304,31 @@ impl World {
                 self.close(replica);
                 self.agents.remove(&replica);
                 self.kept.remove(&replica);
+                self.known.remove(&replica);
                 let alive = (0..3).filter(|replica| self.alive[*replica]);
                 self.hearing.registered(alive.map(|replica| self.names[replica].clone()).collect(), at(self.now));
             }
             _ => {}
         }
     }
+}
+
+/// As streams do whose tokens end.
+#[test]
+fn streams_that_break_again_and_again_keep_nothing_alive() {
+    let mut world = World::new();
+    for second in 0..40 + 3 * RENEWAL.as_secs() {
+        if second.is_multiple_of(13) {
+            for replica in 1..3 {
+                world.close(replica);
+                world.apply(Event::Open(replica));
+            }
+        }
+        world.second();
+    }
+    let now = at(world.now);
+    let expired = world.expiry.expired(world.hearing.heard(now), now, wall(world.now), 10);
+    assert_eq!(expired, [(key(), A, Expired::Idle)]);
 }
 
 proptest! {
@@ -298,6 +351,9 @@ proptest! {
                 // A use that comes after the timeout, but before its end is found, is too late.
                 was_idle |= now >= last_use + 40;
                 prop_assert!(expired.is_empty() || was_idle, "{now}: used at {last_use}");
+                if !expired.is_empty() {
+                    return Ok(());
+                }
             }
         }
         world.stalled = [false; 3];

@@ -42,7 +42,7 @@ impl Bench {
     }
 
     fn look(&mut self, now: Time) -> Tasks {
-        self.finalizing.look(now, self.calls, &self.registered)
+        self.finalizing.look(now, self.calls, |namespace| self.registered.get(namespace))
     }
 
     /// What is let go of now.
@@ -148,6 +148,40 @@ fn namespaces_take_turns() {
     assert_eq!(rest, ["b/2", "a/3"]);
 }
 
+/// More namespaces than calls, and those of the first ones end again and again without effect.
+#[test]
+fn a_namespace_that_had_its_turn_waits_for_those_that_had_none() {
+    let mut bench = Bench::new();
+    let of = bench.registered["a"].clone();
+    for n in 0..20 {
+        let namespace = format!("n{n:02}");
+        bench.registered.insert(namespace.as_str().into(), of.clone());
+        for name in 0..50 {
+            bench.deleted(&[&format!("{namespace}/{name}")], at(0));
+        }
+    }
+    let mut had = BTreeSet::new();
+    let mut under_way: Vec<SessionRef> = Vec::new();
+    for round in 0..20 {
+        let now = at(10_000 + round * 2_000);
+        bench.calls = 8 - under_way.len();
+        under_way.extend(bench.look(now).let_go.into_iter().map(|(session, _)| session));
+        had.extend(under_way.iter().map(|session| session.key.namespace().clone()));
+        bench.finalizing.ended(&under_way.remove(0), now);
+    }
+    assert_eq!(had.len(), 20);
+}
+
+#[test]
+fn while_it_is_not_known_who_is_registered_nobody_is_let_go_of() {
+    let mut bench = Bench::new();
+    let known = std::mem::take(&mut bench.registered);
+    bench.deleted(&["a/s"], at(0));
+    assert_eq!(bench.look(at(60_000)), Tasks { wake: Some(at(61_000)), ..Tasks::default() });
+    bench.registered = known;
+    assert_eq!(bench.let_go(at(61_000)).len(), 1);
+}
+
 #[test]
 fn a_flood_leaves_some_confirmations_to_others_and_the_rest_waits() {
     let mut bench = Bench::new();
@@ -166,7 +200,7 @@ fn a_flood_leaves_some_confirmations_to_others_and_the_rest_waits() {
 
 /// With a hundred thousand of them, each of as many events is followed by a look.
 #[test]
-fn a_look_does_not_walk_through_those_that_wait() {
+fn a_look_copies_nothing_of_those_that_wait() {
     let cost = |sessions: usize| {
         let mut bench = Bench::new();
         for n in 0..sessions {
@@ -190,7 +224,7 @@ enum Step {
     Gone { namespace: bool, name: u8 },
     Confirmed { which: usize, replica: bool },
     Ended { which: usize },
-    Look { passed: u64, calls: usize, longest: u64 },
+    Look { passed: u64, calls: usize, longest: u64, other: bool },
     Clear,
 }
 
@@ -201,7 +235,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any::<bool>(), name).prop_map(|(namespace, name)| Step::Gone { namespace, name }),
         6 => (any::<usize>(), any::<bool>()).prop_map(|(which, replica)| Step::Confirmed { which, replica }),
         3 => any::<usize>().prop_map(|which| Step::Ended { which }),
-        6 => (0..4_000u64, 0..4usize, 8..12u64).prop_map(|(passed, calls, longest)| Step::Look { passed, calls, longest }),
+        6 => (0..4_000u64, 0..4usize, 8..12u64, prop::bool::weighted(0.8)).prop_map(|(passed, calls, longest, other)| Step::Look { passed, calls, longest, other }),
         1 => Just(Step::Clear),
     ]
 }
@@ -215,22 +249,40 @@ fn named(namespace: bool, name: u8) -> SessionKey {
 struct Diary {
     now: Time,
     sessions: BTreeMap<SessionKey, Terminating>,
-    requests: Vec<(Request, BTreeSet<bool>)>,
+    /// What was asked, who has confirmed it, and whether that was all that mattered at some look.
+    requests: Vec<(Request, BTreeSet<bool>, bool)>,
+    /// Those whose last lease had ended at some look.
+    over: BTreeSet<SessionKey>,
     calls: Vec<SessionRef>,
 }
 
 impl Diary {
-    fn may_go(&self, session: &SessionRef, longest: Duration, why: Why) -> bool {
+    /// What is so at a look where leases are so long, and the other replica is registered or is not.
+    fn looked(&mut self, longest: Duration, other: bool) {
+        for (_, by, complete) in &mut self.requests {
+            *complete |= by.contains(&true) && (by.contains(&false) || !other);
+        }
+        let over = self.sessions.iter().filter(|(_, known)| self.now >= known.since + longest);
+        self.over.extend(over.map(|(key, _)| key.clone()));
+    }
+
+    fn may_go(&self, session: &SessionRef, why: Why) -> bool {
         let known = self.sessions[&session.key];
-        let confirmed = |(request, by): &(Request, BTreeSet<bool>)| {
-            request.key == session.key && request.barrier == known.barrier() && by.len() == 2
+        let confirmed = |(request, _, complete): &(Request, BTreeSet<bool>, bool)| {
+            *complete && request.key == session.key && request.barrier == known.barrier()
         };
-        // A lease that had ended before the longest one came has ended.
         known.uid == session.uid
             && match why {
                 Why::Confirmed => self.requests.iter().any(confirmed),
-                Why::LeasesEnded => self.now >= known.since + longest.min(Duration::from_secs(8)),
+                Why::LeasesEnded => self.over.contains(&session.key),
             }
+    }
+
+    fn gone(&mut self, key: &SessionKey) {
+        self.sessions.remove(key);
+        self.over.remove(key);
+        // One of the same uid is another deletion here, and a confirmation of the one before counts for nothing.
+        self.requests.retain(|(request, ..)| request.key != *key);
     }
 }
 
@@ -259,19 +311,18 @@ proptest! {
                     let terminating = deleted(uid.into(), diary.now);
                     bench.finalizing.terminating(&key, terminating);
                     if diary.sessions.get(&key).is_none_or(|known| known.uid != terminating.uid) {
+                        diary.gone(&key);
                         diary.sessions.insert(key, terminating);
                     }
                 }
                 Step::Gone { namespace, name } => {
                     let key = named(namespace, name);
                     bench.finalizing.gone(&key);
-                    diary.sessions.remove(&key);
-                    // One of the same uid is another deletion here, and a confirmation of the one before counts for nothing.
-                    diary.requests.retain(|(request, _)| request.key != key);
+                    diary.gone(&key);
                 }
                 Step::Confirmed { which, replica } => {
                     let all = diary.requests.len();
-                    if let Some((request, by)) = diary.requests.get_mut(which.checked_rem(all).unwrap_or_default()) {
+                    if let Some((request, by, _)) = diary.requests.get_mut(which.checked_rem(all).unwrap_or_default()) {
                         by.insert(replica);
                         let replica = if replica { "own" } else { "other" };
                         bench.finalizing.confirmed(request.number, replica.into(), names(&["own", "other"]));
@@ -282,23 +333,27 @@ proptest! {
                         bench.finalizing.ended(&diary.calls.swap_remove(which), diary.now);
                     }
                 }
-                Step::Look { passed, calls, longest } => {
+                Step::Look { passed, calls, longest, other } => {
                     diary.now = diary.now + Duration::from_millis(passed);
                     bench.calls = calls;
                     let longest = Duration::from_secs(longest);
-                    bench.registered.values_mut().for_each(|registered| registered.longest = longest);
+                    let replicas: BTreeSet<Arc<str>> = names(if other { &["own", "other"] } else { &["own"] }).into_iter().collect();
+                    let now = Registered { replicas, longest };
+                    bench.registered.values_mut().for_each(|registered| registered.clone_from(&now));
+                    diary.looked(longest, other);
                     let tasks = bench.look(diary.now);
                     prop_assert!(tasks.let_go.len() <= calls);
                     prop_assert!(tasks.wake.is_none_or(|wake| wake > diary.now));
                     for (session, why) in tasks.let_go {
-                        prop_assert!(diary.may_go(&session, longest, why), "{session} {why:?}");
+                        prop_assert!(diary.may_go(&session, why), "{session} {why:?}");
                         diary.calls.push(session);
                     }
-                    diary.requests.extend(tasks.ask.into_iter().map(|request| (request, BTreeSet::new())));
+                    diary.requests.extend(tasks.ask.into_iter().map(|request| (request, BTreeSet::new(), false)));
                 }
                 Step::Clear => {
                     bench.finalizing.clear();
                     diary.sessions.clear();
+                    diary.over.clear();
                     diary.requests.clear();
                 }
             }

@@ -51,9 +51,13 @@ impl Replica {
         self.registered(self.registry_of(scope))
     }
 
-    /// Whether the registrations are known well enough to tell whoever asks for a confirmation in `scope`.
-    pub(super) fn knows_registered(&self, scope: ScopeId, now: Time) -> bool {
+    /// Whether the registrations that matter for `scope` are known well enough to tell whoever asks for a confirmation, or to wait
+    /// for their leases.
+    pub fn knows_registered(&self, scope: ScopeId, now: Time) -> bool {
         let registry = self.registry_of(scope);
+        if self.must_list(registry) {
+            return false;
+        }
         registry == scope || self.age_of(registry, now).is_some_and(|age| age < self.config.lease)
     }
 

@@ -136,11 +136,11 @@ fn the_first_lease_rests_on_a_proof_that_was_begun_when_every_other_replica_knew
 #[test]
 fn replicas_with_longer_leases_are_given_the_time_of_these() {
     let mut bench = Bench::new();
-    assert_eq!(bench.replica.longest_lease("a"), LEASE);
+    assert_eq!(bench.replica.longest_lease_in(bench.tenants), LEASE);
     bench.marker_with(bench.registry, "ops", "replica-old", Some(LEASE * 3));
     bench.marker_with(bench.tenants, "a", "replica-forged", Some(LEASE * 9));
     bench.marker_with(bench.registry, "ops", "replica-short", Some(LEASE / 3));
-    assert_eq!(bench.replica.longest_lease("a"), LEASE * 3);
+    assert_eq!(bench.replica.longest_lease_in(bench.tenants), LEASE * 3);
     bench.both();
     for _ in 0..2 {
         bench.pass(LEASE + LEASE / 10);
@@ -171,7 +171,7 @@ fn a_marker_among_the_sessions_registers_nobody() {
     bench.marker(bench.tenants, "a", "replica-1");
     bench.marker(bench.tenants, "a", "replica-forged");
     assert_eq!(bench.confirmed(), Some(vec!["replica-1".into()]));
-    let registered: Vec<&str> = bench.replica.registered_in("a").map(|name| &**name).collect();
+    let registered: Vec<&str> = bench.replica.registered_for(bench.tenants).keys().map(|name| &**name).collect();
     assert!(registered.contains(&"replica-1") && !registered.contains(&"replica-forged"), "{registered:?}");
 }
 

@@ -232,19 +232,9 @@ impl Replica {
         ages?.into_iter().max()
     }
 
-    /// Names of the replicas that are registered, as the watch shows them that matters for the sessions of `namespace`.
-    pub fn registered_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<str>> {
-        self.scope_of(namespace).into_iter().flat_map(|scope| self.registered_for(scope).keys())
-    }
-
-    /// How long the leases are of those replicas that matter for the sessions of `namespace`, the longest of them: while an upgrade
+    /// How long the leases are of those replicas that matter for the sessions of `scope`, the longest of them: while an upgrade
     /// changes the length, they differ.
-    pub fn longest_lease(&self, namespace: &str) -> Duration {
-        self.scope_of(namespace).map_or(self.config.lease, |scope| self.longest_lease_in(scope))
-    }
-
-    /// The same for the sessions of a scope.
-    pub(super) fn longest_lease_in(&self, scope: ScopeId) -> Duration {
+    pub fn longest_lease_in(&self, scope: ScopeId) -> Duration {
         let registered = self.registered_for(scope).values();
         registered.map(|registration| registration.lease).fold(self.config.lease, Duration::max)
     }
