@@ -125,7 +125,7 @@ impl Cache {
     /// more than the copy that is held.
     pub fn base(&self, name: &str) -> Option<Session> {
         let store = &self.shared.store;
-        store.look(name, |shard| Some(Session::new(shard.base(name)?.clone(), Origin::Cache)))
+        store.look(name, |shard| Some(Session::new(shard.base(name)?, Origin::Cache)))
     }
 
     /// Changes the session that `base` is: its metadata by the difference, its idle timeout and annotations, all in one

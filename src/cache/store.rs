@@ -13,7 +13,9 @@ use tokio::sync::watch;
 use super::events::Events;
 use super::flight::Pending;
 use super::session::{Origin, Session};
-use crate::core::cache::{Dropped, Habits, Holding, Limits, LocalValues, Renewal, Report, Reporter, Reports, Shard};
+use crate::core::cache::{
+    Dropped, Formers, Habits, Holding, Limits, LocalValues, Renewal, Report, Reporter, Reports, Shard,
+};
 use crate::core::lease::{Grant, StreamId};
 use crate::core::session::Uid;
 use crate::core::signal::Barrier;
@@ -78,11 +80,12 @@ impl Store {
         // A power of two, so that a shard is found without a division.
         let shards = (fit.max(1) + 1).next_power_of_two() / 2;
         let shards = shards.min(SHARDS);
+        let formers = Formers::of(limits, habits);
         let limits = Limits { entries: (limits.entries / shards).max(1), bytes: (limits.bytes / shards).max(1) };
         let hasher = DefaultHashBuilder::default();
         let shard = || {
             let mut shard = Shard::with_hasher(limits, hasher.clone());
-            shard.set_habits(habits);
+            shard.set_habits(habits, formers.clone());
             shard
         };
         let slot = || Slot {
@@ -315,5 +318,45 @@ impl Store {
             let hits = hits + slot.hits.load(Ordering::Relaxed);
             (entries + state.shard.len(), bytes + state.shard.bytes(), hits)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::CacheConfig;
+    use crate::core::cache::{Copy, Facts};
+    use crate::core::digest::{Digest, Metadata};
+    use crate::core::fields::Fields;
+    use crate::core::session::ResourceVersion;
+
+    fn copy(name: &str, bytes: usize) -> Arc<Copy> {
+        let metadata = Metadata::from([("k".into(), "v".repeat(bytes))]);
+        Arc::new(Copy {
+            name: name.into(),
+            uid: Uid::from_u128(1),
+            generation: 1,
+            resource_version: ResourceVersion(1),
+            digest: Digest::of(&metadata),
+            metadata: Fields::of(&metadata),
+            facts: Facts::default(),
+        })
+    }
+
+    #[test]
+    fn what_clients_had_is_remembered_also_of_the_largest_sessions() {
+        let config = CacheConfig::new("ns", "pod");
+        let limits = Limits { entries: config.entries, bytes: config.bytes };
+        let store = Store::new(limits, Habits { uses_renew: false, remember_given: true }, 1);
+        assert!(store.parts() > 1);
+        let copies = (0..8).map(|n| copy(&format!("large-{n}"), 1 << 20));
+        let copies: Vec<_> = copies.chain((0..64).map(|n| copy(&format!("small-{n}"), 10))).collect();
+        for copy in &copies {
+            // It has been dropped meanwhile.
+            store.change(&copy.name, |state, _, now| (state.shard.given(&copy.name, copy, now), None));
+        }
+        for copy in &copies {
+            assert_eq!(store.look(&copy.name, |shard| shard.base(&copy.name)).as_ref(), Some(copy));
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! * [`reports`]: which copies each replica must still be told of.
 //! * [`recency`]: which copy was used least recently.
 //! * [`facts`]: what a copy knows of its object besides the metadata.
+//! * [`Formers`]: what clients last had of sessions whose copies are gone.
 //! * [`renewed`]: when an idle timeout was begun anew.
 
 pub mod copy;
@@ -19,6 +20,7 @@ mod used;
 pub use copy::{Answer, Copy, DropReason, Dropped, LocalValues, Observed};
 pub use facts::{Annotations, Facts};
 pub use flight::FlightId;
+pub use formers::Formers;
 pub use renewed::Renewal;
 pub use reports::{Holding, Report, Reporter, Reports};
 pub use shard::{Beside, Habits, Join, Limits, LocalChange, Restored, Shard, Written};

@@ -1,6 +1,7 @@
 //! The copies of a pod, and every decision about them.
 //!
-//! A pod keeps several shards so that a hit waits for nobody; each is whole in itself, with its own view of the leases.
+//! A pod keeps several shards so that a hit waits for nobody; each is whole in itself, with its own view of the leases. They
+//! share the room for what clients last had, and nothing else.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;

@@ -10,9 +10,6 @@ use crate::core::cache::reports::Reporter;
 use crate::core::digest::Digest;
 use crate::core::time::Time;
 
-/// Of the limits, what clients last had may take this part more.
-const FORMERS: usize = 8;
-
 /// What stands beside a copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Beside<'a> {
@@ -45,11 +42,10 @@ pub(super) fn footprint_of(local: &LocalValues) -> usize {
 }
 
 impl Shard {
-    /// Sets what its clients are like, before anything is kept.
-    pub fn set_habits(&mut self, habits: Habits) {
+    /// Sets what its clients are like, and where all shards of the cache keep what they last had, before anything is kept.
+    pub fn set_habits(&mut self, habits: Habits, formers: Formers) {
         self.habits = habits;
-        let most = |limit: usize| if habits.remember_given { (limit / FORMERS).max(1) } else { 0 };
-        self.formers = Formers::with_room(most(self.limits.entries), most(self.limits.bytes));
+        self.formers = formers;
     }
 
     /// [`Self::get_hashed`], with what stands beside the copy.
@@ -161,13 +157,13 @@ impl Shard {
 
     /// What clients of this pod last had of the session, or else the copy that is held, whether or not it may be served:
     /// what a write that replaces the whole session takes its difference from.
-    pub fn base(&self, name: &str) -> Option<&Arc<Copy>> {
-        let former = self.formers.get(name);
+    pub fn base(&self, name: &str) -> Option<Arc<Copy>> {
+        let former = || self.formers.get(name);
         match self.entries.get(name) {
-            Some(entry) if entry.used.is_given() => Some(&entry.copy),
+            Some(entry) if entry.used.is_given() => Some(entry.copy.clone()),
             // Another session's map is nothing to take a difference from.
-            Some(entry) => former.filter(|former| former.uid == entry.copy.uid).or(Some(&entry.copy)),
-            None => former,
+            Some(entry) => former().filter(|former| former.uid == entry.copy.uid).or_else(|| Some(entry.copy.clone())),
+            None => former(),
         }
     }
 

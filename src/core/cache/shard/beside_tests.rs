@@ -50,7 +50,7 @@ struct World {
 impl World {
     fn new(habits: Habits) -> Self {
         let mut shard = Shard::new(LIMITS);
-        shard.set_habits(habits);
+        shard.set_habits(habits, Formers::of(LIMITS, habits));
         shard.set_lease_length(Duration::from_hours(1));
         let grant = Grant { sent: at(1), age: Duration::ZERO, covers: u64::MAX };
         shard.grant(StreamId(1), Duration::from_hours(1), grant, at(1));
