@@ -1,6 +1,6 @@
 //! What happens in the cache: for subscribers, logs, and counters.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tracing::{debug, info};
 
-use crate::core::cache::{DropReason, Dropped};
+use crate::core::cache::{Departed, DropReason, Dropped};
 use crate::core::session::Uid;
 use crate::core::time::Time;
 
@@ -54,7 +54,7 @@ impl Subscription {
     }
 }
 
-/// Copies that were dropped, with the last use of each: it must still be told to the controller.
+/// Sessions of which no copy is held, and whose last use is still told to the controller.
 const DEPARTED: usize = 65_536;
 
 /// All reasons, in the order of the counters.
@@ -83,7 +83,7 @@ pub(super) fn count(counter: &AtomicU64) {
 pub(super) struct Events {
     evictions: broadcast::Sender<Eviction>,
     by_reason: [AtomicU64; REASONS.len()],
-    departed: Mutex<VecDeque<(Arc<str>, Uid, Time)>>,
+    departed: Mutex<Departed>,
     observer: OnceLock<Observer>,
     /// Sessions that are being deleted on behalf of the user, and how many times.
     deleting: Mutex<HashMap<Arc<str>, usize>>,
@@ -103,7 +103,7 @@ impl Events {
         Self {
             evictions: broadcast::Sender::new(backlog),
             by_reason: Default::default(),
-            departed: Mutex::default(),
+            departed: Mutex::new(Departed::with_room(DEPARTED)),
             observer: OnceLock::new(),
             deleting: Mutex::default(),
         }
@@ -133,7 +133,9 @@ impl Events {
         if let Some(counter) = REASONS.iter().position(|r| *r == reason) {
             count(&self.by_reason[counter]);
         }
-        if reason != DropReason::Gone && used > Time::ZERO {
+        if reason == DropReason::Gone {
+            self.gone(&name, uid);
+        } else if used > Time::ZERO {
             self.departed(name.clone(), uid, used);
         }
         if reason == DropReason::Capacity {
@@ -165,17 +167,22 @@ impl Events {
 
     /// A session was used of which no copy is held.
     pub fn departed(&self, name: Arc<str>, uid: Uid, used: Time) {
-        let mut departed = self.departed.lock();
-        if departed.len() == DEPARTED {
-            departed.pop_front();
-        }
-        departed.push_back((name, uid, used));
+        self.departed.lock().add(name, uid, used);
+    }
+
+    /// The session with this uid is gone. To tell of its use would name a stranger to the controller.
+    pub fn gone(&self, name: &Arc<str>, uid: Uid) {
+        self.departed.lock().gone(name, uid);
+    }
+
+    /// There is no session of this name.
+    pub fn absent(&self, name: &Arc<str>) {
+        self.departed.lock().absent(name);
     }
 
     /// Dropped copies that were used at or after `since`.
     pub fn departed_since(&self, since: Time) -> Vec<(Arc<str>, Uid, Time)> {
-        let departed = self.departed.lock();
-        departed.iter().filter(|(_, _, used)| *used >= since).cloned().collect()
+        self.departed.lock().since(since).collect()
     }
 
     /// Evictions so far, by reason.

@@ -253,7 +253,7 @@ impl Flight {
     /// Takes an answer; `None` if it must be asked for again.
     fn answered(&self, answer: Answer) -> Option<Outcome> {
         let Self { shared, name, id, .. } = self;
-        shared.store.change(name, |state, tell, now| {
+        let outcome = shared.store.change(name, |state, tell, now| {
             let serve = |copy, origin| Some(Ok(Session::new(copy, origin)));
             match state.shard.restore_answered(name, *id, answer, now, tell) {
                 Restored::Serve { copy, validated: true, dropped } => (serve(copy, Origin::Validated), dropped),
@@ -261,7 +261,11 @@ impl Flight {
                 Restored::NotFound { dropped } => (Some(Err(GetError::NotFound)), dropped),
                 Restored::AskAgain => (None, None),
             }
-        })
+        });
+        if let Some(Err(GetError::NotFound)) = &outcome {
+            shared.store.events.absent(name);
+        }
+        outcome
     }
 }
 

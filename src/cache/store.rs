@@ -18,7 +18,7 @@ use crate::core::cache::{
 };
 use crate::core::lease::{Grant, StreamId};
 use crate::core::session::Uid;
-use crate::core::signal::Barrier;
+use crate::core::signal::{Barrier, Fate};
 use crate::core::time::Time;
 use crate::runtime::clock;
 
@@ -179,6 +179,10 @@ impl Store {
     /// An eviction came in.
     pub fn evict(&self, name: &str, eviction: Barrier) {
         self.signal(name, |shard, tell| shard.evict(name, eviction, tell));
+        // Its copy may have gone before.
+        if eviction.mark.fate == Fate::Gone {
+            self.events.gone(&name.into(), eviction.mark.uid);
+        }
     }
 
     /// A barrier came in: when this returns, nothing older than its state is served.
@@ -329,6 +333,7 @@ mod tests {
     use crate::core::digest::{Digest, Metadata};
     use crate::core::fields::Fields;
     use crate::core::session::ResourceVersion;
+    use crate::core::signal::Mark;
 
     fn copy(name: &str, bytes: usize) -> Arc<Copy> {
         let metadata = Metadata::from([("k".into(), "v".repeat(bytes))]);
@@ -358,5 +363,21 @@ mod tests {
         for copy in &copies {
             assert_eq!(store.look(&copy.name, |shard| shard.base(&copy.name)).as_ref(), Some(copy));
         }
+    }
+
+    #[test]
+    fn uses_of_sessions_that_are_gone_are_not_told() {
+        let store = Store::new(Limits { entries: 10, bytes: 1 << 20 }, Habits::default(), 1);
+        let uids = [1, 2].map(Uid::from_u128);
+        for uid in uids {
+            store.events.departed("s".into(), uid, now());
+        }
+        let told = || store.used_since(Time::ZERO).into_iter().map(|(_, uid, _)| uid).collect::<Vec<_>>();
+        assert_eq!(told(), uids);
+        let state = |fate| Mark { uid: uids[0], fate, resource_version: ResourceVersion(9) };
+        store.evict("s", Barrier { mark: state(Fate::Stale { below: 9 }), digest: None });
+        assert_eq!(told(), uids);
+        store.evict("s", Barrier { mark: state(Fate::Gone), digest: None });
+        assert_eq!(told(), uids[1..]);
     }
 }

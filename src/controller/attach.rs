@@ -40,8 +40,6 @@ enum Ended {
     NoHello,
     #[error("more copies are held than may be: {0}")]
     TooMany(#[from] Full),
-    #[error("more sessions were used that do not exist here than may be kept: {0}")]
-    TooManyUsed(Full),
     #[error("the agent has not read for {} s", READ_DEADLINE.as_secs())]
     Stuck,
     #[error("namespace {0} is not watched by this controller")]
@@ -79,7 +77,7 @@ impl Ended {
             Self::Malformed(Malformed::Version { .. }) | Self::NotWatched(_) => Some(Status::failed_precondition(text)),
             Self::Malformed(_) | Self::TooManyNamed | Self::Undecodable => Some(Status::invalid_argument(text)),
             Self::NoHello | Self::Stuck => Some(Status::deadline_exceeded(text)),
-            Self::TooMany(_) | Self::TooManyUsed(_) | Self::TooLong => Some(Status::resource_exhausted(text)),
+            Self::TooMany(_) | Self::TooLong => Some(Status::resource_exhausted(text)),
             Self::Superseded => Some(Status::aborted(text)),
             Self::Broken(_) | Self::Closed => None,
         }
@@ -170,6 +168,7 @@ impl Attach {
         outbox: &Outbox,
     ) -> Result<(), Ended> {
         let namespace: Arc<str> = pod.namespace.as_str().into();
+        let mut said = false;
         loop {
             // A message can name many sessions: who has many to send must not keep others, nor its own answers, from their turn.
             tokio::task::yield_now().await;
@@ -193,11 +192,10 @@ impl Attach {
                     });
                 }
                 agent_message::Message::Renewals(renewals) => {
-                    convert::bounded(renewals.used.len())?;
-                    for renewal in &renewals.used {
-                        let (name, uid, idle) = convert::renewal(renewal)?;
-                        let key = SessionKey::new(namespace.clone(), name);
-                        self.ledger.renewed(&key, uid, idle).map_err(Ended::TooManyUsed)?;
+                    if let Err(full) = used(&self.ledger, &namespace, &renewals)?
+                        && !std::mem::replace(&mut said, true)
+                    {
+                        debug!(agent = %pod.name, reason = %full, "uses of sessions that do not exist here are not kept");
                     }
                 }
                 agent_message::Message::Heartbeat(heartbeat) => {
@@ -223,6 +221,20 @@ impl Attach {
     }
 }
 
+/// Takes the uses that an agent tells of. Those of sessions that the watch does not show are dropped if there are too many, which
+/// is no reason to end the stream: an agent may well tell a new replica of many that have ended meanwhile, and would do so again. What
+/// the watch has yet to show counts as used then.
+fn used(ledger: &Ledger, namespace: &Arc<str>, renewals: &v1::Renewals) -> Result<Result<(), Full>, Malformed> {
+    convert::bounded(renewals.used.len())?;
+    let mut kept = Ok(());
+    for renewal in &renewals.used {
+        let (name, uid, idle) = convert::renewal(renewal)?;
+        let key = SessionKey::new(namespace.clone(), name);
+        kept = kept.and(ledger.renewed(&key, uid, idle));
+    }
+    Ok(kept)
+}
+
 /// Begins a confirmation for whoever is at the other end of `stream`.
 pub fn confirm(
     shared: &Shared,
@@ -241,5 +253,43 @@ async fn push(outbox: &Outbox, message: replica_message::Message) -> Result<(), 
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Ended::Closed),
         Err(_) => Err(Ended::Stuck),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::ledger::Settlements;
+    use crate::core::replica::Settled;
+    use crate::core::session::Uid;
+
+    struct Nobody;
+
+    impl Settlements for Nobody {
+        fn settled(&self, _settled: &Settled) {}
+    }
+
+    #[test]
+    fn uses_of_too_many_sessions_that_do_not_exist_end_no_stream() {
+        let second = Duration::from_secs(1);
+        let ledger = Ledger::new("own", second, second, Box::new(Nobody));
+        let turn = ledger.begin_taking();
+        let tell = |namespace: &str, first: usize, count: usize| {
+            let names = (first..first + count).map(|n| format!("s-{n}"));
+            let used = names.map(|name| convert::renewal_message(&name, Uid::from_u128(1), Duration::ZERO));
+            used_in(&ledger, namespace, &v1::Renewals { used: used.collect() })
+        };
+        let most = MAX_SESSIONS_PER_MESSAGE;
+        let full = (0..100).find_map(|n| tell("ns", n * most, most).err());
+        assert_eq!(full, Some(Full::Namespace));
+        assert_eq!(tell("other", 0, 1), Ok(()));
+        let kept = ledger.take_renewed(turn).unwrap();
+        assert!(kept.len() > most && kept.iter().any(|(key, ..)| &**key.namespace() == "other"), "{}", kept.len());
+        // What was taken has made room.
+        assert_eq!(tell("ns", 0, most), Ok(()));
+    }
+
+    fn used_in(ledger: &Ledger, namespace: &str, renewals: &v1::Renewals) -> Result<(), Full> {
+        used(ledger, &namespace.into(), renewals).unwrap()
     }
 }

@@ -4,10 +4,12 @@
 //! * [`reports`]: which copies each replica must still be told of.
 //! * [`recency`]: which copy was used least recently.
 //! * [`facts`]: what a copy knows of its object besides the metadata.
+//! * [`departed`]: sessions whose last use must still be told, though no copy is left.
 //! * [`Formers`]: what clients last had of sessions whose copies are gone.
 //! * [`renewed`]: when an idle timeout was begun anew.
 
 pub mod copy;
+pub mod departed;
 pub mod facts;
 pub mod flight;
 mod formers;
@@ -18,6 +20,7 @@ pub mod shard;
 mod used;
 
 pub use copy::{Answer, Copy, DropReason, Dropped, LocalValues, Observed};
+pub use departed::Departed;
 pub use facts::{Annotations, Facts};
 pub use flight::FlightId;
 pub use formers::Formers;
