@@ -180,6 +180,11 @@ impl Events {
         self.departed.lock().absent(name);
     }
 
+    /// Whether a session of this name was used of which no copy is held.
+    pub fn has_departed(&self, name: &Arc<str>) -> bool {
+        self.departed.lock().has(name)
+    }
+
     /// Dropped copies that were used at or after `since`.
     pub fn departed_since(&self, since: Time) -> Vec<(Arc<str>, Uid, Time)> {
         self.departed.lock().since(since).collect()

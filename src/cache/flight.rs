@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::api_server::CallError;
@@ -68,6 +68,13 @@ impl Gets {
     fn enter(&self) -> bool {
         let enter = |n: usize| (n < self.most).then_some(n + 1);
         self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
+    }
+
+    async fn permit(&self, turn: Instant) -> Result<SemaphorePermit<'_>, GetError> {
+        match timeout_at(turn, self.permits.acquire()).await {
+            Ok(permit) => permit.map_err(|_| GetError::unavailable("the cache has ended")),
+            Err(_) => Err(GetError::unavailable("waited too long for other requests to the API server")),
+        }
     }
 }
 
@@ -197,20 +204,27 @@ impl Flight {
     async fn admitted(&self) -> Outcome {
         let gets = &self.shared.gets;
         let turn = Instant::now() + gets.patience;
-        let known = self.shared.store.look(&self.name, |shard| shard.peek(&self.name).is_some());
-        if !known {
-            let wait = gets.unknown.lock().take_within(now(), gets.patience);
-            sleep(wait.ok_or(GetError::TooManyUnknown)?).await;
+        // The permit comes before the token. So no more tokens are out for sessions that are found than there are permits, and
+        // these do not refuse each other.
+        let mut permit = gets.permit(turn).await?;
+        if self.shared.store.has_met(&self.name) {
+            return self.ask().await;
         }
-        let outcome = match timeout_at(turn, gets.permits.acquire()).await {
-            Ok(Ok(_permit)) => self.ask().await,
-            Ok(Err(_)) => Err(GetError::unavailable("the cache has ended")),
-            Err(_) => Err(GetError::unavailable("waited too long for other requests to the API server")),
-        };
+        let patience = turn.saturating_duration_since(Instant::now());
+        let wait = gets.unknown.lock().take_within(now(), patience).ok_or(GetError::TooManyUnknown)?;
+        if !wait.is_zero() {
+            // There is a flood. Whoever is known need not wait for it.
+            drop(permit);
+            sleep(wait).await;
+            permit = gets.permit(turn).await.inspect_err(|_| gets.unknown.lock().give_back())?;
+        }
+        let outcome = self.ask().await;
         // What was not found out cost the API server as much as what is not there.
-        if !known && outcome.is_ok() {
+        if outcome.is_ok() {
             gets.unknown.lock().give_back();
         }
+        // Not earlier: whoever has the permit next needs the token.
+        drop(permit);
         outcome
     }
 

@@ -176,6 +176,11 @@ impl Store {
         look(&self.slot(name).state.read().shard)
     }
 
+    /// Whether there was such a session, as far as is known: a copy is held, or was, and nobody has said since that there is none.
+    pub fn has_met(&self, name: &Arc<str>) -> bool {
+        self.look(name, |shard| shard.has_met(name)) || self.events.has_departed(name)
+    }
+
     /// An eviction came in.
     pub fn evict(&self, name: &str, eviction: Barrier) {
         self.signal(name, |shard, tell| shard.evict(name, eviction, tell));

@@ -49,6 +49,11 @@ impl Formers {
         self.0.as_ref()?.lock().by_name.get(name).map(|former| former.copy.clone())
     }
 
+    /// Whether clients had `name`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.as_ref().is_some_and(|known| known.lock().by_name.contains_key(name))
+    }
+
     /// When `name` was renewed last, if that copy was of the same object as `of`.
     pub(super) fn renewal(&self, name: &str, of: &Copy) -> Option<Renewal> {
         let known = self.0.as_ref()?.lock();

@@ -167,6 +167,11 @@ impl Shard {
         }
     }
 
+    /// Whether a copy is held, or clients had one, of which nobody has said since that it is gone.
+    pub fn has_met(&self, name: &str) -> bool {
+        self.entries.contains_key(name) || self.formers.has(name)
+    }
+
     /// What clients last had of the session says nothing any more.
     pub(super) fn nobody_knows(&mut self, name: &str) {
         self.formers.forget(name);

@@ -75,7 +75,12 @@ impl Shard {
             Answer::Found(observed) if !(observed.terminating && Rule::TerminatingIsGone.on()) => {
                 self.restored(name, observed.copy, cover, now, reporter)
             }
-            _ => Restored::NotFound { dropped: self.drop_copy(name, DropReason::Gone, reporter) },
+            _ => {
+                let dropped = self.drop_copy(name, DropReason::Gone, reporter);
+                // Also if no copy was held.
+                self.formers.forget(name);
+                Restored::NotFound { dropped }
+            }
         }
     }
 
