@@ -79,8 +79,16 @@ impl Shared {
     /// Confirms what an earlier deletion of `name` may have done, now that the session is known to be gone.
     pub async fn confirm_unconfirmed(&self, name: &str, visibility: Visibility) {
         if visibility == Visibility::Everywhere {
-            let (name, now) = (name.into(), Instant::now());
-            let all = self.unconfirmed.all(&name).into_iter().map(|deletion| self.confirm_gone(&name, deletion, now));
+            let (name, now): (Arc<str>, _) = (name.into(), Instant::now());
+            let all = self.unconfirmed.all(&name).into_iter().map(async |(deletion, is_gone)| {
+                if is_gone {
+                    self.confirm_gone(&name, deletion, now).await;
+                } else {
+                    // It was begun after the look-up, and may mean a session that still lives: what is found out here counts for
+                    // nobody else.
+                    self.confirm(&name, deletion, now).await;
+                }
+            });
             join_all(all).await;
         }
     }
@@ -91,12 +99,17 @@ impl Shared {
         let earlier = self.unconfirmed.gone(name, uid, heard);
         let alive = alive.max(earlier.and_then(|(deletion, _)| deletion.alive));
         let answered = earlier.map_or(heard, |(_, first)| first.min(heard));
+        self.confirm(name, Deletion { uid, alive }, answered).await;
+        self.unconfirmed.remove(name, uid);
+    }
+
+    /// Waits until no pod serves the session, if it was gone at `answered`.
+    async fn confirm(&self, name: &Arc<str>, Deletion { uid, alive }: Deletion, answered: Instant) {
         match alive {
             Some(alive) => _ = self.confirmer.confirm(name, &gone(uid, alive), answered).await,
             // Nothing tells the replicas how far they must have come: only time will do.
             None => self.confirmer.leases_over(answered).await,
         }
-        self.unconfirmed.remove(name, uid);
     }
 
     /// Deletes once. Returns a resourceVersion at which the object lived or was already being deleted.

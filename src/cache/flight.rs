@@ -15,6 +15,7 @@ use super::respite::Respite;
 use super::session::{Origin, Session};
 use super::shared::Shared;
 use super::store::now;
+use super::unconfirmed::Begun;
 use crate::core::cache::{Answer, FlightId, Join, Restored, Shard};
 use crate::core::names::is_object_name;
 use crate::core::rate::TokenBucket;
@@ -248,11 +249,12 @@ impl Flight {
                 state.shard.restore_sent(name, *id, now);
                 ((), None)
             });
+            let begun = shared.unconfirmed.begun();
             let answer = shared.api.get(name).await;
             shared.gets.respite.heard(answer.as_ref().err());
             match answer {
                 Ok(answer) => {
-                    if let Some(outcome) = self.answered(answer) {
+                    if let Some(outcome) = self.answered(answer, begun) {
                         return outcome;
                     }
                 }
@@ -265,7 +267,7 @@ impl Flight {
     }
 
     /// Takes an answer; `None` if it must be asked for again.
-    fn answered(&self, answer: Answer) -> Option<Outcome> {
+    fn answered(&self, answer: Answer, begun: Begun) -> Option<Outcome> {
         let Self { shared, name, id, .. } = self;
         let outcome = shared.store.change(name, |state, tell, now| {
             let serve = |copy, origin| Some(Ok(Session::new(copy, origin)));
@@ -278,6 +280,7 @@ impl Flight {
         });
         if let Some(Err(GetError::NotFound)) = &outcome {
             shared.store.events.absent(name);
+            shared.unconfirmed.absent(name, begun, Instant::now());
         }
         outcome
     }

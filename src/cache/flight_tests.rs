@@ -9,12 +9,13 @@ use futures::future::join_all;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::cache::{Cache, CacheConfig, GetError};
+use crate::cache::{Cache, CacheConfig, GetError, WriteOptions};
 use crate::core::session::Uid;
 use crate::core::signal::Fate;
 use crate::core::time::Time;
 
 use super::scripted_replica::state;
+use super::unconfirmed::Deletion;
 
 const UID: &str = "00000000-0000-0000-0000-000000000007";
 
@@ -25,6 +26,7 @@ fn config() -> CacheConfig {
         unknown_burst: 10,
         concurrent_gets: 10,
         call_deadline: Duration::from_millis(500),
+        lease_upper_bound: Duration::from_millis(10),
         ..CacheConfig::new("ns", "pod")
     }
 }
@@ -116,4 +118,18 @@ async fn a_flood_of_unknown_names_keeps_nobody_from_what_was_met_before() {
     assert!(flooded.iter().filter(|found| matches!(found, Err(GetError::TooManyUnknown))).count() > 900);
     let asked = asked.load(Ordering::Relaxed);
     assert!(asked < 50, "{asked}");
+}
+
+#[tokio::test]
+async fn a_look_up_that_finds_nothing_says_so_of_deletions_that_were_begun_before() {
+    let (cache, _) = answering(config(), |_| 404).await;
+    let deletion = |uid| Deletion { uid: Uid::from_u128(uid), alive: None };
+    let (unconfirmed, name) = (&cache.shared.unconfirmed, "s".into());
+    unconfirmed.insert(&name, deletion(1));
+    assert_eq!(cache.find("s").await.unwrap_err(), GetError::NotFound);
+    unconfirmed.insert(&name, deletion(2));
+    assert_eq!(unconfirmed.all(&name), [(deletion(1), true), (deletion(2), false)]);
+    // No controller has granted anything.
+    cache.confirm_gone("s", WriteOptions::EVERYWHERE).await;
+    assert_eq!(unconfirmed.all(&name), [(deletion(2), false)]);
 }
