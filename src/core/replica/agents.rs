@@ -260,6 +260,8 @@ impl Replica {
         };
         if let Some(agent) = self.agents.get_mut(&id) {
             agent.remembered_until = if Rule::ReturnOwnLease.on() { agent.older_until } else { Time::ZERO };
+            // One that waits was sent before: to answer it would be to remember an agent that has gone.
+            agent.heartbeat = None;
         }
         // What is over by now is forgotten by the next `poll`.
     }

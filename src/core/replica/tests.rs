@@ -111,6 +111,21 @@ fn an_inventory_covers_nothing_before_its_last_part() {
 }
 
 #[test]
+fn a_lease_that_was_given_back_is_not_granted_to_a_heartbeat_from_before() {
+    let (mut replica, scope) = replica();
+    replica.marker_answered(scope, at(2), ResourceVersion(50), ResourceVersion(50), at(2)).unwrap();
+    replica.heartbeat(STREAM, 1, at(3));
+    assert!(matches!(replica.drain(STREAM, 9), Some(Outgoing::Lease { .. })));
+    assert!(!replica.all_leases_over(at(3)));
+    replica.heartbeat(STREAM, 2, at(3));
+    replica.lease_returned(STREAM);
+    assert_eq!(replica.drain(STREAM, 9), None);
+    assert!(replica.all_leases_over(at(3)));
+    replica.stream_closed(STREAM, at(3));
+    assert_eq!(replica.left_over(0), None);
+}
+
+#[test]
 fn strangers_change_nothing() {
     let (mut replica, _) = replica();
     let (stranger, key) = (StreamId(99), SessionKey::new("a", "s"));
