@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::core::cache::{Departed, DropReason, Dropped};
@@ -41,12 +42,21 @@ pub enum Event {
 
 /// Evictions from the moment of the subscription on.
 #[derive(Debug)]
-pub struct Subscription(broadcast::Receiver<Eviction>);
+pub struct Subscription {
+    evictions: broadcast::Receiver<Eviction>,
+    ended: CancellationToken,
+}
 
 impl Subscription {
-    /// Waits for the next event; `None` when the cache has ended.
+    /// Waits for the next event; `None` when the cache has ended ([`Cache::shutdown`](super::Cache::shutdown), or the last handle
+    /// is gone) and all that happened before has been told. No event is lost if the wait is given up.
     pub async fn next(&mut self) -> Option<Event> {
-        match self.0.recv().await {
+        let next = tokio::select! {
+            biased;
+            next = self.evictions.recv() => next,
+            () = self.ended.cancelled() => return None,
+        };
+        match next {
             Ok(eviction) => Some(Event::Evicted(eviction)),
             Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
             Err(broadcast::error::RecvError::Closed) => None,
@@ -109,8 +119,9 @@ impl Events {
         }
     }
 
-    pub fn subscribe(&self) -> Subscription {
-        Subscription(self.evictions.subscribe())
+    /// Evictions from now on, until the cache has `ended`.
+    pub fn subscribe(&self, ended: CancellationToken) -> Subscription {
+        Subscription { evictions: self.evictions.subscribe(), ended }
     }
 
     /// Sets who is told by [`Self::disturbed`]. False if somebody is told already.

@@ -50,8 +50,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 mod api_server;
@@ -107,7 +105,6 @@ pub struct Cache {
 /// Ends the background tasks with the last handle.
 struct Alive {
     ended: CancellationToken,
-    streams: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Drop for Alive {
@@ -129,8 +126,13 @@ impl Cache {
     pub fn connect(client: kube::Client, config: CacheConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         let shared = Shared::new(client, config);
-        let streams = tokio::spawn(endpoints::run(shared.clone()));
-        let alive = Alive { ended: shared.ended.clone(), streams: Mutex::new(Some(streams)) };
+        // Whatever ends the task, nobody waits for it in vain.
+        let (streams, left) = (endpoints::run(shared.clone()), shared.left.clone().drop_guard());
+        tokio::spawn(async move {
+            streams.await;
+            drop(left);
+        });
+        let alive = Alive { ended: shared.ended.clone() };
         Ok(Self { shared, alive: Arc::new(alive) })
     }
 
@@ -187,7 +189,7 @@ impl Cache {
 
     /// Evictions from now on.
     pub fn subscribe(&self) -> Subscription {
-        self.shared.store.events.subscribe()
+        self.shared.store.events.subscribe(self.shared.left.clone())
     }
 
     /// Keeps a value that is true only in this pod beside the copy that `session` is. It goes when the copy does. False if
@@ -212,13 +214,12 @@ impl Cache {
         self.shared.state()
     }
 
-    /// Ends the streams, and with them all leases: from now on each `get` asks the API server.
+    /// Ends the streams, and with them all leases: from now on each `get` asks the API server. Returns when the replicas have
+    /// heard it, or could have. It can be called any number of times, and given up: what has begun goes on, and each call waits
+    /// for all of it.
     pub async fn shutdown(&self) {
         self.alive.ended.cancel();
-        let streams = self.alive.streams.lock().take();
-        if let Some(streams) = streams {
-            // It can only have been cancelled with the runtime.
-            let _ = streams.await;
-        }
+        self.shared.store.revoke_all();
+        self.shared.left.cancelled().await;
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Shared {
     pub trouble: Troubles,
     /// Cancelled when the cache ends.
     pub ended: CancellationToken,
+    /// Cancelled when it has ended: no stream is left.
+    pub left: CancellationToken,
 }
 
 impl Shared {
@@ -47,6 +49,7 @@ impl Shared {
             counters: Counters::default(),
             trouble: Troubles::default(),
             ended: CancellationToken::new(),
+            left: CancellationToken::new(),
             config,
         })
     }

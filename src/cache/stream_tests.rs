@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
@@ -316,4 +317,27 @@ async fn the_last_uses_are_told_when_the_cache_ends() {
     assert!(last.is_some_and(|idle| idle <= used.elapsed()), "{told:?}");
     drop(stream);
     end.await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_ends_the_cache_again_waits_for_the_same_end_and_subscribers_see_it() {
+    let mut replica = Replica::start().await;
+    let cache = cache(&[&replica]);
+    hold(&cache, "a", 1);
+    hold(&cache, "b", 1);
+    let (mut stream, _) = replica.greet("r").await;
+    stream.grant(2).await;
+    until("the lease counts", || cache.hit("a").is_some() && cache.hit("b").is_some()).await;
+    let mut evictions = cache.subscribe();
+    cache.shared.store.evict("b", state(Fate::Gone));
+    assert!(cache.shutdown().now_or_never().is_none(), "the replica has not heard of it");
+    assert!(cache.hit("a").is_none(), "leases end at once");
+    while !matches!(stream.hear().await, Said::LeaseReturned(_)) {}
+    assert!(cache.shutdown().now_or_never().is_none(), "the replica has not closed the stream");
+    drop(stream);
+    tokio::join!(cache.shutdown(), cache.shutdown());
+    assert!(matches!(evictions.next().await, Some(Event::Evicted(eviction)) if &*eviction.name == "b"));
+    // Though handles of the cache are left.
+    assert!(evictions.next().await.is_none());
+    assert!(cache.subscribe().next().await.is_none());
 }
