@@ -1,6 +1,7 @@
 //! For clients that share a cache and keep nothing of it themselves, as those of the agent do: what stands beside a copy,
 //! writes of more than the metadata, and what was last given.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +10,25 @@ use super::error::{GetError, WriteError};
 use super::options::{Change, WriteOptions};
 use super::session::{Origin, Session};
 use super::store::{Store, now};
+use crate::core::cache::copy::NamesOnly;
 use crate::core::cache::{LocalChange, LocalValues, Renewal};
 use crate::core::time::Time;
 
 /// What stands beside a copy. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Beside {
     /// The values that are true only in this pod.
     pub local: Option<Arc<LocalValues>>,
     /// When a client of this pod renewed the session last.
     pub renewal: Option<Renewal>,
+}
+
+impl fmt::Debug for Beside {
+    /// Shows the names of values only (I6).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let local = self.local.as_deref().map(NamesOnly);
+        f.debug_struct("Beside").field("local", &local).field("renewal", &self.renewal).finish()
+    }
 }
 
 /// A deletion on behalf of the user. See [`Cache::deleting`].
@@ -28,8 +38,8 @@ pub struct Deleting<'a> {
     name: Arc<str>,
 }
 
-impl std::fmt::Debug for Deleting<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Deleting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Deleting").field("name", &self.name).finish_non_exhaustive()
     }
 }
@@ -188,5 +198,17 @@ impl Cache {
         store.set_lease_length(length);
         let grant = Grant { sent: now(), age: Duration::ZERO, covers: u64::MAX };
         store.grant(StreamId(0), length, grant);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_has_no_values() {
+        let local = LocalValues::from([("connection".into(), "canary".into())]);
+        let shown = format!("{:?}", Beside { local: Some(Arc::new(local)), renewal: None });
+        assert!(shown.contains("connection") && !shown.contains("canary"), "{shown}");
     }
 }

@@ -1,8 +1,10 @@
 //! What a write is asked to do.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
+use crate::core::cache::copy::NamesOnly;
 use crate::core::digest::Metadata;
 
 /// When a write is answered.
@@ -29,7 +31,7 @@ impl WriteOptions {
 }
 
 /// What a new session has besides its metadata.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct CreateOptions {
     /// `spec.server`. Default: that of the cache's settings.
     pub server: Option<String>,
@@ -41,6 +43,19 @@ pub struct CreateOptions {
     pub annotations: BTreeMap<String, String>,
     /// When the write is answered.
     pub visibility: Visibility,
+}
+
+impl fmt::Debug for CreateOptions {
+    /// Shows the names of annotations only: a value may be a session's id, which is as good as a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateOptions")
+            .field("server", &self.server)
+            .field("idle_timeout", &self.idle_timeout)
+            .field("max_lifetime", &self.max_lifetime)
+            .field("annotations", &NamesOnly(&self.annotations))
+            .field("visibility", &self.visibility)
+            .finish()
+    }
 }
 
 /// What a write does to the idle timeout.
@@ -71,4 +86,16 @@ pub struct Change {
     /// annotation as of their last GET, since no change of these evicts them; where others decide from what their copies say
     /// of it, they must be told. Needs [`Visibility::Everywhere`].
     pub outdates_equal: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_has_no_values() {
+        let annotations = BTreeMap::from([("example.com/id".into(), "canary".into())]);
+        let shown = format!("{:?}", CreateOptions { annotations, ..CreateOptions::default() });
+        assert!(shown.contains("example.com/id") && !shown.contains("canary"), "{shown}");
+    }
 }

@@ -74,6 +74,15 @@ pub enum Answer {
 /// Values that are true only inside this pod, kept beside a copy. Never compared, never written to the object.
 pub type LocalValues = BTreeMap<String, String>;
 
+/// Shows the names of values, and none of these (I6).
+pub(crate) struct NamesOnly<'a, V>(pub &'a BTreeMap<String, V>);
+
+impl<V> fmt::Debug for NamesOnly<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
 /// Why a copy was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DropReason {

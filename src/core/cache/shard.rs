@@ -99,7 +99,6 @@ pub struct Written {
 }
 
 /// What a hit needs comes first and together, so that it touches as few cache lines as can be.
-#[derive(Debug)]
 #[repr(C)]
 struct Entry {
     copy: Arc<Copy>,

@@ -1,9 +1,10 @@
 //! What stands beside a copy: values that are true only in this pod, renewals, and what clients last had.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::{Entry, Habits, Shard};
-use crate::core::cache::copy::{Copy, DropReason, LocalValues};
+use crate::core::cache::copy::{Copy, DropReason, LocalValues, NamesOnly};
 use crate::core::cache::formers::Formers;
 use crate::core::cache::renewed::Renewal;
 use crate::core::cache::reports::Reporter;
@@ -11,12 +12,19 @@ use crate::core::digest::Digest;
 use crate::core::time::Time;
 
 /// What stands beside a copy.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Beside<'a> {
     /// Values that are true only in this pod.
     pub local: Option<&'a Arc<LocalValues>>,
     /// When a client of this pod renewed the session last.
     pub renewal: Option<Renewal>,
+}
+
+impl fmt::Debug for Beside<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let local = self.local.map(|local| NamesOnly(local));
+        f.debug_struct("Beside").field("local", &local).field("renewal", &self.renewal).finish()
+    }
 }
 
 /// What became of a change of values that are true only in this pod.
@@ -28,6 +36,15 @@ pub enum LocalChange {
     NotHeld,
     /// It was to be exact, and somebody else has changed them.
     Changed,
+}
+
+impl fmt::Debug for Entry {
+    /// What is looked for when a copy is served, or is not; without values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { copy, sequence, provisional, suspended, .. } = self;
+        let entry = (copy, sequence, provisional, suspended, self.beside());
+        f.debug_tuple("Entry").field(&entry).finish()
+    }
 }
 
 impl Entry {

@@ -389,3 +389,19 @@ fn what_is_asked_anew_is_asked_though_it_could_be_served() {
     world.restore(copy(A, 2, "two"));
     assert!(matches!(world.shard.join_anew("s"), Join::Lead(_)));
 }
+
+#[test]
+fn what_is_shown_of_a_shard_has_no_values() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "canary-copy"));
+    let of = world.give();
+    assert!(world.put_local(&of, "canary-local"));
+    world.evict(stale(&copy(A, 2, "canary-newer")));
+    world.restore(copy(A, 2, "canary-newer"));
+    let of = world.give();
+    assert!(world.put_local(&of, "canary-local"));
+    let beside = format!("{:?}", world.shard.beside("s", &of));
+    let shown = format!("{:?}", world.shard);
+    assert!(beside.contains("connection") && shown.contains("connection"), "{beside}; {shown}");
+    assert!(!beside.contains("canary") && !shown.contains("canary"), "{beside}; {shown}");
+}
