@@ -168,7 +168,7 @@ impl Shard {
             return;
         }
         entry.inspect(|entry| entry.used.not_given());
-        let renewal = entry.and_then(|entry| entry.renewed.get());
+        let renewal = entry.map_or_else(|| self.formers.renewal(name, wrote), |entry| entry.renewed.get());
         self.formers.remember(wrote.clone(), renewal);
     }
 

@@ -405,3 +405,25 @@ fn what_is_shown_of_a_shard_has_no_values() {
     assert!(beside.contains("connection") && shown.contains("connection"), "{beside}; {shown}");
     assert!(!beside.contains("canary") && !shown.contains("canary"), "{beside}; {shown}");
 }
+
+#[test]
+fn a_write_after_which_no_copy_is_held_forgets_no_renewal() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    let of = world.give();
+    let renewal = Renewal { at: at(10), wall: 7 };
+    assert!(world.shard.renew("s", &of, renewal));
+    let id = world.shard.write_sent("s", world.now);
+    // What the write has made is outdated before it is answered.
+    let mark = Mark { uid: A, fate: Fate::Stale { below: 9 }, resource_version: ResourceVersion(9) };
+    world.evict(Barrier { mark, digest: None });
+    let two = copy(A, 2, "two");
+    let observed = Observed { copy: two.clone(), terminating: false };
+    let dropped = world.shard.write_answered("s", id, observed, two.digest, world.now, &mut world.reports).dropped;
+    assert!(dropped.is_some() && world.shard.is_empty());
+    world.shard.wrote("s", &Arc::new(two));
+    world.base_is("two");
+    world.restore(copy(A, 9, "nine"));
+    let of = world.give();
+    assert_eq!(world.shard.renewal("s", &of), Some(renewal));
+}
