@@ -192,9 +192,9 @@ impl Flight {
             Err(GetError::Unavailable { .. }) => &counters.unavailable,
         });
         match &outcome {
-            Err(GetError::Unavailable { reason }) => self.shared.trouble.reads.failed(reason),
+            Err(GetError::Unavailable { reason }) => _ = self.shared.trouble.reads.failed(reason, now()),
             Err(GetError::Overloaded | GetError::TooManyUnknown) => {}
-            Ok(_) | Err(GetError::NotFound) => self.shared.trouble.reads.worked(),
+            Ok(_) | Err(GetError::NotFound) => _ = self.shared.trouble.reads.worked(),
         }
         // Those who are told find nothing of it any more.
         drop(self);

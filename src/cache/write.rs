@@ -15,6 +15,7 @@ use super::events::{Counters, count};
 use super::options::{Change, CreateOptions, IdleTimeout, Visibility};
 use super::session::{Origin, Session};
 use super::shared::Shared;
+use super::store::now;
 use crate::api::VmcpSessionSpec;
 use crate::core::cache::{Copy, FlightId, Observed, Shard};
 use crate::core::digest::{Digest, Metadata};
@@ -266,10 +267,10 @@ impl Shared {
         }
         match ended {
             Some(error @ (Invalid { .. } | Unavailable { .. } | OutcomeUnknown { .. })) => {
-                self.trouble.writes.failed(&error.to_string());
+                self.trouble.writes.failed(&error.to_string(), now());
             }
             Some(Overloaded) => {}
-            _ => self.trouble.writes.worked(),
+            _ => _ = self.trouble.writes.worked(),
         }
     }
 
