@@ -123,6 +123,11 @@ impl std::fmt::Debug for Cache {
 impl Cache {
     /// A cache that reads and writes through `client`, and connects to the controller in the background. Returns at once;
     /// until a replica has granted a lease, each `get` asks the API server. Must be called within a tokio runtime.
+    ///
+    /// `client` must not repeat requests by itself, as one of kube does by default: a write that is answered after it was sent
+    /// twice unseen may be called refused though it was done, and `Nothing was written` of [`WriteError`] would not be true. That
+    /// of [`KubeArgs`](crate::runtime::kube_client::KubeArgs) does not; for another one, set `config.default_retry = false` in the
+    /// [`kube::Config`] that it is made of.
     pub fn connect(client: kube::Client, config: CacheConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         let shared = Shared::new(client, config);
