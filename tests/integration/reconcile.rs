@@ -6,11 +6,13 @@ mod agent;
 mod setup;
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use agent::make_up_uses;
 use serde_json::{Value, json};
 use setup::{SOON, Setup};
-use testkit::eventually;
+use testkit::{eventually, policy_rule};
 
 fn condition(status: &Value) -> (&str, &str, &str, u64) {
     let condition = &status["conditions"][0];
@@ -164,6 +166,40 @@ async fn sessions_end_with_their_timeouts_and_not_while_they_are_used() {
     assert_eq!(leader.metric("vmcp_session_expired_total{reason=\"idle\"}").await, Some(2.0));
     assert_eq!(leader.metric("vmcp_session_expired_total{reason=\"lifetime\"}").await, Some(1.0));
     assert!(leader.process.log().contains("session expired"));
+}
+
+/// Uses go to the replica that a pod is connected to, and from there to the leader. Whoever makes them up faster than they are
+/// taken keeps no session of others alive, and ends none that is used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn made_up_uses_of_one_namespace_change_nothing_for_another() {
+    let mut setup = Setup::new(2, 15, &[]).await;
+    let other = 1 - setup.leader().await;
+    setup.plane.create_namespace("hostile").await.unwrap();
+    setup.plane.create_service_account("hostile", "vmcp").await.unwrap();
+    let rules = vec![policy_rule("vmcp.dev", &["vmcpsessions"], &["get"])];
+    setup.plane.bind_role("hostile", "vmcp", rules).await.unwrap();
+    let (liar, agent) = (setup.agent_in("hostile", other, true).await, setup.agent(other, true).await);
+    let said = AtomicUsize::new(0);
+    let watched = async {
+        // More than may wait, before there is anything to lose.
+        eventually(SOON, "many uses are made up", async || (said.load(Ordering::Relaxed) > 200_000).then_some(()))
+            .await
+            .unwrap();
+        setup.create("unused", json!({}), json!({"idleTimeoutSeconds": 4}), json!({})).await;
+        let used = setup.create("used", json!({}), json!({"idleTimeoutSeconds": 4}), json!({})).await;
+        let begun = Instant::now();
+        while setup.get("unused").await.is_some() || begun.elapsed() < Duration::from_secs(9) {
+            assert!(begun.elapsed() < SOON, "unused is still there");
+            agent.renew(&used).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        assert!(setup.get("used").await.is_some(), "it is in use");
+    };
+    tokio::select! {
+        () = watched => {}
+        () = make_up_uses(&liar, &said) => {}
+    }
+    println!("{} uses were made up", said.load(Ordering::Relaxed));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! An agent of few words: it holds what it is told to, acknowledges or does not, and says what was used.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,7 +14,7 @@ use vmcp_session::core::digest::{Digest, Metadata};
 use vmcp_session::core::session::{ResourceVersion, Uid};
 use vmcp_session::proto::v1::coherence_client::CoherenceClient;
 use vmcp_session::proto::v1::{self, agent_message, replica_message};
-use vmcp_session::proto::{PROTOCOL_VERSION, convert};
+use vmcp_session::proto::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION, convert};
 use vmcp_session::runtime::tls::trust::{CurrentTrust, Trust};
 use vmcp_session::runtime::transport::{CONTROLLER_NAME, Transport};
 
@@ -128,6 +129,19 @@ impl Agent {
     pub async fn renew(&self, object: &Value) {
         let renewal = convert::renewal_message(text(&object["metadata"]["name"]), uid(object), Duration::ZERO);
         say(&self.outbox, agent_message::Message::Renewals(v1::Renewals { used: vec![renewal] })).await;
+    }
+}
+
+/// Says without end that sessions were used which never were: other ones each time, as many as a message may name.
+pub async fn make_up_uses(agent: &Agent, said: &AtomicUsize) {
+    for made_up in 0.. {
+        let name = |n: usize| format!("made-up-{made_up}-{n}");
+        let used = (0..MAX_SESSIONS_PER_MESSAGE)
+            .map(|n| convert::renewal_message(&name(n), Uid::from_u128(9), Duration::ZERO));
+        let used = agent_message::Message::Renewals(v1::Renewals { used: used.collect() });
+        let taken = agent.outbox.send(v1::AgentMessage { message: Some(used) }).await;
+        taken.expect("whoever tells of what is not there is not cut off");
+        said.fetch_add(MAX_SESSIONS_PER_MESSAGE, Ordering::Relaxed);
     }
 }
 

@@ -132,12 +132,17 @@ impl Setup {
 
     /// An agent in a pod of its own that has a lease of this replica.
     pub async fn agent(&mut self, replica: usize, obedient: bool) -> Agent {
+        self.agent_in("default", replica, obedient).await
+    }
+
+    /// The same in a namespace where there is the account of the pods.
+    pub async fn agent_in(&mut self, namespace: &str, replica: usize, obedient: bool) -> Agent {
         self.agents += 1;
         let name = format!("pod-{}", self.agents);
         let ip = LoopbackAddr::claim().unwrap();
-        let pod = self.plane.create_pod("default", &name, "vmcp", ip.ip()).await.unwrap();
+        let pod = self.plane.create_pod(namespace, &name, "vmcp", ip.ip()).await.unwrap();
         let hour = Duration::from_hours(1);
-        let token = self.plane.token_for_pod("default", "vmcp", &pod, &["vmcp.dev"], hour).await.unwrap();
+        let token = self.plane.token_for_pod(namespace, "vmcp", &pod, &["vmcp.dev"], hour).await.unwrap();
         let access = self.plane.kubeconfig_for_token(&name, self.plane.url(), &token).unwrap();
         let address = self.replicas[replica].address.to_string();
         let agent = Agent::connect(&address, access.token_file, self.agents as u128, obedient).await;
