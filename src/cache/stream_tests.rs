@@ -335,9 +335,12 @@ async fn whoever_ends_the_cache_again_waits_for_the_same_end_and_subscribers_see
     while !matches!(stream.hear().await, Said::LeaseReturned(_)) {}
     assert!(cache.shutdown().now_or_never().is_none(), "the replica has not closed the stream");
     drop(stream);
-    tokio::join!(cache.shutdown(), cache.shutdown());
-    assert!(matches!(evictions.next().await, Some(Event::Evicted(eviction)) if &*eviction.name == "b"));
+    let both = async { tokio::join!(cache.shutdown(), cache.shutdown()) };
+    timeout(SOON, both).await.unwrap();
     // Though handles of the cache are left.
-    assert!(evictions.next().await.is_none());
-    assert!(cache.subscribe().next().await.is_none());
+    let mut later = cache.subscribe();
+    let next = async { (evictions.next().await, evictions.next().await, later.next().await) };
+    let (first, second, none) = timeout(SOON, next).await.unwrap();
+    assert!(matches!(first, Some(Event::Evicted(eviction)) if &*eviction.name == "b"));
+    assert!(second.is_none() && none.is_none());
 }
