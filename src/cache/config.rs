@@ -50,7 +50,8 @@ pub struct CacheConfig {
     /// Sessions that are waited for at once. Further misses fail with `Overloaded`.
     pub waiting_gets: usize,
     /// Names without a session that may be asked for, per second: what keeps a flood of unknown names from becoming a
-    /// flood on the API server. Sessions that are found do not count; GETs that fail do.
+    /// flood on the API server. Sessions that are found do not count; GETs that fail do. Nor do names that were met before: of
+    /// which a copy is held, or was, unless somebody has said since that the session is gone.
     pub unknown_per_second: u32,
     /// As many of them may come at once.
     pub unknown_burst: u32,
