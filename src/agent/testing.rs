@@ -44,9 +44,15 @@ struct Objects {
     down: bool,
 }
 
+/// Somebody who is called before each request, with its method and the object's name.
+type Meddler = Box<dyn FnMut(&Method, &str) + Send>;
+
 /// An API server with the sessions of one namespace.
 #[derive(Clone, Default)]
-pub struct FakeApi(Arc<Mutex<Objects>>);
+pub struct FakeApi {
+    objects: Arc<Mutex<Objects>>,
+    meddler: Arc<Mutex<Option<Meddler>>>,
+}
 
 fn status(code: StatusCode, reason: &str, name: &str) -> (StatusCode, Value) {
     let details = json!({"name": name, "kind": "vmcpsessions", "group": "vmcp.dev"});
@@ -139,7 +145,10 @@ impl FakeApi {
                 let body: Value = serde_json::from_slice(&body).unwrap_or_default();
                 let last = parts.uri.path().rsplit('/').next().unwrap().to_owned();
                 let name = if parts.method == Method::POST { body["metadata"]["name"].as_str() } else { Some(&*last) };
-                let (code, answer) = api.0.lock().answer(&parts.method, name.unwrap(), &body);
+                if let Some(meddle) = &mut *api.meddler.lock() {
+                    meddle(&parts.method, name.unwrap());
+                }
+                let (code, answer) = api.objects.lock().answer(&parts.method, name.unwrap(), &body);
                 let answer = Body::from(serde_json::to_vec(&answer).unwrap());
                 Ok::<_, Infallible>(Response::builder().status(code).body(answer).unwrap())
             }
@@ -149,7 +158,7 @@ impl FakeApi {
 
     /// Changes an object as somebody else would.
     pub fn merge(&self, name: &str, patch: &Value) {
-        let mut objects = self.0.lock();
+        let mut objects = self.objects.lock();
         let mut object = objects.by_name[name].clone();
         merge(&mut object, patch);
         objects.put(name, object);
@@ -158,27 +167,32 @@ impl FakeApi {
     /// Creates a session as somebody else would.
     pub fn put(&self, name: &str, metadata: &Value) {
         let object = json!({"metadata": {"name": name}, "spec": {"metadata": metadata}});
-        self.0.lock().answer(&Method::POST, name, &object);
+        self.objects.lock().answer(&Method::POST, name, &object);
     }
 
     /// Deletes an object as somebody else would.
     pub fn remove(&self, name: &str) {
-        self.0.lock().by_name.remove(name);
+        self.objects.lock().by_name.remove(name);
     }
 
     /// The object of a session.
     pub fn object(&self, name: &str) -> Option<Value> {
-        self.0.lock().by_name.get(name).cloned()
+        self.objects.lock().by_name.get(name).cloned()
     }
 
     /// How writes are answered from now on.
     pub fn answers(&self, writes: Writes) {
-        self.0.lock().writes = writes;
+        self.objects.lock().writes = writes;
+    }
+
+    /// Has `meddle` called before each request: what others do just then.
+    pub fn before_each(&self, meddle: impl FnMut(&Method, &str) + Send + 'static) {
+        *self.meddler.lock() = Some(Box::new(meddle));
     }
 
     /// Whether it refuses everything from now on.
     pub fn is_down(&self, down: bool) {
-        self.0.lock().down = down;
+        self.objects.lock().down = down;
     }
 }
 

@@ -30,10 +30,7 @@ const TOO_MUCH: Refusal = Refusal::Text(
     "ERR the transaction is too large: the sessions that it reads and writes are more than can be kept at once",
 );
 /// Other sessions were written already when a watched one turned out to have changed.
-const IN_PART: Refusal = Refusal::Text(
-    "ERR the transaction was done in part: a watched session changed while it was carried out, after another one had been \
-     written",
-);
+const CHANGED: &str = "a watched session changed while it was carried out";
 
 /// A command of a transaction.
 pub(super) enum Step {
@@ -137,6 +134,11 @@ impl Slot {
     }
 }
 
+/// An error without the word that tells clients whether to try again.
+fn without_code(text: &str) -> &str {
+    text.strip_prefix("TRYAGAIN ").or_else(|| text.strip_prefix("ERR ")).unwrap_or(text)
+}
+
 /// The client has read what these commands read, and keeps it.
 pub(super) fn settle(agent: &Agent, by: ClientId, steps: &[Step]) {
     for step in steps {
@@ -165,7 +167,7 @@ impl<'a> Execution<'a> {
     pub async fn run(mut self) -> Result<Option<Vec<Reply>>, Refusal> {
         let keys: BTreeSet<Bytes> = self.needs.keys().cloned().collect();
         let writing = self.agent.tracking.writing(self.by, &keys);
-        let outcome = self.carry_out().await;
+        let outcome = self.carry_out().await.map_err(|refusal| self.of_part(refusal));
         drop(writing);
         // In any case: what was registered before must be settled.
         settle(self.agent, self.by, &self.steps);
@@ -177,7 +179,7 @@ impl<'a> Execution<'a> {
             self.read(attempt > 0).await?;
             let (answers, slots) = self.decide().await?;
             if !self.is_unchanged(&slots).await? {
-                return if self.written.is_empty() { Ok(None) } else { Err(IN_PART) };
+                return if self.written.is_empty() { Ok(None) } else { Err(Refusal::Text(CHANGED)) };
             }
             match self.write(slots).await {
                 Ok(true) => {
@@ -185,11 +187,21 @@ impl<'a> Execution<'a> {
                     return Ok(Some(self.with_failures(answers)));
                 }
                 Ok(false) => {}
-                // Nothing is written, so all of it may be tried again; unless nobody knows that.
                 Err(failure) => return Err(failure.of_command(false).into()),
             }
         }
         Err(Failure::Conflict.into())
+    }
+
+    /// What the client is told if it cannot go on. All of it may be tried again as long as nothing is written; afterwards clients must
+    /// not do so by themselves, whatever the reason is.
+    fn of_part(&self, refusal: Refusal) -> Refusal {
+        if self.written.is_empty() {
+            return refusal;
+        }
+        let why = refusal.to_string();
+        let why = without_code(&why);
+        Refusal::quoting(format!("ERR the transaction was done in part, after a session had been written: {why}"))
     }
 
     /// Reads the keys that are not read yet.
@@ -323,7 +335,9 @@ impl<'a> Execution<'a> {
             if let Step::Keys { plan, .. } = step
                 && let Some(failure) = plan.keys.as_slice().iter().find_map(|key| self.failed.get(key))
             {
-                *answer = Reply::Error(failure.clone().of_command(false).text());
+                // Others are done, so it must not be one of the errors after which clients repeat the transaction.
+                let text = failure.clone().of_command(false).to_string();
+                *answer = Reply::Error(format!("ERR {}", without_code(&text)).into());
             }
         }
         answers
