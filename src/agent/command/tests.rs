@@ -1,5 +1,6 @@
 //! What commands leave behind in the agent, and what they say when nobody knows what they did.
 
+mod caching;
 mod transactions;
 
 use std::time::{Duration, SystemTime};

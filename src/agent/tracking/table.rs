@@ -234,15 +234,16 @@ impl Table {
     }
 
     /// The command that may write the key is over. Whoever did not want to hear of itself is told all the same if its write
-    /// may have taken effect and was not answered as done.
+    /// may have taken effect and was not answered as done, or if others have changed the session since: it is taken to keep
+    /// what it wrote, and may not have been registered when the change was told.
     pub fn done(&mut self, client: ClientId, key: &[u8]) -> Option<Recipient> {
         let all = self.writing.get_mut(key)?;
         let at = all.iter().position(|w| w.client == client)?;
-        let Writing { disturbed, .. } = all.swap_remove(at);
+        let Writing { disturbed, outdated, .. } = all.swap_remove(at);
         if all.is_empty() {
             self.writing.remove(key);
         }
-        if disturbed && self.spares(client) { self.uncovered(client, key) } else { None }
+        if (disturbed || outdated) && self.spares(client) { self.uncovered(client, key) } else { None }
     }
 
     fn has_reader(&self, key: &[u8], client: ClientId) -> bool {

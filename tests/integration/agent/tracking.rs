@@ -225,6 +225,6 @@ async fn who_writes_is_told_of_what_others_wrote_even_if_it_does_not_want_to_hea
     }
     world.patch("s1", &json!({"theirs": "1"})).await.unwrap();
     ask(&mut client, &["HSET", "s1", "mine", "1"]).await;
-    let told = told(&mut client).await;
-    assert!(told == invalidate(Some("s1")) || told == invalidate(None), "{told:?}");
+    // That no lease covers anything any more may be told before it, and does not count.
+    while told(&mut client).await != invalidate(Some("s1")) {}
 }
