@@ -11,6 +11,7 @@ use http::{Method, Request, Response, StatusCode};
 use kube::client::Body;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::OwnedMutexGuard;
 
 use super::Agent;
 use super::command::{self, Client, ServerSettings};
@@ -52,6 +53,7 @@ type Meddler = Box<dyn FnMut(&Method, &str) + Send>;
 pub struct FakeApi {
     objects: Arc<Mutex<Objects>>,
     meddler: Arc<Mutex<Option<Meddler>>>,
+    door: Arc<tokio::sync::Mutex<()>>,
 }
 
 fn status(code: StatusCode, reason: &str, name: &str) -> (StatusCode, Value) {
@@ -142,6 +144,7 @@ impl FakeApi {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = body.collect_bytes().await.unwrap();
+                drop(api.door.lock().await);
                 let body: Value = serde_json::from_slice(&body).unwrap_or_default();
                 let last = parts.uri.path().rsplit('/').next().unwrap().to_owned();
                 let name = if parts.method == Method::POST { body["metadata"]["name"].as_str() } else { Some(&*last) };
@@ -183,6 +186,11 @@ impl FakeApi {
     /// How writes are answered from now on.
     pub fn answers(&self, writes: Writes) {
         self.objects.lock().writes = writes;
+    }
+
+    /// All requests wait as long as what is returned lives.
+    pub async fn close(&self) -> OwnedMutexGuard<()> {
+        self.door.clone().lock_owned().await
     }
 
     /// Has `meddle` called before each request: what others do just then.

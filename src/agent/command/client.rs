@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::refusal::Refusal;
+use super::refusal::{NO_ROOM, Refusal};
 use super::transaction::{Transaction, Watched};
 use crate::agent::server::{Carried, ClientHandle, ClientId, Flow};
 use crate::agent::tracking::Options;
@@ -112,9 +112,7 @@ impl Client {
     /// Enters requests of so many bytes, which are carried out until what is returned is dropped. Refused, in words that clients
     /// try again for, while those of all clients take as much memory as they may.
     pub(super) fn carry(&self, request_bytes: usize) -> Result<Carried, Refusal> {
-        self.handle.carry(request_bytes.saturating_mul(TIMES_CARRIED)).ok_or(Refusal::Text(
-            "TRYAGAIN the requests that are being carried out take as much memory as they may (--clients-memory)",
-        ))
+        self.handle.carry(request_bytes.saturating_mul(TIMES_CARRIED)).ok_or(NO_ROOM)
     }
 
     /// A command of this name is done: what `CLIENT CACHING` said was about it, or is about the transaction that goes on.

@@ -6,9 +6,9 @@ use futures::{StreamExt, TryStreamExt};
 use super::args::Clock;
 use super::budget::Budget;
 use super::op::{Change, Decision, Gather, Keys, Need, Op, Plan, Put, SetOptions};
-use super::refusal::Refusal;
+use super::refusal::{NO_ROOM, Refusal};
 use crate::agent::Agent;
-use crate::agent::server::ClientId;
+use crate::agent::server::{Carried, ClientId};
 use crate::agent::sessions::{Entry, Exact, Failure, Form, Ttl};
 use crate::cache::Metadata;
 use crate::resp::Reply;
@@ -61,11 +61,23 @@ fn key_at_once(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -
     Some(reply)
 }
 
-/// Answers, whatever it takes. An error is not for the client: the answer would be too large.
-pub(super) async fn run(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -> Result<Reply, Refusal> {
+/// Answers, whatever it takes; what that is, is entered in `carried`. An error: the answer is too large, or there is no room for
+/// it now.
+pub(super) async fn run(
+    agent: &Agent,
+    by: ClientId,
+    plan: &Plan,
+    now: &Clock,
+    carried: &Carried,
+) -> Result<Reply, Refusal> {
     let budget = Budget::new(agent.commands.output_limit);
     let on_key = async |key: &Bytes| {
-        let answer = on_key(agent, by, key, &plan.op, now).await.unwrap_or_else(|refusal| refusal.reply());
+        let answer = match on_key(agent, by, key, &plan.op, now, carried).await {
+            Ok(answer) => answer,
+            // To wait for the other keys would keep what others want.
+            Err(NO_ROOM) => return Err(NO_ROOM),
+            Err(refusal) => refusal.reply(),
+        };
         budget.take(&answer).map(|()| answer)
     };
     match &plan.keys {
@@ -85,14 +97,30 @@ pub(super) async fn run(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -
     }
 }
 
-async fn on_key(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -> Result<Reply, Refusal> {
+async fn on_key(
+    agent: &Agent,
+    by: ClientId,
+    key: &Bytes,
+    op: &Op,
+    now: &Clock,
+    carried: &Carried,
+) -> Result<Reply, Refusal> {
     if let Some(options) = op.blind(now) {
         return set(agent, by, key, options).await.map_err(|failure| failure.of_command(op.is_repeatable(now)).into());
     }
+    let mut entered = 0;
     for attempt in 0..ATTEMPTS {
         let need = if attempt > 0 { Need::FreshFacts } else { op.need() };
         let entry = read(agent, key, need).await?;
         let Decision { reply, change, events } = op.decide(entry.as_ref(), now)?;
+        // The answer is kept while the change, or another key of the command, waits for others. Nothing is written yet.
+        let takes = reply.weight() + change.weight();
+        if takes > entered {
+            if !carried.grow(takes - entered) {
+                return Err(NO_ROOM);
+            }
+            entered = takes;
+        }
         let stays = matches!(change, Change::Nothing | Change::Expire(_));
         match make(agent, key, entry.as_ref(), change).await {
             Ok(outcome @ (Outcome::Nothing | Outcome::Changed { .. })) => {

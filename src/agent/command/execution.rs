@@ -14,10 +14,10 @@ use super::args::Clock;
 use super::budget::{Budget, Turn};
 use super::engine::{ATTEMPTS, Outcome, is, make, read};
 use super::op::{Change, Decision, Made, Need, Op, Plan, Put, State, apply};
-use super::refusal::Refusal;
+use super::refusal::{NO_ROOM, Refusal};
 use super::transaction::Watched;
 use crate::agent::Agent;
-use crate::agent::server::ClientId;
+use crate::agent::server::{Carried, ClientId};
 use crate::agent::sessions::{Entry, Exact, Failure, Ttl};
 use crate::resp::Reply;
 
@@ -60,6 +60,8 @@ pub(super) struct Execution<'a> {
     written: BTreeSet<Bytes>,
     /// Keys that could not be written.
     failed: BTreeMap<Bytes, Failure>,
+    /// What it takes. What is read or answered anew takes the place of what was there before, and is not entered again.
+    carried: Carried,
 }
 
 /// The state of a key in the workspace.
@@ -149,7 +151,14 @@ pub(super) fn settle(agent: &Agent, by: ClientId, steps: &[Step]) {
 }
 
 impl<'a> Execution<'a> {
-    pub fn new(agent: &'a Agent, by: ClientId, now: Clock, watched: Vec<Watched>, steps: Vec<Step>) -> Self {
+    pub fn new(
+        agent: &'a Agent,
+        by: ClientId,
+        now: Clock,
+        watched: Vec<Watched>,
+        steps: Vec<Step>,
+        carried: Carried,
+    ) -> Self {
         let mut needs = BTreeMap::new();
         for step in &steps {
             if let Step::Keys { plan, .. } = step {
@@ -160,7 +169,7 @@ impl<'a> Execution<'a> {
             }
         }
         let (bases, written, failed) = Default::default();
-        Self { agent, by, now, watched, steps, needs, bases, written, failed }
+        Self { agent, by, now, watched, steps, needs, bases, written, failed, carried }
     }
 
     /// The answers; `None` if a watched key has changed.
@@ -177,7 +186,7 @@ impl<'a> Execution<'a> {
     async fn carry_out(&mut self) -> Result<Option<Vec<Reply>>, Refusal> {
         for attempt in 0..ATTEMPTS {
             self.read(attempt > 0).await?;
-            let (answers, slots) = self.decide().await?;
+            let (answers, slots) = self.decide(attempt > 0).await?;
             if !self.is_unchanged(&slots).await? {
                 return if self.written.is_empty() { Ok(None) } else { Err(Refusal::Text(CHANGED)) };
             }
@@ -224,9 +233,13 @@ impl<'a> Execution<'a> {
         let mut read = std::pin::pin!(futures::stream::iter(missing).map(read).buffered(AT_ONCE));
         while let Some((key, entry)) = read.try_next().await? {
             // They are kept until the end, whatever becomes of the cache's own copies meanwhile.
-            bytes += entry.as_ref().map_or(0, Entry::json_len);
+            let length = entry.as_ref().map_or(0, Entry::json_len);
+            bytes += length;
             if bytes > most && !again {
                 return Err(TOO_MUCH);
+            }
+            if !again && !self.carried.grow(length) {
+                return Err(NO_ROOM);
             }
             self.bases.insert(key, entry);
         }
@@ -234,7 +247,7 @@ impl<'a> Execution<'a> {
     }
 
     /// Runs the commands in the workspace. Nothing is written yet, so it may well end in the middle.
-    async fn decide(&self) -> Result<(Vec<Reply>, BTreeMap<Bytes, Slot>), Refusal> {
+    async fn decide(&self, again: bool) -> Result<(Vec<Reply>, BTreeMap<Bytes, Slot>), Refusal> {
         let budget = Budget::new(self.agent.commands.output_limit);
         let mut slots: BTreeMap<Bytes, Slot> = BTreeMap::new();
         let mut answers = Vec::with_capacity(self.steps.len());
@@ -254,10 +267,17 @@ impl<'a> Execution<'a> {
                 let slot = slots.entry(key.clone()).or_default();
                 let part = slot.run(base, &plan.op, &self.now).unwrap_or_else(|refusal| refusal.reply());
                 budget.take(&part)?;
+                if !again && !self.carried.grow(part.weight()) {
+                    return Err(NO_ROOM);
+                }
                 parts.push(part);
                 turn.give_way().await;
             }
             answers.push(plan.gather(parts));
+        }
+        let made = slots.values().map(|slot| if let Became::Other(made) = &slot.became { made.weight() } else { 0 });
+        if !again && !self.carried.grow(made.sum()) {
+            return Err(NO_ROOM);
         }
         Ok((answers, slots))
     }

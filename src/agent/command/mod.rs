@@ -185,9 +185,10 @@ async fn finish(agent: &Agent, client: &mut Client, args: &[Bytes], waiting: Wai
     let finished = match waiting {
         Waiting::Plan { plan, now, tracked } => {
             let reply = match client.carry(args.iter().map(Bytes::len).sum()) {
-                Ok(_carried) => {
+                // The answer is in the output, which has its own account, before anybody else has a turn.
+                Ok(carried) => {
                     let _writing = agent.tracking.writing(client.id(), plan.keys.as_slice());
-                    engine::run(agent, client.id(), &plan, &now).await
+                    engine::run(agent, client.id(), &plan, &now, &carried).await
                 }
                 Err(refusal) => Err(refusal),
             };

@@ -11,6 +11,11 @@ use crate::resp::Reply;
 /// Longest channel, pattern or prefix, in bytes.
 pub const LONGEST_NAME: usize = 1_024;
 
+/// The requests that are being carried out for all clients take as much memory as they may.
+pub const NO_ROOM: Refusal = Refusal::Text(
+    "TRYAGAIN the requests that are being carried out take as much memory as they may (--clients-memory)",
+);
+
 /// Why a command was not carried out. Its `Display` is the text of the reply.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {

@@ -1,6 +1,7 @@
 //! What commands leave behind in the agent, and what they say when nobody knows what they did.
 
 mod caching;
+mod memory;
 mod transactions;
 
 use std::time::{Duration, SystemTime};

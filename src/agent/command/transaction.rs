@@ -8,7 +8,7 @@ use super::client::Client;
 use super::connection::ok;
 use super::context::Context;
 use super::execution::{Execution, Step};
-use super::refusal::Refusal;
+use super::refusal::{NO_ROOM, Refusal};
 use super::table::{Command, Flags, Run};
 use super::{Flow, run_now};
 use crate::agent::Agent;
@@ -162,27 +162,29 @@ pub(super) async fn exec(agent: &Agent, client: &mut Client) -> Result<Flow, Ref
     if transaction.broken {
         return Err(Refusal::Text("EXECABORT Transaction discarded because of previous errors."));
     }
-    let _carried = client.carry(transaction.bytes)?;
+    let carried = client.carry(transaction.bytes)?;
     let now = Clock::default();
     let budget = Budget::new(agent.commands.output_limit);
     let mut turn = Turn::begin();
     let mut steps = Vec::with_capacity(transaction.queue.len());
-    let mut too_large = false;
     for queued in transaction.queue {
         let step = step(agent, client, &queued, &now);
-        if let Step::Done(reply) = &step {
-            too_large |= budget.take(reply).is_err();
-        }
-        if too_large {
+        let refused = match &step {
+            Step::Done(reply) => {
+                budget.take(reply).err().or_else(|| (!carried.grow(reply.weight())).then_some(NO_ROOM))
+            }
+            Step::Keys { .. } => None,
+        };
+        if let Some(refusal) = refused {
             // What was registered before must be settled.
             super::execution::settle(agent, client.id(), &steps);
-            return Err(Refusal::TooLarge);
+            return Err(refusal);
         }
         steps.push(step);
         turn.give_way().await;
     }
     let by = client.id();
-    let answers = Execution::new(agent, by, now, watched, steps).run().await?;
+    let answers = Execution::new(agent, by, now, watched, steps, carried).run().await?;
     Ok(Flow::Reply(answers.map_or(Reply::NullArray, Reply::Array)))
 }
 

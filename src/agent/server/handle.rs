@@ -96,22 +96,37 @@ pub struct ClientHandle {
     unsent: AtomicUsize,
     /// Bytes of the connection's buffers.
     buffers: AtomicUsize,
-    /// Bytes of the request that is being carried out.
+    /// Bytes of the request that is being carried out, and of its answer as far as it is made.
     carried: AtomicUsize,
 }
 
-/// While this lives, what a request takes is entered in the account of all clients.
+/// While this lives, what a request takes is entered in the account of all clients. A connection has one at a time.
 #[derive(Debug)]
 #[must_use = "it is entered as long as this lives"]
 pub struct Carried {
     handle: Arc<ClientHandle>,
-    bytes: usize,
+    bytes: AtomicUsize,
+}
+
+impl Carried {
+    /// Enters so many bytes more. False: the requests that are being carried out for all clients take as much as they may, and
+    /// this is not the only one.
+    pub fn grow(&self, bytes: usize) -> bool {
+        let own = self.bytes.load(Ordering::Relaxed);
+        let entered = self.handle.mailbox.memory().carry(own, bytes);
+        if entered {
+            self.handle.carried.fetch_add(bytes, Ordering::Relaxed);
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        entered
+    }
 }
 
 impl Drop for Carried {
     fn drop(&mut self) {
-        self.handle.carried.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.handle.mailbox.memory().carried(self.bytes);
+        let bytes = *self.bytes.get_mut();
+        self.handle.carried.fetch_sub(bytes, Ordering::Relaxed);
+        self.handle.mailbox.memory().carried(bytes);
     }
 }
 
@@ -205,10 +220,8 @@ impl ClientHandle {
     /// Enters a request that takes so many bytes until what is returned is dropped. None: the requests that are being carried
     /// out for all clients take as much as they may.
     pub fn carry(self: &Arc<Self>, bytes: usize) -> Option<Carried> {
-        self.mailbox.memory().carry(bytes).then(|| {
-            self.carried.fetch_add(bytes, Ordering::Relaxed);
-            Carried { handle: Arc::clone(self), bytes }
-        })
+        let carried = Carried { handle: Arc::clone(self), bytes: AtomicUsize::new(0) };
+        carried.grow(bytes).then_some(carried)
     }
 
     /// The protocol that replies and messages to it are written in.

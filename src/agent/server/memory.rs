@@ -48,12 +48,12 @@ impl Memory {
         self.exceeded.notified().await;
     }
 
-    /// Enters a request that takes so many bytes while it is carried out; false: there are too many already. A single one is
-    /// always taken, however large.
-    pub(super) fn carry(&self, bytes: usize) -> bool {
+    /// Enters so many bytes of a request that takes `own` already while it is carried out; false: all take too much. A single one is
+    /// always taken, however large: to wait for others would not help it.
+    pub(super) fn carry(&self, own: usize, bytes: usize) -> bool {
         let enter = |carried: usize| {
             let with = carried.saturating_add(bytes);
-            (carried == 0 || with <= self.limit / 2).then_some(with)
+            (carried <= own || with <= self.limit / 2).then_some(with)
         };
         let entered = self.carried.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok();
         if entered {
@@ -153,16 +153,16 @@ mod tests {
     #[test]
     fn requests_that_are_carried_out_take_half_and_leave_the_rest_to_others() {
         let memory = Memory::new(100);
-        assert!(memory.carry(30) && memory.carry(20));
-        assert!(!memory.carry(1), "that is half of all");
+        assert!(memory.carry(0, 30) && memory.carry(0, 20));
+        assert!(!memory.carry(0, 1), "that is half of all");
         assert_eq!((memory.total(), memory.room()), (50, 50));
         memory.carried(30);
-        assert!(memory.carry(1));
+        assert!(memory.carry(0, 1));
         memory.carried(20);
         memory.carried(1);
         assert_eq!((memory.total(), memory.room()), (0, 100));
         // Otherwise it could never be carried out.
-        assert!(memory.carry(1_000) && !memory.carry(1));
+        assert!(memory.carry(0, 1_000) && !memory.carry(0, 1));
         assert_eq!(memory.room(), 0);
         assert!(memory.is_exceeded());
     }

@@ -78,6 +78,13 @@ impl Made {
     }
 }
 
+impl Made {
+    /// Bytes of its fields, about.
+    pub fn weight(&self) -> usize {
+        weight(&self.map)
+    }
+}
+
 impl State for Made {
     fn get(&self, field: &str) -> Option<&str> {
         self.map.get(field).map(String::as_str)
@@ -124,6 +131,18 @@ pub enum Change {
     Expire(Ttl),
     /// It goes, or is gone already.
     Delete(Exact),
+}
+
+impl Change {
+    /// Bytes of the fields that are kept for it, about.
+    pub fn weight(&self) -> usize {
+        if let Self::Put(put) = self { weight(&put.map) } else { 0 }
+    }
+}
+
+/// Bytes of fields, about.
+fn weight(map: &Metadata) -> usize {
+    map.iter().map(|(field, value)| field.len() + value.len()).sum()
 }
 
 /// New fields of a key.

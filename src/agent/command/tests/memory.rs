@@ -1,0 +1,100 @@
+//! What clients take is in their account, also what is not sent yet.
+
+use tokio::task::yield_now;
+
+use crate::agent::server::Flow;
+use crate::agent::testing::{Bench, Guest};
+use crate::resp::Reply;
+
+/// What clients of the bench may take.
+const MEMORY: usize = 40_000;
+/// Bytes of each of three sessions, which together are just less than half of that.
+const EACH: usize = 6_000;
+const ALL: [&str; 5] = ["MGET", "s1", "s2", "s3", "none"];
+
+/// Three sessions that are held.
+async fn bench() -> Bench {
+    let bench = Bench::with_clients_memory(MEMORY);
+    for name in ["s1", "s2", "s3"] {
+        bench.api.put(name, &serde_json::json!({"a": "x".repeat(EACH)}));
+        bench.guest().asks(&format!("GET {name}")).await;
+    }
+    assert_eq!(bench.agent.clients.memory_bytes(), 0);
+    bench
+}
+
+fn is_refused(reply: &Reply) -> bool {
+    matches!(reply, Reply::Error(text) if text.starts_with("TRYAGAIN ") && text.contains("--clients-memory"))
+}
+
+/// Waits until requests take so much.
+async fn taken(bench: &Bench, bytes: usize) {
+    // Time stands still while this goes on, so it is turns that are counted.
+    for _ in 0..100_000 {
+        if bench.agent.clients.memory_bytes() >= bytes {
+            return;
+        }
+        yield_now().await;
+    }
+    panic!("{} bytes in the account, and not {bytes}", bench.agent.clients.memory_bytes());
+}
+
+async fn wants(guest: &mut Guest, commands: &[&[&str]]) -> Reply {
+    let mut last = Reply::Null;
+    for command in commands {
+        let Flow::Reply(reply) = guest.sends(command).await else { panic!("{command:?}") };
+        last = reply;
+    }
+    last
+}
+
+/// Two clients want the same, which waits for the API server: there is room for one, but also if it takes more than half of all.
+async fn only_one_at_a_time(bench: &Bench, commands: &'static [&'static [&'static str]]) {
+    let (mut first, mut second) = (bench.guest(), bench.guest());
+    let closed = bench.api.close().await;
+    let waits = tokio::spawn(async move { wants(&mut first, commands).await });
+    taken(bench, 3 * EACH).await;
+    assert!(is_refused(&wants(&mut second, commands).await), "{commands:?}");
+    drop(closed);
+    let answer = waits.await.unwrap();
+    assert!(matches!(answer, Reply::Array(_)), "{answer:?}");
+    assert_eq!(bench.agent.clients.memory_bytes(), 0, "{commands:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_wait_for_the_rest_of_them_are_in_the_account() {
+    only_one_at_a_time(&bench().await, &[&ALL]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_is_what_a_transaction_has_read_and_made() {
+    only_one_at_a_time(
+        &bench().await,
+        &[&["MULTI"], &["HLEN", "s1"], &["HLEN", "s2"], &["HLEN", "s3"], &["HLEN", "t"], &["EXEC"]],
+    )
+    .await;
+    only_one_at_a_time(&bench().await, &[&["MULTI"], &["HSET", "s1", "b", ""], &["GET", "s1"], &["EXEC"]]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_single_request_is_carried_out_however_large_its_answer_is() {
+    let bench = bench().await;
+    let mut guest = bench.guest();
+    let many = [&ALL[..], &ALL[1..], &ALL[1..]].concat();
+    let Flow::Reply(Reply::Array(answers)) = guest.sends(&many).await else { panic!("it was refused") };
+    assert_eq!(answers.len(), 12);
+    assert_eq!(bench.agent.clients.memory_bytes(), 0);
+}
+
+/// A write that is to answer what was there before has that in its hands while it waits.
+#[tokio::test(start_paused = true)]
+async fn so_is_the_former_value_that_a_write_answers() {
+    let bench = bench().await;
+    let mut guest = bench.guest();
+    let closed = bench.api.close().await;
+    let waits = tokio::spawn(async move { guest.asks("SET s1 {} GET").await });
+    taken(&bench, EACH).await;
+    drop(closed);
+    assert!(matches!(waits.await.unwrap(), Reply::Bulk(_)));
+    assert_eq!(bench.agent.clients.memory_bytes(), 0);
+}
