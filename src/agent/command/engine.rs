@@ -52,7 +52,7 @@ fn key_at_once(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -
     let Decision { reply, change, events } = op.decide(Some(&entry), now).ok()?;
     match change {
         Change::Nothing => {}
-        Change::Expire(ttl) => {
+        Change::Expire(ttl, _) => {
             agent.sessions.renew(&entry, ttl)?;
             agent.written(key, by, events, false);
         }
@@ -121,7 +121,7 @@ async fn on_key(
             }
             entered = takes;
         }
-        let stays = matches!(change, Change::Nothing | Change::Expire(_));
+        let stays = matches!(change, Change::Nothing | Change::Expire(..));
         match make(agent, key, entry.as_ref(), change).await {
             Ok(outcome @ (Outcome::Nothing | Outcome::Changed { .. })) => {
                 if let Some(entry) = entry.filter(|_| stays && need == Need::FreshFacts && op.shows()) {
@@ -182,14 +182,14 @@ pub(super) async fn make(
     let sessions = &agent.sessions;
     let changed = |is_there: bool| if is_there { Outcome::Changed { by_others: false } } else { Outcome::TooLate };
     match (entry, change) {
-        (_, Change::Nothing) | (None, Change::Expire(_)) => Ok(Outcome::Nothing),
+        (_, Change::Nothing) | (None, Change::Expire(..)) => Ok(Outcome::Nothing),
         (None, Change::Delete(_)) => {
             sessions.confirm_gone(key).await;
             Ok(Outcome::Nothing)
         }
         (Some(base), Change::Delete(Exact::No)) => Ok(changed(sessions.delete(base).await?)),
-        (Some(base), Change::Delete(Exact::Yes)) => Ok(changed(sessions.delete_exact(base).await?)),
-        (Some(base), Change::Expire(ttl)) => Ok(changed(sessions.expire(base, ttl).await?.is_some())),
+        (Some(base), Change::Delete(exact)) => Ok(changed(sessions.delete_exact(base, exact).await?)),
+        (Some(base), Change::Expire(ttl, exact)) => Ok(changed(sessions.expire(base, ttl, exact).await?.is_some())),
         (None, Change::Put(Put { map, form, ttl, .. })) => {
             let ttl = if ttl == Ttl::Keep { Ttl::Clear } else { ttl };
             let created = sessions.create(key, map, form.unwrap_or(Form::Hash), ttl).await?;

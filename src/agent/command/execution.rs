@@ -85,6 +85,8 @@ pub(super) struct Slot {
     ttl: Option<Ttl>,
     /// Whether more than the timeout has changed.
     put: bool,
+    /// Whether an answer is right only with the timeout that was read.
+    whole: bool,
     events: Vec<&'static str>,
 }
 
@@ -103,9 +105,10 @@ impl Slot {
             (change, Became::Nothing) => apply(None::<&Made>, change, now),
             (change, Became::Other(made)) => apply(Some(made), change, now),
         };
+        self.whole |= matches!(change, Change::Expire(_, Exact::Whole) | Change::Delete(Exact::Whole));
         match &change {
             Change::Nothing => {}
-            Change::Expire(ttl) => self.ttl = Some(*ttl),
+            Change::Expire(ttl, _) => self.ttl = Some(*ttl),
             Change::Delete(_) => {
                 self.put = true;
                 self.ttl = Some(Ttl::Clear);
@@ -125,13 +128,12 @@ impl Slot {
     /// The one change that all of it comes to.
     pub fn change<S: State>(&self, base: Option<&S>) -> Change {
         let ttl = self.ttl.unwrap_or(Ttl::Keep);
+        let exact = if self.whole { Exact::Whole } else { Exact::Yes };
         match (base, &self.became) {
             (_, Became::Same) => Change::Nothing,
-            (_, Became::Nothing) => Change::Delete(Exact::Yes),
-            (Some(_), Became::Other(_)) if !self.put => Change::Expire(ttl),
-            (_, Became::Other(made)) => {
-                Change::Put(Put { map: made.map.clone(), form: Some(made.form), ttl, exact: Exact::Yes })
-            }
+            (_, Became::Nothing) => Change::Delete(exact),
+            (Some(_), Became::Other(_)) if !self.put => Change::Expire(ttl, if self.whole { exact } else { Exact::No }),
+            (_, Became::Other(made)) => Change::Put(Put { map: made.map.clone(), form: Some(made.form), ttl, exact }),
         }
     }
 }
@@ -296,7 +298,7 @@ impl<'a> Execution<'a> {
                     // What makes no difference may never be sent.
                     Change::Put(put) => base.as_ref().is_none_or(|base| !is(base, &put.map)),
                     Change::Delete(_) => base.is_some(),
-                    Change::Nothing | Change::Expire(_) => false,
+                    Change::Nothing | Change::Expire(..) => false,
                 }
             });
             if !is_written && !watched.is_same(self.agent.sessions.fresh(&watched.key).await?.as_ref()) {

@@ -317,7 +317,7 @@ pub fn apply<S: State>(state: Option<&S>, change: &Change, now: &Clock) -> Optio
             let form = put.form.or_else(|| state.map(State::form)).unwrap_or(Form::Hash);
             Some(Made { map: put.map.clone(), form, deadline: expire::deadline(before, put.ttl, now) })
         }
-        Change::Expire(ttl) => state.map(|state| {
+        Change::Expire(ttl, _) => state.map(|state| {
             let before = state.deadline();
             Made { deadline: expire::deadline(before, *ttl, now), ..Made::of(state) }
         }),

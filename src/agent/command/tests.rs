@@ -2,6 +2,7 @@
 
 mod caching;
 mod memory;
+mod races;
 mod transactions;
 
 use std::time::{Duration, SystemTime};

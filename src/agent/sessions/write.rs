@@ -37,6 +37,8 @@ pub enum Exact {
     No,
     /// Only if the session's metadata is still what the base was, else [`Failure::Conflict`] and nothing is written.
     Yes,
+    /// Only if nothing of the session is another than in the base, not its timeout either.
+    Whole,
 }
 
 impl From<KeyError> for Failure {
@@ -141,13 +143,14 @@ impl Sessions {
         existed(deleted)
     }
 
-    /// Deletes the session only if its metadata is still what `base` was, else [`Failure::Conflict`] (`HDEL` of the last
-    /// field, `GETDEL`, `EXEC`).
-    pub async fn delete_exact(&self, base: &Entry) -> Result<bool, Failure> {
+    /// Deletes the session only if it is still what `base` was, else [`Failure::Conflict`] (`HDEL` of the last field, `GETDEL`,
+    /// `EXEC`, `EXPIRE` on a condition).
+    pub async fn delete_exact(&self, base: &Entry, exact: Exact) -> Result<bool, Failure> {
         let mut session = base.session().clone();
         let _own = self.inner.cache.deleting(&session);
         for _ in 0..ATTEMPTS {
             match self.inner.cache.delete_unchanged(&session, self.inner.options()).await {
+                Err(WriteError::Changed) if exact == Exact::Whole => return Err(Failure::Conflict),
                 Err(WriteError::Changed) => {}
                 deleted => {
                     self.inner.timers.set(session.name(), None);
@@ -186,8 +189,9 @@ impl Sessions {
     }
 
     /// Gives the session this timeout from now on. Writes only if the timeout is another one than before, or is an exact
-    /// one, or no controller would hear of it. `None`: the session is gone, or is now, since its time is over.
-    pub async fn expire(&self, base: &Entry, ttl: Ttl) -> Result<Option<Entry>, Failure> {
+    /// one, or no controller would hear of it. `None`: the session is gone, or is now, since its time is over. What is to be
+    /// [exact](Exact::Whole) has a base that was just read.
+    pub async fn expire(&self, base: &Entry, ttl: Ttl, exact: Exact) -> Result<Option<Entry>, Failure> {
         let now = now_millis();
         let unheard = self.inner.is_unheard(base, now);
         if !unheard && let Some(renewed) = self.renew(base, ttl) {
@@ -195,17 +199,21 @@ impl Sessions {
         }
         let wanted = ttl.at(now)?;
         if wanted == Wanted::Over {
-            self.delete(base).await?;
+            match exact {
+                Exact::No => self.delete(base).await?,
+                exact => self.delete_exact(base, exact).await?,
+            };
             return Ok(None);
         }
         let plan = Plan::of(base, None, wanted, now).heard_unless(unheard);
         if !plan.needed {
             return Ok(Some(base.clone()));
         }
-        let change = plan.change(None);
+        let change = Change { only_if_unchanged: exact != Exact::No, ..plan.change(None) };
         match self.inner.cache.patch(base.session(), change, self.inner.options()).await {
             Ok(session) => Ok(Some(self.inner.begun(session, &plan, now))),
             Err(WriteError::NotFound | WriteError::Replaced) => Ok(None),
+            Err(WriteError::Changed) => Err(Failure::Conflict),
             Err(error) => Err(error.into()),
         }
     }
@@ -325,10 +333,11 @@ impl Inner {
             if plan.needed || *session.metadata() != shared {
                 change = plan.change(Some(shared.clone()));
             }
-            change.only_if_unchanged = exact == Exact::Yes;
+            change.only_if_unchanged = exact != Exact::No;
             match self.cache.patch(&session, change, self.options()).await {
                 Ok(session) => return self.written(base, session, local, &plan, exact, now).map(Some),
                 Err(WriteError::NotFound | WriteError::Replaced) => return Ok(None),
+                Err(WriteError::Changed) if exact == Exact::Whole => return Err(Failure::Conflict),
                 Err(WriteError::Changed) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -367,7 +376,7 @@ impl Inner {
         let had = base.local().map_or(&none, |had| had);
         // Where more was written than this, it is too late to refuse.
         let only_local = session.digest() == base.session().digest();
-        let exact = exact == Exact::Yes && only_local;
+        let exact = exact != Exact::No && only_local;
         match self.cache.change_local(&session, had, &local, exact) {
             LocalChange::Done => Ok(self.begun(session, plan, now)),
             LocalChange::Changed => Err(Failure::Conflict),

@@ -105,7 +105,7 @@ async fn a_key_lives_as_in_redis_and_is_an_object_of_kubernetes() {
     assert!(get(&b, "mcp:s1").await.is_none(), "I8 holds for deletions too");
     assert!(!b.delete(&hash).await.unwrap());
     assert!(b.replace(&hash, Metadata::new(), None, Ttl::Keep, Exact::No).await.unwrap().is_none());
-    assert!(b.expire(&hash, Ttl::Millis(90_000)).await.unwrap().is_none());
+    assert!(b.expire(&hash, Ttl::Millis(90_000), Exact::No).await.unwrap().is_none());
 
     // What nobody here knows is made without a look-up, of which there may be a few only.
     let mark = cluster.plane.audit().mark().unwrap();
@@ -169,7 +169,7 @@ async fn a_renewal_writes_nothing_and_keeps_the_session_alive() {
         let left = renewed.deadline().unwrap() - now;
         assert!(left >= 3_600_000, "{left}");
         assert_eq!(a.hit(b"mcp:s").unwrap().deadline(), renewed.deadline(), "the next reader sees it");
-        a.expire(&entry, HOUR).await.unwrap().unwrap();
+        a.expire(&entry, HOUR, Exact::No).await.unwrap().unwrap();
     }
     assert_eq!(requests(&cluster, mark, "s").await, [], "neither read nor written");
 
@@ -205,7 +205,7 @@ async fn a_short_timeout_is_exact_on_every_pod() {
 
     // More time, from the other pod: no copy is dropped for that, and the first one hears of it when it must.
     let mut at_a = a.cache().subscribe();
-    let longer = b.expire(&at_b, Ttl::At(ends + 2_000)).await.unwrap().unwrap();
+    let longer = b.expire(&at_b, Ttl::At(ends + 2_000), Exact::No).await.unwrap().unwrap();
     assert_eq!(longer.deadline(), Some(ends + 2_000));
     eventually(SOON, "the first instant has passed", async || (now_millis() > ends).then_some(())).await.unwrap();
     let still = get(&a, "mcp:s").await.expect("it was given more time");
@@ -242,7 +242,7 @@ async fn a_copy_that_knows_of_a_later_end_goes_when_the_session_ends() {
     let mut at_b = b.cache().subscribe();
     let mark = cluster.plane.audit().mark().unwrap();
     let base = get(&a, "mcp:s").await.unwrap();
-    let shorter = a.expire(&base, Ttl::Millis(300)).await.unwrap().unwrap();
+    let shorter = a.expire(&base, Ttl::Millis(300), Exact::No).await.unwrap().unwrap();
     // The copy of before would be renewed in memory, to a timeout that is no more.
     assert_eq!(next(&mut at_b).await.0, "s", "who changes a timeout of whole seconds tells those who hold it");
     assert!(b.hit(b"mcp:s").is_none(), "the answer comes when all were told");
@@ -255,7 +255,7 @@ async fn a_copy_that_knows_of_a_later_end_goes_when_the_session_ends() {
 
     // PERSIST takes an end away, from wherever it was set.
     let base = set(&a, "mcp:t", "{}", Ttl::Millis(700)).await;
-    let base = b.expire(&b.fresh(b"mcp:t").await.unwrap().unwrap_or(base), Ttl::Clear).await.unwrap();
+    let base = b.expire(&b.fresh(b"mcp:t").await.unwrap().unwrap_or(base), Ttl::Clear, Exact::No).await.unwrap();
     let base = base.expect("it has not ended, unless the machine stood still");
     assert_eq!(base.deadline(), None);
     let object = objects(&cluster).get("t").await.unwrap();
@@ -264,10 +264,10 @@ async fn a_copy_that_knows_of_a_later_end_goes_when_the_session_ends() {
     assert_eq!(annotations.keys().collect::<Vec<_>>(), ["vmcp.dev/form"]);
     // A new timeout that is not exact tells every pod when it was set.
     let set_at = now_millis();
-    a.expire(&base, Ttl::Millis(120_000)).await.unwrap().unwrap();
+    a.expire(&base, Ttl::Millis(120_000), Exact::No).await.unwrap().unwrap();
     let at_b = b.fresh(b"mcp:t").await.unwrap().unwrap().deadline().unwrap();
     assert!(at_b >= set_at + 120_000 && at_b <= now_millis() + 120_000, "{at_b}");
-    assert!(a.expire(&base, Ttl::At(1)).await.unwrap().is_none(), "the past ends it at once");
+    assert!(a.expire(&base, Ttl::At(1), Exact::No).await.unwrap().is_none(), "the past ends it at once");
     assert!(get(&b, "mcp:t").await.is_none());
 }
 
@@ -352,7 +352,7 @@ async fn a_compare_and_set_is_one_whatever_else_of_the_object_changes() {
     let one = a.replace(&base, n(1), None, Ttl::Keep, Exact::Yes).await.unwrap().unwrap();
     assert_eq!(one.get("n"), Some("1"), "a label is no change of the session");
     assert_eq!(b.replace(&base, n(7), None, Ttl::Keep, Exact::Yes).await.unwrap_err(), Failure::Conflict);
-    assert_eq!(b.delete_exact(&base).await.unwrap_err(), Failure::Conflict);
+    assert_eq!(b.delete_exact(&base, Exact::Yes).await.unwrap_err(), Failure::Conflict);
     assert_eq!(get(&b, "mcp:s").await.unwrap().get("n"), Some("1"), "nothing was written");
 
     // Counting from two pods at once, nothing is counted twice and nothing is lost.
@@ -372,8 +372,8 @@ async fn a_compare_and_set_is_one_whatever_else_of_the_object_changes() {
     let end = get(&a, "mcp:s").await.unwrap();
     assert_eq!(end.get("n"), Some("51"));
     api.patch("s", &PatchParams::default(), &Patch::Merge(&json!({"metadata": {"labels": null}}))).await.unwrap();
-    assert!(a.delete_exact(&end).await.unwrap());
-    assert!(!a.delete_exact(&end).await.unwrap());
+    assert!(a.delete_exact(&end, Exact::Yes).await.unwrap());
+    assert!(!a.delete_exact(&end, Exact::Yes).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -464,7 +464,7 @@ async fn without_an_api_server_nothing_is_missing_and_nothing_is_written() {
     let other = map([("k", "2")]);
     failures.push(a.set(b"mcp:s", other.clone(), Form::String, HOUR, Condition::Always).await.map(drop).unwrap_err());
     failures.push(a.replace(&base, other, None, Ttl::Keep, Exact::Yes).await.map(drop).unwrap_err());
-    failures.push(a.expire(&base, Ttl::Millis(500)).await.map(drop).unwrap_err());
+    failures.push(a.expire(&base, Ttl::Millis(500), Exact::No).await.map(drop).unwrap_err());
     failures.push(a.delete(&base).await.map(drop).unwrap_err());
     for failure in failures {
         let text = failure.text();

@@ -127,8 +127,8 @@ pub enum Change {
     Nothing,
     /// It has these fields then.
     Put(Put),
-    /// Only its timeout changes.
-    Expire(Ttl),
+    /// Only its timeout changes. The answer may be right only if the key was as it was read.
+    Expire(Ttl, Exact),
     /// It goes, or is gone already.
     Delete(Exact),
 }

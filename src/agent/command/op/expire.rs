@@ -113,10 +113,12 @@ pub fn expire<S: State>(state: Option<&S>, expire: Expire, now: &Clock) -> Decis
     if !only.allows(state.deadline(), at) {
         return Decision::read(Reply::Int(0));
     }
+    // The condition is one on the timeout that was there.
+    let exact = if only == Only::default() { Exact::No } else { Exact::Whole };
     if is_over {
-        return Decision::delete(Reply::Int(1), Exact::No, &["del"]);
+        return Decision::delete(Reply::Int(1), exact, &["del"]);
     }
-    Decision { reply: Reply::Int(1), change: Change::Expire(ttl), events: &["expire"] }
+    Decision { reply: Reply::Int(1), change: Change::Expire(ttl, exact), events: &["expire"] }
 }
 
 /// `PERSIST`
@@ -124,7 +126,7 @@ pub fn persist<S: State>(state: Option<&S>) -> Decision {
     if state.and_then(State::deadline).is_none() {
         return Decision::read(Reply::Int(0));
     }
-    Decision { reply: Reply::Int(1), change: Change::Expire(Ttl::Clear), events: &["persist"] }
+    Decision { reply: Reply::Int(1), change: Change::Expire(Ttl::Clear, Exact::No), events: &["persist"] }
 }
 
 fn parse(args: &[Bytes], when: When, name: &'static str, now: &Clock) -> Result<Plan, Refusal> {

@@ -1,0 +1,75 @@
+//! Commands whose answer depends on what they found, and others who are faster.
+
+use std::time::SystemTime;
+
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::agent::testing::Bench;
+use crate::resp::Reply;
+
+/// Just before `k` is first written or deleted, somebody else changes it.
+fn somebody_is_faster(bench: &Bench, change: Value) {
+    let (api, mut change) = (bench.api.clone(), Some(change));
+    bench.api.before_each(move |method, name| {
+        if name == "k"
+            && *method != Method::GET
+            && let Some(change) = change.take()
+        {
+            api.merge("k", &change);
+        }
+    });
+}
+
+/// A timeout that ends at this instant.
+fn ends_at(instant: u64) -> Value {
+    let annotations = json!({"vmcp.dev/expires-at": instant.to_string()});
+    json!({"metadata": {"annotations": annotations}, "spec": {"idleTimeoutSeconds": 100_000}})
+}
+
+fn in_a_day() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    u64::try_from(now).unwrap() + 86_400_000
+}
+
+#[tokio::test]
+async fn a_timeout_on_a_condition_is_set_only_if_that_is_still_met() {
+    for (first, commands, answer) in [
+        ("HSET k a 1", &["EXPIRE k 100 NX"][..], Reply::Int(0)),
+        ("HSET k a 1", &["EXPIRE k -1 NX"], Reply::Int(0)),
+        ("SET k {} EX 100", &["EXPIRE k 200 GT"], Reply::Int(0)),
+        ("HSET k a 1", &["MULTI", "EXPIRE k 100 NX", "EXEC"], Reply::Array(vec![Reply::Int(0)])),
+        ("HSET k a 1", &["MULTI", "EXPIRE k -1 NX", "EXEC"], Reply::Array(vec![Reply::Int(0)])),
+        (
+            "HSET k a 1",
+            &["MULTI", "HSET k b 1", "EXPIRE k 100 NX", "EXEC"],
+            Reply::Array(vec![Reply::Int(1), Reply::Int(0)]),
+        ),
+    ] {
+        let bench = Bench::new();
+        let mut guest = bench.guest();
+        guest.asks(first).await;
+        let at = in_a_day();
+        somebody_is_faster(&bench, ends_at(at));
+        let mut last = Reply::Null;
+        for command in commands {
+            last = guest.asks(command).await;
+        }
+        assert_eq!(last, answer, "{commands:?}");
+        let object = bench.api.object("k").expect("it is there");
+        assert_eq!(object["metadata"]["annotations"]["vmcp.dev/expires-at"], at.to_string(), "{commands:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_else_changes_besides_does_not_keep_a_timeout_from_being_set() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    guest.asks("HSET k a 1").await;
+    somebody_is_faster(&bench, json!({"spec": {"metadata": {"b": "other"}}}));
+    assert_eq!(guest.asks("EXPIRE k 100 NX").await, Reply::Int(1));
+    assert_eq!(
+        bench.api.object("k").unwrap()["spec"],
+        json!({"metadata": {"a": "1", "b": "other"}, "idleTimeoutSeconds": 100})
+    );
+}
