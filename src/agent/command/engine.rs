@@ -1,5 +1,7 @@
 //! Carries out plans: reads the state of a key, lets the plan decide, and makes the change.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
@@ -12,11 +14,34 @@ use crate::agent::server::{Carried, ClientId};
 use crate::agent::sessions::{Entry, Exact, Failure, Form, Ttl};
 use crate::cache::Metadata;
 use crate::resp::Reply;
+use crate::runtime::backoff::Backoff;
 
 /// How often a command is decided anew because somebody else was faster.
 pub(super) const ATTEMPTS: u32 = 16;
+/// Pause before the third attempt, and the longest one: all of them together are little beside what a request may wait for the API
+/// server.
+const PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// Keys of one command that are worked on at once.
 const AT_ONCE: usize = 16;
+
+/// Pauses between the attempts of a command, so that many that want the same do not keep each other from it.
+#[derive(Debug)]
+pub(super) struct Pauses(Backoff);
+
+impl Pauses {
+    pub fn new() -> Self {
+        Self(Backoff::new(PAUSE, LONGEST_PAUSE))
+    }
+
+    /// Waits until it is time for this attempt. The second one comes at once: the first was made from a copy, which may just have
+    /// been behind.
+    pub async fn before(&mut self, attempt: u32) {
+        if attempt > 1 {
+            tokio::time::sleep(self.0.pause()).await;
+        }
+    }
+}
 
 /// Answers from memory, if that is possible without waiting for anybody.
 #[inline]
@@ -108,8 +133,9 @@ async fn on_key(
     if let Some(options) = op.blind(now) {
         return set(agent, by, key, options).await.map_err(|failure| failure.of_command(op.is_repeatable(now)).into());
     }
-    let mut entered = 0;
+    let (mut entered, mut pauses) = (0, Pauses::new());
     for attempt in 0..ATTEMPTS {
+        pauses.before(attempt).await;
         let need = if attempt > 0 { Need::FreshFacts } else { op.need() };
         let entry = read(agent, key, need).await?;
         let Decision { reply, change, events } = op.decide(entry.as_ref(), now)?;

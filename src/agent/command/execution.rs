@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::args::Clock;
 use super::budget::{Budget, Turn};
-use super::engine::{ATTEMPTS, Outcome, is, make, read};
+use super::engine::{ATTEMPTS, Outcome, Pauses, is, make, read};
 use super::op::{Change, Decision, Made, Need, Op, Plan, Put, State, apply};
 use super::refusal::{NO_ROOM, Refusal};
 use super::transaction::Watched;
@@ -186,7 +186,9 @@ impl<'a> Execution<'a> {
     }
 
     async fn carry_out(&mut self) -> Result<Option<Vec<Reply>>, Refusal> {
+        let mut pauses = Pauses::new();
         for attempt in 0..ATTEMPTS {
+            pauses.before(attempt).await;
             self.read(attempt > 0).await?;
             let (answers, slots) = self.decide(attempt > 0).await?;
             if !self.is_unchanged(&slots).await? {

@@ -1,9 +1,10 @@
 //! Commands whose answer depends on what they found, and others who are faster.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::Method;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::agent::testing::Bench;
 use crate::resp::Reply;
@@ -72,4 +73,29 @@ async fn what_somebody_else_changes_besides_does_not_keep_a_timeout_from_being_s
         bench.api.object("k").unwrap()["spec"],
         json!({"metadata": {"a": "1", "b": "other"}, "idleTimeoutSeconds": 100})
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_loses_again_and_again_makes_pauses_and_who_has_lost_once_does_not() {
+    for (races, least, most) in [(1, 0, 0), (u32::MAX, 500, 1_500)] {
+        for commands in [&["HINCRBY k n 1"][..], &["MULTI", "HINCRBY k n 1", "EXEC"]] {
+            let bench = Bench::new();
+            let mut guest = bench.guest();
+            guest.asks("HSET k n 0").await;
+            let (api, mut lost) = (bench.api.clone(), 0);
+            bench.api.before_each(move |method, _| {
+                if *method == Method::PATCH && lost < races {
+                    lost += 1;
+                    api.merge("k", &json!({"spec": {"metadata": {"other": lost.to_string()}}}));
+                }
+            });
+            let begun = Instant::now();
+            for command in commands {
+                guest.asks(command).await;
+            }
+            let took = begun.elapsed();
+            let bounds = Duration::from_millis(least)..=Duration::from_millis(most);
+            assert!(bounds.contains(&took), "{commands:?}: {took:?}");
+        }
+    }
 }
