@@ -139,11 +139,19 @@ pub(super) async fn watch(agent: &Agent, client: &mut Client, keys: &[Bytes]) ->
     if client.watched.len() + keys.len() > MOST_WATCHED {
         return Err(Refusal::Text("ERR too many keys are watched"));
     }
+    let before = client.watched.len();
     for key in keys {
         // A key that no session can have never changes, and may be of any length.
         if client.watched.iter().all(|watched| watched.key != key) && agent.sessions.is_possible(key) {
             // The client is shown nothing of it.
-            let entry = agent.sessions.find(key).await?;
+            let entry = match agent.sessions.find(key).await {
+                Ok(entry) => entry,
+                Err(failure) => {
+                    // Who was told that it failed does not know that some keys are watched.
+                    client.watched.truncate(before);
+                    return Err(failure.into());
+                }
+            };
             // The key must not keep the whole buffer alive that the request came in.
             let key = Bytes::copy_from_slice(key);
             client.watched.push(Watched::new(key, entry.as_ref()));

@@ -99,3 +99,16 @@ async fn a_transaction_of_which_nothing_is_done_may_be_repeated() {
     assert_eq!(counted(&bench), ["0", "0"]);
     assert_eq!(guest.asks("HGET a n").await, bulk("0"));
 }
+
+#[tokio::test]
+async fn a_watch_that_fails_watches_nothing_more_than_before() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    guest.asks("WATCH before").await;
+    let api = bench.api.clone();
+    bench.api.before_each(move |_, name| api.is_down(name == "b"));
+    let Reply::Error(text) = guest.asks("WATCH a b").await else { panic!("it was answered") };
+    assert!(text.starts_with("TRYAGAIN "), "{text}");
+    let watched: Vec<_> = guest.client.watched.iter().map(|watched| watched.key.clone()).collect();
+    assert_eq!(watched, ["before"]);
+}
