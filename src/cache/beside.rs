@@ -191,6 +191,11 @@ impl Store {
 
 #[cfg(test)]
 impl Cache {
+    /// As if no stream had ever been open, and the cache had begun with the machine.
+    pub(crate) fn unheard_for_tests(&self) {
+        self.shared.streams.unheard_for_tests();
+    }
+
     /// A lease that covers everything, as a replica would grant it.
     pub(crate) fn lease_for_tests(&self, length: Duration) {
         use crate::core::lease::{Grant, StreamId};

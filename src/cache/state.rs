@@ -96,6 +96,11 @@ impl Streams {
         now().saturating_since(*self.ended.lock())
     }
 
+    #[cfg(test)]
+    pub fn unheard_for_tests(&self) {
+        *self.ended.lock() = Time::from_nanos(0);
+    }
+
     /// A stream to `address` is wanted.
     pub fn wanted(&self, address: SocketAddr) {
         self.by_address.lock().entry(address).or_default();

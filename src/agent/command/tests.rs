@@ -360,3 +360,22 @@ async fn requests_beyond_what_may_be_carried_out_at_once_are_refused_until_other
     assert_eq!(second.asks("EXEC").await, Reply::Array(vec![Reply::Int(0)]));
     assert_eq!(bench.agent.clients.memory_bytes(), 0);
 }
+
+/// Sessions of the bench's API server were made long ago.
+#[tokio::test]
+async fn renewals_that_no_controller_hears_of_are_written_whichever_command_makes_them() {
+    for command in ["EXPIRE k 60", "GETEX k EX 60"] {
+        let bench = Bench::new();
+        let mut guest = bench.guest();
+        bench.api.put("k", &json!({"a": "1"}));
+        bench.api.merge("k", &json!({"spec": {"idleTimeoutSeconds": 60}}));
+        guest.asks("GET k").await;
+        let renewed = || bench.api.object("k").unwrap()["metadata"]["annotations"]["vmcp.dev/renewed-at"].clone();
+        // A renewal in memory, which a stream would tell of.
+        guest.asks(command).await;
+        assert!(renewed().is_null(), "{command}");
+        bench.agent.sessions.cache().unheard_for_tests();
+        guest.asks(command).await;
+        assert!(renewed().is_string(), "{command}");
+    }
+}

@@ -173,7 +173,8 @@ impl Sessions {
         }
     }
 
-    /// Gives the session this timeout from now on, in memory only, if that is all it takes. `None`: use [`Self::expire`].
+    /// Gives the session this timeout from now on, in memory only, if that is all it takes, and a controller hears of it. `None`:
+    /// use [`Self::expire`].
     /// Never waits: the fast path of `GETEX`.
     #[inline]
     pub fn renew(&self, base: &Entry, ttl: Ttl) -> Option<Entry> {
@@ -181,7 +182,7 @@ impl Sessions {
         let Ok(Wanted::Begin(timeout)) = ttl.at(now) else {
             return None;
         };
-        if timeout.expires_at.is_some() || base.timeout() != Some(timeout) {
+        if timeout.expires_at.is_some() || base.timeout() != Some(timeout) || self.inner.is_unheard(base, now) {
             return None;
         }
         self.inner.cache.renew(base.session(), now);
@@ -192,11 +193,10 @@ impl Sessions {
     /// one, or no controller would hear of it. `None`: the session is gone, or is now, since its time is over. What is to be
     /// [exact](Exact::Whole) has a base that was just read.
     pub async fn expire(&self, base: &Entry, ttl: Ttl, exact: Exact) -> Result<Option<Entry>, Failure> {
-        let now = now_millis();
-        let unheard = self.inner.is_unheard(base, now);
-        if !unheard && let Some(renewed) = self.renew(base, ttl) {
+        if let Some(renewed) = self.renew(base, ttl) {
             return Ok(Some(renewed));
         }
+        let now = now_millis();
         let wanted = ttl.at(now)?;
         if wanted == Wanted::Over {
             match exact {
@@ -205,7 +205,7 @@ impl Sessions {
             };
             return Ok(None);
         }
-        let plan = Plan::of(base, None, wanted, now).heard_unless(unheard);
+        let plan = Plan::of(base, None, wanted, now).heard_unless(self.inner.is_unheard(base, now));
         if !plan.needed {
             return Ok(Some(base.clone()));
         }
