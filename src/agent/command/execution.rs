@@ -99,6 +99,10 @@ impl Slot {
             Became::Other(made) => op.decide(Some(made), now),
         };
         let Decision { reply, change, events } = decided?;
+        if let Change::Expire(ttl, _) | Change::Put(Put { ttl, .. }) = &change {
+            // Found out when the session is written, it would be too late to refuse this command alone.
+            ttl.at(now.millis()).map_err(Failure::from)?;
+        }
         let after = match (&change, &self.became) {
             (Change::Nothing, _) => return Ok(reply),
             (change, Became::Same) => apply(base, change, now),

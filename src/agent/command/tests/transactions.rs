@@ -112,3 +112,18 @@ async fn a_watch_that_fails_watches_nothing_more_than_before() {
     let watched: Vec<_> = guest.client.watched.iter().map(|watched| watched.key.clone()).collect();
     assert_eq!(watched, ["before"]);
 }
+
+#[tokio::test]
+async fn a_timeout_that_is_too_long_is_refused_and_the_rest_of_the_transaction_is_not() {
+    for refused in ["EXPIRE k 99999999999", "GETEX k EX 99999999999", "SET k {} EX 99999999999"] {
+        let bench = Bench::new();
+        let mut guest = bench.guest();
+        for command in ["HSET k n 0", "MULTI", "HINCRBY k n 1", refused, "HINCRBY k n 1"] {
+            guest.asks(command).await;
+        }
+        let Reply::Array(answers) = guest.asks("EXEC").await else { panic!("{refused}: no array") };
+        assert_eq!((&answers[0], &answers[2]), (&Reply::Int(1), &Reply::Int(2)));
+        assert!(matches!(&answers[1], Reply::Error(text) if text.starts_with("ERR ")), "{refused}: {answers:?}");
+        assert_eq!(bench.api.object("k").unwrap()["spec"], json!({"metadata": {"n": "2"}}), "{refused}");
+    }
+}
