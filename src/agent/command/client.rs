@@ -25,6 +25,8 @@ pub(super) enum Replies {
     Off,
     /// Not that of the next command.
     SkipNext,
+    /// Not that of this one.
+    Skip,
 }
 
 /// The state of one connection. It belongs to the connection's task alone; what others may see of it is in its handle.
@@ -130,17 +132,28 @@ impl Client {
         }
     }
 
+    /// A command begins. Which replies were wanted before it.
+    pub(super) fn listens(&mut self) -> Replies {
+        let before = self.replies;
+        if before == Replies::SkipNext {
+            self.replies = Replies::Skip;
+        }
+        before
+    }
+
     /// A reply as the client wants it: perhaps not at all.
     pub(super) fn heard(&mut self, flow: Flow, before: Replies) -> Flow {
         match before {
             Replies::On => flow,
             // `CLIENT REPLY ON` is answered.
-            Replies::Off if self.replies == Replies::On => flow,
-            Replies::SkipNext if self.replies == Replies::SkipNext => {
-                self.replies = Replies::On;
+            _ if self.replies == Replies::On => flow,
+            _ => {
+                // Unless it was another `SKIP`.
+                if self.replies == Replies::Skip {
+                    self.replies = Replies::On;
+                }
                 silent(&flow)
             }
-            Replies::Off | Replies::SkipNext => silent(&flow),
         }
     }
 }

@@ -71,7 +71,7 @@ enum Begun {
 /// Carries out one request. What the cache can answer is answered without waiting for anybody.
 pub async fn execute(agent: &Arc<Agent>, client: &mut Client, request: Request) -> Flow {
     let started = Instant::now();
-    let replies = client.replies;
+    let replies = client.listens();
     let args = &request.args;
     let Some(command) = args.first().and_then(|name| table::lookup(name)) else {
         client.refuse();

@@ -379,3 +379,22 @@ async fn renewals_that_no_controller_hears_of_are_written_whichever_command_make
         assert!(renewed().is_string(), "{command}");
     }
 }
+
+#[tokio::test]
+async fn each_skip_is_about_the_command_after_it() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    let skip = &["CLIENT", "REPLY", "SKIP"][..];
+    for (commands, answered) in [
+        (&[skip, &["PING"], &["PING"]][..], &[false, false, true][..]),
+        (&[skip, skip, &["PING"], &["PING"]], &[false, false, false, true]),
+        (&[skip, &["CLIENT", "REPLY", "ON"], &["PING"]], &[false, true, true]),
+        (&[skip, &["NOSUCH"], &["PING"]], &[false, false, true]),
+        (&[skip, &["CLIENT", "REPLY", "OFF"], &["PING"], &["CLIENT", "REPLY", "ON"]], &[false, false, false, true]),
+    ] {
+        for (command, answered) in commands.iter().zip(answered) {
+            let flow = guest.sends(command).await;
+            assert_eq!(matches!(flow, Flow::Reply(_)), *answered, "{commands:?}: {command:?}");
+        }
+    }
+}
