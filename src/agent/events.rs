@@ -72,7 +72,7 @@ mod tests {
         while !told(&heard, "evicted", "gone") {
             tokio::task::yield_now().await;
             let handle = listener.client.handle();
-            handle.mailbox().take(handle.protocol(), &mut heard);
+            handle.mailbox().take(handle.protocol(), true, &mut heard);
         }
         for key in ["deleted", "taken", "emptied"] {
             assert!(told(&heard, "del", key), "{heard:?}");

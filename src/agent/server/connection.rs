@@ -151,6 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let Some(request) = self.parser.next(&mut self.input).map_err(End::Protocol)? else { return Ok(()) };
             self.half_since = None;
             let (spoken, listened) = (self.handle.protocol(), self.handle.subscriptions());
+            let heard = self.handle.hears();
             let flow = {
                 let mut work = pin!(handler.execute(client, request));
                 match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
@@ -165,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let (channels, patterns) = self.handle.subscriptions();
             if protocol != spoken || channels < listened.0 || patterns < listened.1 {
                 // What came before goes out before the answer that ends it, as the client understood it then.
-                self.handle.mailbox().take(spoken, &mut self.output);
+                self.handle.mailbox().take(spoken, heard, &mut self.output);
             }
             match flow {
                 Flow::Reply(reply) => reply.encode(protocol, &mut self.output),
@@ -195,7 +196,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let mailbox = self.handle.mailbox();
         if mailbox.stirs() {
             if mailbox.has_mail() {
-                mailbox.take(self.handle.protocol(), &mut self.output);
+                mailbox.take(self.handle.protocol(), self.handle.hears(), &mut self.output);
             }
             if mailbox.take_quiet() {
                 self.give_back();
@@ -228,7 +229,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         poll_fn(|cx| {
             let mailbox = self.handle.mailbox();
             mailbox.register(cx.waker());
-            if mailbox.is_urgent() {
+            if mailbox.is_urgent() && self.handle.hears() {
                 mailbox.peek_urgent(self.handle.protocol(), &mut self.output);
             }
             // What has begun is finished, whether or not somebody waits for it.

@@ -230,6 +230,11 @@ impl ClientHandle {
         if self.resp3.load(Ordering::Relaxed) { Protocol::Resp3 } else { Protocol::Resp2 }
     }
 
+    /// Whether it can tell invalidations from answers.
+    pub(super) fn hears(&self) -> bool {
+        self.protocol() == Protocol::Resp3 || self.subscriptions() != (0, 0)
+    }
+
     /// Changes the protocol, from the reply to the request that runs now on.
     pub fn set_protocol(&self, protocol: Protocol) {
         self.resp3.store(protocol == Protocol::Resp3, Ordering::Relaxed);

@@ -47,6 +47,8 @@ struct Queue {
 #[derive(Debug)]
 struct Message {
     reply: Reply,
+    /// It says what a client must not keep.
+    invalidates: bool,
     /// Not to wait for the end of a command. It is sent again then.
     urgent: bool,
 }
@@ -119,7 +121,7 @@ impl Mailbox {
                 return false;
             }
             self.set_bytes(bytes);
-            queue.messages.push_back(Message { reply, urgent });
+            queue.messages.push_back(Message { reply, invalidates: urgent, urgent });
             // While the lock is held: whoever takes the queue clears the flag.
             self.flags.fetch_or(if urgent { MAIL | URGENT } else { MAIL }, Ordering::AcqRel);
         }
@@ -196,15 +198,16 @@ impl Mailbox {
         self.flags.load(Ordering::Acquire) & flag != 0
     }
 
-    /// Moves what waits to `out`.
-    pub(in crate::agent) fn take(&self, protocol: Protocol, out: &mut BytesMut) {
+    /// Moves what waits to `out`. An invalidation that has come just after the client had ended what it is part of (it speaks
+    /// RESP2, and listens to nothing) would be taken for an answer: who does not `hear` is not told.
+    pub(in crate::agent) fn take(&self, protocol: Protocol, hears: bool, out: &mut BytesMut) {
         let messages = {
             let mut queue = self.queue.lock();
             self.flags.fetch_and(!(MAIL | URGENT), Ordering::AcqRel);
             self.set_bytes(0);
             std::mem::take(&mut queue.messages)
         };
-        for message in messages {
+        for message in messages.into_iter().filter(|message| hears || !message.invalidates) {
             message.reply.encode(protocol, out);
         }
     }

@@ -9,7 +9,7 @@ use crate::resp::{Protocol, Reply};
 /// What waits to be sent to a client.
 fn heard(guest: &Guest) -> String {
     let mut heard = BytesMut::new();
-    guest.client.handle().mailbox().take(Protocol::Resp3, &mut heard);
+    guest.client.handle().mailbox().take(Protocol::Resp3, true, &mut heard);
     String::from_utf8(heard.to_vec()).unwrap()
 }
 

@@ -65,11 +65,11 @@ async fn messages_come_to_those_who_wait() {
     let place = Place::open(unlimited());
     let (mut visitor, handle) = place.enter_known().await;
     assert!(handle.mailbox().push(Reply::Push(vec![bulk("a")])));
-    assert!(handle.mailbox().invalidate(Reply::Push(vec![bulk("b")])));
-    visitor.hears("*1\r\n$1\r\na\r\n*1\r\n$1\r\nb\r\n").await;
+    visitor.hears("*1\r\n$1\r\na\r\n").await;
     assert_eq!(visitor.asks("HELLO\r\n").await, "_\r\n");
-    assert!(handle.mailbox().push(Reply::Push(vec![bulk("c")])));
-    visitor.hears(">1\r\n$1\r\nc\r\n").await;
+    assert!(handle.mailbox().push(Reply::Push(vec![bulk("b")])));
+    assert!(handle.mailbox().invalidate(Reply::Push(vec![bulk("c")])));
+    visitor.hears(">1\r\n$1\r\nb\r\n>1\r\n$1\r\nc\r\n").await;
     assert_eq!(handle.mailbox().bytes(), 0);
 }
 
@@ -94,17 +94,36 @@ async fn what_was_told_comes_before_the_answer_that_ends_it_and_as_it_was_unders
 async fn an_invalidation_does_not_wait_for_a_slow_request_and_is_repeated_after_it() {
     let place = Place::open(unlimited());
     let (mut visitor, handle) = place.enter_known().await;
+    assert_eq!(visitor.asks("HELLO\r\n").await, "_\r\n");
     visitor.says("WAIT\r\n").await;
     place.until_waiting(1).await;
     // What the slow request has read by now may be what is invalidated here.
     handle.mailbox().push(Reply::Push(vec![bulk("event")]));
     handle.mailbox().invalidate(Reply::Push(vec![bulk("a")]));
-    visitor.hears("*1\r\n$1\r\na\r\n").await;
+    visitor.hears(">1\r\n$1\r\na\r\n").await;
     handle.mailbox().invalidate(Reply::Push(vec![bulk("b")]));
-    visitor.hears("*1\r\n$1\r\nb\r\n").await;
+    visitor.hears(">1\r\n$1\r\nb\r\n").await;
     place.desk.permits.add_permits(1);
-    visitor.hears("+waited\r\n*1\r\n$5\r\nevent\r\n*1\r\n$1\r\na\r\n*1\r\n$1\r\nb\r\n").await;
+    visitor.hears("+waited\r\n>1\r\n$5\r\nevent\r\n>1\r\n$1\r\na\r\n>1\r\n$1\r\nb\r\n").await;
     assert_eq!(visitor.asks("ECHO a\r\n").await, "$1\r\n");
+}
+
+#[tokio::test]
+async fn an_invalidation_that_comes_too_late_is_not_taken_for_an_answer() {
+    let place = Place::open(unlimited());
+    // It speaks RESP2, and listens to nothing: whoever sends this has seen it before that.
+    let (mut visitor, handle) = place.enter_known().await;
+    assert!(handle.mailbox().invalidate(Reply::Push(vec![bulk("late")])));
+    assert_eq!(visitor.asks("ECHO a\r\n").await, "$1\r\n");
+    visitor.hears("a\r\n").await;
+    // Nor while a request is carried out.
+    visitor.says("WAIT\r\n").await;
+    place.until_waiting(1).await;
+    assert!(handle.mailbox().invalidate(Reply::Push(vec![bulk("late")])));
+    place.desk.permits.add_permits(1);
+    visitor.hears("+waited\r\n").await;
+    assert_eq!(visitor.asks("ECHO b\r\n").await, "$1\r\n");
+    assert_eq!(handle.mailbox().bytes(), 0);
 }
 
 #[tokio::test]
