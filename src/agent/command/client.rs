@@ -8,12 +8,15 @@ use bytes::Bytes;
 use super::refusal::{NO_ROOM, Refusal};
 use super::transaction::{Transaction, Watched};
 use crate::agent::server::{Carried, ClientHandle, ClientId, Flow};
-use crate::agent::tracking::Options;
+use crate::agent::tracking::{Mode, Options};
 use crate::resp::Protocol;
 
 /// What a request takes while it is carried out, in its own lengths: what came, the fields that it is taken apart into, and what
 /// is sent to the API server.
 const TIMES_CARRIED: usize = 3;
+
+/// What a name that is kept for a client takes besides its bytes: here, and in the tables of who is to be told.
+const BESIDE_NAME: usize = 128;
 
 /// Which replies a client wants (`CLIENT REPLY`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,6 +118,18 @@ impl Client {
     /// try again for, while those of all clients take as much memory as they may.
     pub(super) fn carry(&self, request_bytes: usize) -> Result<Carried, Refusal> {
         self.handle.carry(request_bytes.saturating_mul(TIMES_CARRIED)).ok_or(NO_ROOM)
+    }
+
+    /// Enters what is kept for it: to be called whenever that has changed.
+    pub(super) fn keeps(&self) {
+        let prefixes: &[Bytes] = match self.tracking.as_ref().map(|options| &options.mode) {
+            Some(Mode::Broadcast { prefixes }) => prefixes,
+            _ => &[],
+        };
+        let watched = self.watched.iter().map(|watched| &watched.key);
+        let names = self.channels.iter().chain(&self.patterns).chain(prefixes).chain(watched);
+        let bytes = names.map(|name| name.len() + BESIDE_NAME).sum::<usize>();
+        self.handle.set_kept(bytes + self.handle.names_bytes());
     }
 
     /// A command of this name is done: what `CLIENT CACHING` said was about it, or is about the transaction that goes on.

@@ -46,6 +46,7 @@ pub fn setname(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusa
     let name = args.get(2).ok_or(Refusal::Syntax)?;
     check_name(name, "Client names")?;
     context.client.handle.set_name(name.clone());
+    context.client.keeps();
     Ok(ok())
 }
 
@@ -64,6 +65,7 @@ pub fn setinfo(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusa
     } else {
         return Err(Refusal::quoting(format!("ERR Unrecognized option '{}'", quoted(option, 128))));
     }
+    context.client.keeps();
     Ok(ok())
 }
 

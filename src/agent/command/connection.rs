@@ -72,6 +72,7 @@ pub fn reset(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> {
     forget(agent, client);
     client.replies = Replies::On;
     client.handle.set_name(Bytes::new());
+    client.keeps();
     set_protocol(client, Protocol::Resp2);
     client.authenticated = !agent.commands.needs_password();
     Ok(Flow::Reply(Reply::Simple("RESET".into())))
@@ -130,6 +131,7 @@ pub fn hello(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal>
             [value, rest @ ..] if is(option, "SETNAME") => {
                 check_name(value, "Client names")?;
                 context.client.handle.set_name(value.clone());
+                context.client.keeps();
                 rest
             }
             _ => {

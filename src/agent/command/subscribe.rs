@@ -33,6 +33,7 @@ fn set(client: &mut Client, topic: Topic) -> &mut BTreeSet<Bytes> {
 
 fn show(client: &Client) {
     client.handle.set_subscriptions(client.channels.len(), client.patterns.len());
+    client.keeps();
 }
 
 fn add(context: &mut Context<'_>, args: &[Bytes], topic: Topic, kind: &'static str) -> Result<Flow, Refusal> {

@@ -142,6 +142,7 @@ pub fn tracking(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refus
         let options = given.checked(client.tracking.as_ref())?;
         agent.tracking.enable(&client.handle, &options);
         client.tracking = Some(options);
+        client.keeps();
     } else if is(mode, "OFF") {
         disable(agent, client);
     } else {
@@ -160,6 +161,7 @@ pub(super) fn disable(agent: &Agent, client: &mut Client) {
     if client.tracking.take().is_some() {
         agent.tracking.disable(client.id());
         client.handle.set_caching(None);
+        client.keeps();
     }
     client.caching = None;
 }

@@ -93,6 +93,7 @@ impl Transaction {
 /// Ends the transaction, and forgets what was watched.
 pub(super) fn end(client: &mut Client) -> Option<Transaction> {
     client.watched.clear();
+    client.keeps();
     client.handle.set_queued(None, 0);
     client.transaction.take()
 }
@@ -128,6 +129,7 @@ pub fn discard(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> 
 /// `UNWATCH`
 pub fn unwatch(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> {
     context.client.watched.clear();
+    context.client.keeps();
     Ok(ok())
 }
 
@@ -157,6 +159,7 @@ pub(super) async fn watch(agent: &Agent, client: &mut Client, keys: &[Bytes]) ->
             client.watched.push(Watched::new(key, entry.as_ref()));
         }
     }
+    client.keeps();
     Ok(ok())
 }
 

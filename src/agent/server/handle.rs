@@ -92,6 +92,8 @@ pub struct ClientHandle {
     queued: AtomicI64,
     /// Bytes of requests since `MULTI`.
     queued_bytes: AtomicUsize,
+    /// Bytes of names that are kept for the client: what it listens to, watches, or is called.
+    kept: AtomicUsize,
     /// Bytes of replies that the client does not take.
     unsent: AtomicUsize,
     /// Bytes of the connection's buffers.
@@ -155,6 +157,7 @@ impl ClientHandle {
             patterns: AtomicU32::new(0),
             queued: AtomicI64::new(-1),
             queued_bytes: AtomicUsize::new(0),
+            kept: AtomicUsize::new(0),
             unsent: AtomicUsize::new(0),
             buffers: AtomicUsize::new(0),
             carried: AtomicUsize::new(0),
@@ -206,7 +209,7 @@ impl ClientHandle {
         self.mailbox.bytes() + self.unsent.load(Ordering::Relaxed)
     }
 
-    /// Bytes that it takes, about: buffers, messages that wait for it, commands that wait for `EXEC`, and the request that is
+    /// Bytes that it takes, about: buffers, messages that wait for it, commands that wait for `EXEC`, names, and the request that is
     /// being carried out.
     pub fn memory_bytes(&self) -> usize {
         self.droppable_bytes() + self.carried.load(Ordering::Relaxed)
@@ -214,7 +217,8 @@ impl ClientHandle {
 
     /// What of that it would give back at once if its connection ended: all but the request that is being carried out.
     pub(super) fn droppable_bytes(&self) -> usize {
-        self.buffers.load(Ordering::Relaxed) + self.queued_bytes.load(Ordering::Relaxed) + self.mailbox.bytes()
+        let parts = [&self.buffers, &self.queued_bytes, &self.kept].map(|part| part.load(Ordering::Relaxed));
+        parts.into_iter().sum::<usize>() + self.mailbox.bytes()
     }
 
     /// Enters a request that takes so many bytes until what is returned is dropped. None: the requests that are being carried
@@ -268,6 +272,17 @@ impl ClientHandle {
     /// Changes the library's version.
     pub fn set_library_version(&self, version: impl AsRef<[u8]>) {
         self.names.lock().library_version = Bytes::copy_from_slice(version.as_ref());
+    }
+
+    /// Bytes of its names.
+    pub fn names_bytes(&self) -> usize {
+        let Names { name, library_name, library_version } = &*self.names.lock();
+        name.len() + library_name.len() + library_version.len()
+    }
+
+    /// Names that are kept for it take so many bytes.
+    pub fn set_kept(&self, bytes: usize) {
+        self.account(&self.kept, bytes);
     }
 
     /// The command it sent last: `get`, `client|list`. `NULL` before the first one, as in Redis.
@@ -359,6 +374,8 @@ impl ClientHandle {
     pub(super) fn release(&self) {
         self.set_buffers(0);
         self.set_queued(None, 0);
+        *self.names.lock() = Names::default();
+        self.set_kept(0);
     }
 
     /// Only the connection's own task changes `part`.

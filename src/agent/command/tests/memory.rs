@@ -98,3 +98,36 @@ async fn so_is_the_former_value_that_a_write_answers() {
     assert!(matches!(waits.await.unwrap(), Reply::Bulk(_)));
     assert_eq!(bench.agent.clients.memory_bytes(), 0);
 }
+
+#[tokio::test]
+async fn what_is_kept_for_a_client_is_in_the_account_until_it_is_not_kept() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    let long = "x".repeat(200);
+    let kept = || bench.agent.clients.memory_bytes();
+    for (keep, forget) in [
+        (format!("CLIENT TRACKING ON BCAST PREFIX {long}"), "CLIENT TRACKING OFF"),
+        (format!("WATCH {long}"), "UNWATCH"),
+        (format!("WATCH {long}"), "RESET"),
+        (format!("CLIENT SETNAME {long}"), "RESET"),
+        (format!("HELLO 3 SETNAME {long}"), "RESET"),
+    ] {
+        assert!(!matches!(guest.asks(&keep).await, Reply::Error(_)), "{keep}");
+        assert!(kept() >= 200, "{keep}");
+        guest.asks(forget).await;
+        assert_eq!(kept(), 0, "{keep}, {forget}");
+    }
+    for (keep, forget) in [("SUBSCRIBE", "UNSUBSCRIBE"), ("PSUBSCRIBE", "PUNSUBSCRIBE"), ("SUBSCRIBE", "RESET")] {
+        guest.sends(&[keep, &long]).await;
+        assert!(kept() >= 200, "{keep}");
+        guest.sends(&[forget]).await;
+        assert_eq!(kept(), 0, "{keep}, {forget}");
+    }
+    // Whoever goes takes all of it along.
+    guest.asks(&format!("CLIENT SETINFO LIB-NAME {long}")).await;
+    guest.sends(&["SUBSCRIBE", &long]).await;
+    let handle = guest.client.handle().clone();
+    bench.agent.clients.unregister(handle.id());
+    crate::agent::command::disconnected(&bench.agent, &mut guest.client);
+    assert_eq!((kept(), handle.memory_bytes()), (0, 0));
+}
