@@ -18,3 +18,4 @@ pub mod task_set;
 pub mod telemetry;
 pub mod tls;
 pub mod transport;
+pub mod turn;

@@ -1,7 +1,6 @@
 //! How large the answer to one request may become.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use super::refusal::Refusal;
 use crate::resp::Reply;
@@ -21,27 +20,6 @@ impl Budget {
         let weight = part.weight();
         let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(weight));
         taken.map(drop).map_err(|_| Refusal::TooLarge)
-    }
-}
-
-/// How long work that waits for nobody may hold a worker, which others wait for.
-const TURN: Duration = Duration::from_millis(1);
-
-/// Since when a worker is held.
-#[derive(Debug)]
-pub(super) struct Turn(Instant);
-
-impl Turn {
-    pub fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    /// Lets others go first, if it was long enough.
-    pub async fn give_way(&mut self) {
-        if self.0.elapsed() >= TURN {
-            tokio::task::yield_now().await;
-            self.0 = Instant::now();
-        }
     }
 }
 

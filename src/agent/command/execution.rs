@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::args::Clock;
-use super::budget::{Budget, Turn};
+use super::budget::Budget;
 use super::engine::{ATTEMPTS, Outcome, Pauses, is, make, read};
 use super::op::{Change, Decision, Made, Need, Op, Plan, Put, State, apply};
 use super::refusal::{NO_ROOM, Refusal};
@@ -20,6 +20,7 @@ use crate::agent::Agent;
 use crate::agent::server::{Carried, ClientId};
 use crate::agent::sessions::{Entry, Exact, Failure, Ttl};
 use crate::resp::Reply;
+use crate::runtime::turn::Turn;
 
 /// Keys that are read at once.
 const AT_ONCE: usize = 16;

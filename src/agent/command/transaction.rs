@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::args::Clock;
-use super::budget::{Budget, Turn};
+use super::budget::Budget;
 use super::client::Client;
 use super::connection::ok;
 use super::context::Context;
@@ -15,6 +15,7 @@ use crate::agent::Agent;
 use crate::agent::sessions::Entry;
 use crate::cache::{Digest, Uid};
 use crate::resp::Reply;
+use crate::runtime::turn::Turn;
 
 /// Bytes of requests that may wait for `EXEC`, at most.
 const MOST_BYTES: usize = 4 << 20;

@@ -20,6 +20,7 @@ use super::handle::{ClientHandle, Phase};
 use super::limits::Limits;
 use super::mailbox::Ended;
 use crate::resp::{Parser, ProtocolError};
+use crate::runtime::turn::Turn;
 
 /// Replies are sent when so many bytes of them wait, even if more requests are there: a pipeline is bounded by its bytes.
 const BATCH: usize = 64 * 1024;
@@ -145,6 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Carries out the requests that are there, one after the other.
     async fn requests<H: Handler>(&mut self, handler: &H, client: &mut H::Client) -> Result<(), End> {
+        let mut turn = Turn::begin();
         loop {
             // Each time: the request before may have been `AUTH`.
             self.parser.set_trusted(handler.trusts(client));
@@ -187,6 +189,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.settle().await?;
             } else if self.output.len() >= BATCH {
                 self.flush().await?;
+            }
+            // Requests that cost much may come together with many like them.
+            if !self.input.is_empty() {
+                turn.give_way().await;
             }
         }
     }

@@ -126,6 +126,16 @@ async fn an_invalidation_that_comes_too_late_is_not_taken_for_an_answer() {
     assert_eq!(handle.mailbox().bytes(), 0);
 }
 
+#[tokio::test(flavor = "current_thread")]
+async fn requests_that_come_together_let_others_go_first() {
+    let place = Place::open(unlimited());
+    let (mut many, mut one) = (place.enter().await, place.enter().await);
+    many.says(&"WORK\r\n".repeat(100)).await;
+    until(|| place.desk.executed.load(std::sync::atomic::Ordering::SeqCst) > 0).await;
+    assert_eq!(one.asks("ECHO a\r\n").await, "$1\r\n");
+    assert!(place.desk.executed.load(std::sync::atomic::Ordering::SeqCst) < 100, "it held the worker all the time");
+}
+
 #[tokio::test]
 async fn what_is_known_of_a_connection_is_true() {
     let place = Place::open(unlimited());

@@ -88,6 +88,12 @@ impl Handler for Arc<Desk> {
             b"ID" => Flow::Reply(Reply::Int(i64::try_from(client.handle.id().0).unwrap())),
             b"BIG" => Flow::Reply(Reply::Bulk(vec![b'x'; number()].into())),
             b"MANY" => Flow::Replies((0..number()).map(|n| bulk(n.to_string())).collect()),
+            // A turn's worth of work that waits for nobody.
+            b"WORK" => {
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < Duration::from_millis(2) {}
+                Flow::None
+            }
             b"SILENT" => Flow::None,
             b"WAIT" => {
                 self.waiting.fetch_add(1, Ordering::SeqCst);
