@@ -14,6 +14,8 @@ use crate::resp::Reply;
 
 /// Channels and patterns of one client, at most.
 const MOST: usize = 1_024;
+/// Bytes of patterns of one client, at most: whoever writes a session pays for the look at each.
+const MOST_PATTERN_BYTES: usize = 16 * 1_024;
 
 fn text(text: &'static str) -> Reply {
     Reply::Bulk(Bytes::from_static(text.as_bytes()))
@@ -43,6 +45,11 @@ fn add(context: &mut Context<'_>, args: &[Bytes], topic: Topic, kind: &'static s
         return Err(Refusal::Text("ERR too many subscriptions for one client"));
     }
     names.iter().try_for_each(|name| bounded(name))?;
+    let has: usize = client.patterns.iter().map(Bytes::len).sum();
+    let comes: usize = names.iter().map(Bytes::len).sum();
+    if topic == Topic::Pattern && has + comes > MOST_PATTERN_BYTES {
+        return Err(Refusal::Text("ERR too many bytes of patterns for one client: at most 16384"));
+    }
     let mut replies = Vec::with_capacity(names.len());
     for name in names {
         // The name must not keep the whole buffer alive that the request came in.

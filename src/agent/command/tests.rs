@@ -135,6 +135,11 @@ async fn what_is_kept_for_a_client_is_bounded_in_bytes() {
         assert_eq!(guest.asks(&format!("{command} {long}")).await, refused, "{command}");
     }
     assert_eq!((guest.client.subscriptions(), bench.agent.pubsub.counts()), (0, (0, 0)), "all or nothing");
+    for n in 0..17 {
+        let flow = guest.sends(&["PSUBSCRIBE", &format!("{n:x<1024}")]).await;
+        assert_eq!(matches!(flow, Flow::Replies(_)), n < 16, "{flow:?}");
+    }
+    guest.sends(&["PUNSUBSCRIBE"]).await;
     assert_eq!(guest.asks(&format!("CLIENT TRACKING ON BCAST PREFIX {fits}")).await, Reply::OK);
     // No session can have this key: it does not change, whatever happens.
     guest.asks("HSET k n 1").await;
