@@ -329,43 +329,6 @@ async fn caching_is_about_the_next_command_whatever_it_is() {
     assert!(text.contains("can be called only when the client is in tracking mode"), "{text}");
 }
 
-/// A write that waits for leases to end keeps what it takes until it is answered.
-#[tokio::test(start_paused = true)]
-async fn requests_beyond_what_may_be_carried_out_at_once_are_refused_until_others_are_done() {
-    const MEMORY: usize = 20_000;
-    let value = format!(r#"{{"a":"{}"}}"#, "x".repeat(3_000));
-    let bench = Bench::with_clients_memory(MEMORY);
-    bench.api.put("held", &json!({"f": "v"}));
-    let (mut first, mut second) = (bench.guest(), bench.guest());
-    assert_eq!(second.asks("HGET held f").await, bulk("v"));
-    let waits = tokio::spawn(async move { first.asks(&format!("SET k {value}")).await });
-    while bench.agent.clients.memory_bytes() == 0 {
-        tokio::task::yield_now().await;
-    }
-    let refused = |reply: Reply| {
-        let Reply::Error(text) = reply else { panic!("{reply:?}") };
-        assert!(text.starts_with("TRYAGAIN ") && text.contains("--clients-memory"), "{text}");
-    };
-    let more = format!("HSET other f {}", "x".repeat(1_000));
-    refused(second.asks(&more).await);
-    assert_eq!(bench.api.object("other"), None);
-    // What has been queued is a request that is carried out, too.
-    second.asks("MULTI").await;
-    second.asks(&more).await;
-    refused(second.asks("EXEC").await);
-    assert_eq!(second.client.transaction_len(), None, "nobody waits for a transaction that is still open");
-    assert_eq!(bench.api.object("other"), None);
-    assert_eq!(second.asks("HGET held f").await, bulk("v"), "what is held takes nothing");
-
-    assert_eq!(waits.await.unwrap(), Reply::OK);
-    assert_eq!(bench.agent.clients.memory_bytes(), 0);
-    assert_eq!(second.asks(&more).await, Reply::Int(1));
-    second.asks("MULTI").await;
-    second.asks("HSET other f v").await;
-    assert_eq!(second.asks("EXEC").await, Reply::Array(vec![Reply::Int(0)]));
-    assert_eq!(bench.agent.clients.memory_bytes(), 0);
-}
-
 /// Sessions of the bench's API server were made long ago.
 #[tokio::test]
 async fn renewals_that_no_controller_hears_of_are_written_whichever_command_makes_them() {

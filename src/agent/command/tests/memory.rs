@@ -1,9 +1,10 @@
 //! What clients take is in their account, also what is not sent yet.
 
+use serde_json::json;
 use tokio::task::yield_now;
 
 use crate::agent::server::Flow;
-use crate::agent::testing::{Bench, Guest};
+use crate::agent::testing::{Bench, Guest, bulk};
 use crate::resp::Reply;
 
 /// What clients of the bench may take.
@@ -16,7 +17,7 @@ const ALL: [&str; 5] = ["MGET", "s1", "s2", "s3", "none"];
 async fn bench() -> Bench {
     let bench = Bench::with_clients_memory(MEMORY);
     for name in ["s1", "s2", "s3"] {
-        bench.api.put(name, &serde_json::json!({"a": "x".repeat(EACH)}));
+        bench.api.put(name, &json!({"a": "x".repeat(EACH)}));
         bench.guest().asks(&format!("GET {name}")).await;
     }
     assert_eq!(bench.agent.clients.memory_bytes(), 0);
@@ -130,4 +131,41 @@ async fn what_is_kept_for_a_client_is_in_the_account_until_it_is_not_kept() {
     bench.agent.clients.unregister(handle.id());
     crate::agent::command::disconnected(&bench.agent, &mut guest.client);
     assert_eq!((kept(), handle.memory_bytes()), (0, 0));
+}
+
+/// A write that waits for leases to end keeps what it takes until it is answered.
+#[tokio::test(start_paused = true)]
+async fn requests_beyond_what_may_be_carried_out_at_once_are_refused_until_others_are_done() {
+    const MEMORY: usize = 20_000;
+    let value = format!(r#"{{"a":"{}"}}"#, "x".repeat(3_000));
+    let bench = Bench::with_clients_memory(MEMORY);
+    bench.api.put("held", &json!({"f": "v"}));
+    let (mut first, mut second) = (bench.guest(), bench.guest());
+    assert_eq!(second.asks("HGET held f").await, bulk("v"));
+    let waits = tokio::spawn(async move { first.asks(&format!("SET k {value}")).await });
+    while bench.agent.clients.memory_bytes() == 0 {
+        yield_now().await;
+    }
+    let refused = |reply: Reply| {
+        let Reply::Error(text) = reply else { panic!("{reply:?}") };
+        assert!(text.starts_with("TRYAGAIN ") && text.contains("--clients-memory"), "{text}");
+    };
+    let more = format!("HSET other f {}", "x".repeat(1_000));
+    refused(second.asks(&more).await);
+    assert_eq!(bench.api.object("other"), None);
+    // What has been queued is a request that is carried out, too.
+    second.asks("MULTI").await;
+    second.asks(&more).await;
+    refused(second.asks("EXEC").await);
+    assert_eq!(second.client.transaction_len(), None, "nobody waits for a transaction that is still open");
+    assert_eq!(bench.api.object("other"), None);
+    assert_eq!(second.asks("HGET held f").await, bulk("v"), "what is held takes nothing");
+
+    assert_eq!(waits.await.unwrap(), Reply::OK);
+    assert_eq!(bench.agent.clients.memory_bytes(), 0);
+    assert_eq!(second.asks(&more).await, Reply::Int(1));
+    second.asks("MULTI").await;
+    second.asks("HSET other f v").await;
+    assert_eq!(second.asks("EXEC").await, Reply::Array(vec![Reply::Int(0)]));
+    assert_eq!(bench.agent.clients.memory_bytes(), 0);
 }
