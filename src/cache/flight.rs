@@ -66,8 +66,10 @@ impl Gets {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    fn enter(&self) -> bool {
-        let enter = |n: usize| (n < self.most).then_some(n + 1);
+    /// Some room is left for sessions that were met before: a flood of names that were not must not keep anybody from these.
+    fn enter(&self, met: bool) -> bool {
+        let most = if met { self.most } else { self.most - self.most / 4 };
+        let enter = |n: usize| (n < most).then_some(n + 1);
         self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
     }
 
@@ -158,7 +160,9 @@ impl Shared {
                     let pending = pending.into_iter().find(|p| p.id == id);
                     pending.map_or(Found::Lost, |p| Found::Wait(p.outcome.clone()))
                 }
-                Join::Lead(id) if !self.gets.enter() => {
+                Join::Lead(id)
+                    if !self.gets.enter(state.shard.has_met(name) || self.store.events.has_departed(&name.into())) =>
+                {
                     state.shard.restore_failed(name, id);
                     Found::Overloaded
                 }

@@ -134,8 +134,9 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     let (health, registry) = (Health::default(), Arc::<OnceLock<_>>::default());
     // One of the two has the metrics. Whoever probes is answered while the API server is away: to be killed for that helps nobody.
     let open = scrape.is_none().then(|| registry.clone());
-    tasks.spawn("admin", admin.serve(health.clone(), open, closing.clone()));
+    // Before anybody can ask: nothing to wait for would mean that it is ready.
     let known = health.readiness("api-server");
+    tasks.spawn("admin", admin.serve(health.clone(), open, closing.clone()));
     let Some(authenticator) = authenticate(&client, &args.token_audience, &shutdown).await else {
         return Ok(());
     };
