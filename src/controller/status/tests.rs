@@ -34,6 +34,8 @@ impl StatusSink<SessionRef, StatusPatch> for Arc<Fake> {
 type Writer = StatusWriter<SessionRef, StatusPatch, Arc<Fake>>;
 
 const OPEN: usize = 1_000;
+const SOON: Backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(4) };
+const QUICK: StatusLimits = StatusLimits { capacity: 4, calls: 2, backoff: SOON, pause: SOON, attempts: 3 };
 
 fn writer(answers: impl IntoIterator<Item = Answer>, open: usize) -> (Writer, Arc<Fake>) {
     let fake = Arc::new(Fake {
@@ -42,9 +44,7 @@ fn writer(answers: impl IntoIterator<Item = Answer>, open: usize) -> (Writer, Ar
         gate: Semaphore::new(open),
         at_once: Mutex::new((0, 0)),
     });
-    let quick = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(4) };
-    let limits = StatusLimits { capacity: 4, calls: 2, backoff: quick, pause: quick, attempts: 3 };
-    (StatusWriter::new(Arc::clone(&fake), LeadershipGuard::always(), limits), fake)
+    (StatusWriter::new(Arc::clone(&fake), LeadershipGuard::always(), QUICK), fake)
 }
 
 fn session(name: &str) -> SessionRef {
@@ -204,4 +204,17 @@ async fn who_does_not_lead_writes_nothing() {
     assert!(fake.calls.lock().is_empty());
     assert_eq!(writer.not_leading(), 1);
     assert!(offer(&writer, "a", 2, 1, 1), "what was not sent is offered afresh");
+}
+
+/// Some webhook of one namespace that fails is no reason for the others to wait.
+#[tokio::test]
+async fn a_servers_error_at_one_object_holds_up_nobody_else() {
+    let hour = Duration::from_hours(1);
+    let (_, fake) = writer([fault(500)], OPEN);
+    let limits = StatusLimits { pause: Backoff { first: hour, longest: hour }, calls: 1, ..QUICK };
+    let writer = StatusWriter::new(Arc::clone(&fake), LeadershipGuard::always(), limits);
+    offer(&writer, "a", 2, 1, 1);
+    offer(&writer, "b", 2, 1, 1);
+    run_until(&writer, || writer.patched() == 2).await;
+    assert_eq!(writer.failed(), 1);
 }

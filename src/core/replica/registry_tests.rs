@@ -206,6 +206,18 @@ fn what_counts_nowhere_is_no_session_either() {
     assert!(bench.replica.registered(bench.tenants).is_empty());
 }
 
+/// Nobody is waited for any less because nothing is known.
+#[test]
+fn after_a_restore_of_etcd_it_is_not_known_who_is_registered() {
+    let mut bench = Bench::new();
+    bench.known();
+    assert!(bench.replica.knows_registered(bench.tenants, bench.now));
+    bench.replica.void();
+    for scope in [bench.tenants, bench.registry] {
+        assert!(!bench.replica.knows_registered(scope, bench.now));
+    }
+}
+
 #[test]
 fn a_namespace_that_refuses_the_marker_keeps_no_agent_from_the_others() {
     let config = Config { lease: LEASE, ..Config::default() };
