@@ -29,7 +29,7 @@ enum Command {
     /// Memory per session in the controller, beside a plain reflector.
     Memory,
     /// The agent beside redis-server.
-    Agent,
+    Agent(agent::Selection),
     /// (a process of the benchmark) Prints what a bare watcher sees.
     #[command(hide = true)]
     Watcher,
@@ -41,7 +41,7 @@ enum Command {
 #[tokio::main(flavor = "multi_thread")]
 async fn main() {
     let command = Cli::parse().command;
-    match command {
+    match &command {
         Some(Command::Watcher) => return propagation::watch().await,
         Some(Command::Reflector) => return memory::reflector().await,
         _ => {}
@@ -57,8 +57,14 @@ async fn main() {
     if all || matches!(command, Some(Command::Memory)) {
         save("memory", &memory::run(&programs).await);
     }
-    if all || matches!(command, Some(Command::Agent)) {
-        save("agent", &agent::run(&programs).await);
+    match command {
+        None => save("agent", &agent::run(&programs, &agent::Selection::default()).await),
+        // What is only a part of it takes the place of no whole.
+        Some(Command::Agent(selection)) => {
+            let name = if selection.is_everything() { "agent" } else { "agent-part" };
+            save(name, &agent::run(&programs, &selection).await);
+        }
+        Some(_) => {}
     }
 }
 

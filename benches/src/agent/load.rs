@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use testkit::Process;
 
@@ -16,8 +17,8 @@ const ROUNDS: usize = 3;
 const PATIENCE: Duration = Duration::from_mins(10);
 
 /// A kind of request.
-#[derive(Clone, Copy, PartialEq)]
-enum Request {
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Request {
     Get,
     Getex,
     Hgetall,
@@ -25,8 +26,6 @@ enum Request {
 }
 
 impl Request {
-    const ALL: [Self; 4] = [Self::Get, Self::Getex, Self::Hgetall, Self::SetXx];
-
     fn name(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -160,8 +159,8 @@ fn json_of(figures: &Result<Figures, String>) -> Value {
     }
 }
 
-/// Measures, and returns a row for each point.
-pub async fn run(servers: &Servers) -> Value {
+/// Measures these, and returns a row for each point.
+pub async fn run(servers: &Servers, requests: &[Request]) -> Value {
     println!(
         "\nrequests over loopback: redis-server and the agent in turn, median of {ROUNDS} rounds; times in microseconds"
     );
@@ -181,7 +180,7 @@ pub async fn run(servers: &Servers) -> Value {
         "ratio"
     );
     let mut rows = Vec::new();
-    for request in Request::ALL {
+    for &request in requests {
         for (connections, pipeline) in CONNECTIONS.into_iter().flat_map(|c| PIPELINES.map(|p| (c, p))) {
             for with in ["redis-benchmark", "go-redis"] {
                 let measure = async |to: SocketAddr| {
