@@ -209,8 +209,7 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
     let finish = finish(Duration::from_secs_f64(args.lease_upper_bound));
     tasks.spawn("serve", async move {
         let _served = served.drop_guard();
-        server.run(service, ending, finish).await;
-        Ok::<_, std::convert::Infallible>(())
+        server.run_apart(service, ending, finish).await
     });
     info!(namespace = %args.namespace, address = ?address, socket = ?args.unix_socket, "serving");
     let ended = tasks.run(finish + DRAIN).await;

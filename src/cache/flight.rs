@@ -137,7 +137,7 @@ impl Shared {
             Found::Lead(flight, teller, before) => {
                 let outcome = teller.subscribe();
                 // A task of its own: a request that is given up must not take the others with it.
-                tokio::spawn(flight.run(teller, before));
+                self.runtime.spawn(flight.run(teller, before));
                 outcome
             }
             Found::Overloaded => {

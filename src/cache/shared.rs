@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::api_server::ApiServer;
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     pub streams: Streams,
     pub counters: Counters,
     pub trouble: Troubles,
+    /// Where requests to the API server run: whoever asks may be on another runtime, which ends before them.
+    pub runtime: Handle,
     /// Cancelled when the cache ends.
     pub ended: CancellationToken,
     /// Cancelled when it has ended: no stream is left.
@@ -48,6 +51,7 @@ impl Shared {
             streams: Streams::new(),
             counters: Counters::default(),
             trouble: Troubles::default(),
+            runtime: Handle::current(),
             ended: CancellationToken::new(),
             left: CancellationToken::new(),
             config,

@@ -289,7 +289,7 @@ impl Shared {
             return Err(WriteError::Overloaded.into());
         }
         let waiting = Waiting(self.clone());
-        let task = tokio::spawn(async move {
+        let task = self.runtime.spawn(async move {
             let shared = waiting.0.clone();
             let turn = timeout(shared.writes.patience, shared.writes.permits.acquire()).await;
             let Ok(Ok(_permit)) = turn else {

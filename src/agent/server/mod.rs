@@ -14,6 +14,7 @@ mod listen;
 mod mailbox;
 mod memory;
 mod serve;
+mod thread;
 
 pub use clients::{Clients, Room, Totals};
 pub use flow::{Flow, Handler};
