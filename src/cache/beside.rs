@@ -58,6 +58,12 @@ impl Cache {
         Some((session, Beside { local, renewal }))
     }
 
+    /// [`Self::hit_beside`], if clients were given just this state already: for whoever shows a client a part of it.
+    pub fn hit_given(&self, name: &str) -> Option<(Session, Beside)> {
+        let (session, local, renewal) = self.shared.store.hit_given(name)?;
+        Some((session, Beside { local, renewal }))
+    }
+
     /// The copy that is held, whether or not it may be served: for lists and figures. It counts neither as a hit nor as a
     /// use, and nobody must be given its fields.
     pub fn peek(&self, name: &str) -> Option<Session> {
@@ -126,6 +132,14 @@ impl Cache {
     pub fn given(&self, session: &Session) {
         self.shared.store.change(session.name(), |state, _, now| {
             state.shard.given(session.name(), session.copy(), now);
+            ((), None)
+        });
+    }
+
+    /// A client is shown these fields of the session, and no others.
+    pub fn shown(&self, session: &Session, fields: &[&str]) {
+        self.shared.store.change(session.name(), |state, _, now| {
+            state.shard.shown(session.name(), session.copy(), fields, now);
             ((), None)
         });
     }

@@ -137,6 +137,17 @@ impl Store {
         Some((session, beside.local.cloned(), beside.renewal))
     }
 
+    /// The same, if clients have this copy already.
+    pub fn hit_given(&self, name: &str) -> Option<(Session, Option<Arc<LocalValues>>, Option<Renewal>)> {
+        let hash = self.hasher.hash_one(name);
+        let slot = self.slot_of(hash);
+        let state = slot.state.read();
+        let (copy, beside) = state.shard.get_given(name, hash, now)?;
+        let session = Session::new(copy.clone(), Origin::Cache);
+        slot.hits.fetch_add(1, Ordering::Relaxed);
+        Some((session, beside.local.cloned(), beside.renewal))
+    }
+
     /// Changes what belongs to `name`. A copy that `change` says was dropped is told to everybody.
     pub fn change<R>(
         &self,

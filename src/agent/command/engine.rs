@@ -69,10 +69,12 @@ pub(super) fn at_once(agent: &Agent, by: ClientId, plan: &Plan, now: &Clock) -> 
 }
 
 fn key_at_once(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -> Option<Reply> {
-    if op.need() != Need::Seen || op.blind(now).is_some() {
-        return None;
-    }
-    let entry = agent.sessions.hit(key)?;
+    let entry = match op.need() {
+        _ if op.blind(now).is_some() => return None,
+        Need::Seen => agent.sessions.hit(key)?,
+        Need::Partly => agent.sessions.hit_given(key)?,
+        Need::Unseen | Need::FreshFacts => return None,
+    };
     // A refusal is decided on again, when it is known that the state is right.
     let Decision { reply, change, events } = op.decide(Some(&entry), now).ok()?;
     match change {
@@ -150,8 +152,9 @@ async fn on_key(
         let stays = matches!(change, Change::Nothing | Change::Expire(..));
         match make(agent, key, entry.as_ref(), change).await {
             Ok(outcome @ (Outcome::Nothing | Outcome::Changed { .. })) => {
-                if let Some(entry) = entry.filter(|_| stays && need == Need::FreshFacts && op.shows()) {
-                    agent.sessions.given(&entry);
+                // Who reads what is seen has counted it.
+                if let Some(entry) = entry.filter(|_| stays && need != Need::Seen && op.shows()) {
+                    given(agent, &entry, op);
                 }
                 if let Outcome::Changed { by_others } = outcome {
                     agent.written(key, by, events, by_others);
@@ -168,9 +171,17 @@ async fn on_key(
 /// The state of a key.
 pub(super) async fn read(agent: &Agent, key: &Bytes, need: Need) -> Result<Option<Entry>, Failure> {
     match need {
-        Need::Unseen => agent.sessions.find(key).await,
+        Need::Unseen | Need::Partly => agent.sessions.find(key).await,
         Need::Seen => agent.sessions.get(key).await,
         Need::FreshFacts => agent.sessions.fresh(key).await,
+    }
+}
+
+/// The client is shown what this command shows of the entry.
+pub(super) fn given(agent: &Agent, entry: &Entry, op: &Op) {
+    match op.shown_fields() {
+        Some(fields) => agent.sessions.shown(entry, &fields),
+        None => agent.sessions.given(entry),
     }
 }
 

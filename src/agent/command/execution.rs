@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::args::Clock;
 use super::budget::Budget;
-use super::engine::{ATTEMPTS, Outcome, Pauses, is, make, read};
+use super::engine::{ATTEMPTS, Outcome, Pauses, given, is, make, read};
 use super::op::{Change, Decision, Made, Need, Op, Plan, Put, State, apply};
 use super::refusal::{NO_ROOM, Refusal};
 use super::transaction::Watched;
@@ -231,7 +231,7 @@ impl<'a> Execution<'a> {
             // What is shown is known at the end.
             let need = match need {
                 _ if again => Need::FreshFacts,
-                Need::Seen => Need::Unseen,
+                Need::Seen | Need::Partly => Need::Unseen,
                 need => need,
             };
             let entry = read(agent, &key, need).await?;
@@ -350,10 +350,11 @@ impl<'a> Execution<'a> {
     fn give(&self) {
         let plans =
             self.steps.iter().filter_map(|step| if let Step::Keys { plan, .. } = step { Some(plan) } else { None });
-        let shown: BTreeSet<&Bytes> = plans.filter(|plan| plan.op.shows()).flat_map(|p| p.keys.as_slice()).collect();
-        for key in shown.into_iter().filter(|key| !self.written.contains(*key)) {
-            if let Some(Some(entry)) = self.bases.get(key) {
-                self.agent.sessions.given(entry);
+        for plan in plans.filter(|plan| plan.op.shows()) {
+            for key in plan.keys.as_slice().iter().filter(|key| !self.written.contains(*key)) {
+                if let Some(Some(entry)) = self.bases.get(key) {
+                    given(self.agent, entry, &plan.op);
+                }
             }
         }
     }

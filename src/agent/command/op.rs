@@ -132,6 +132,8 @@ pub enum Gather {
 pub enum Need {
     /// Its state, which the client is not shown: what it saw last stays what its next `SET` changes.
     Unseen,
+    /// Its state, of which the client is shown some fields: of others it saw what it saw before.
+    Partly,
     /// Its state, which the client is shown.
     Seen,
     /// Its state with timeout and form as the API server has them now: copies know these only as of their last GET, since
@@ -215,14 +217,26 @@ impl Op {
             | Self::HSetAbsent(..)
             | Self::HDelete(_)
             | Self::HIncrement(..) => Need::Unseen,
+            Self::HGet(_) | Self::HMGet(_) => Need::Partly,
             _ => Need::Seen,
         }
+    }
+
+    /// The fields that the answer shows, if it shows some and not all.
+    pub fn shown_fields(&self) -> Option<Vec<&str>> {
+        let fields = match self {
+            Self::HGet(field) => std::slice::from_ref(field),
+            Self::HMGet(fields) => fields,
+            _ => return None,
+        };
+        // What is no text is the name of no field.
+        Some(fields.iter().filter_map(|field| std::str::from_utf8(field).ok()).collect())
     }
 
     /// Whether the answer shows what the session has. What clients last saw is what the next `SET` of one takes its difference
     /// from.
     pub fn shows(&self) -> bool {
-        self.need() == Need::Seen || matches!(self, Self::GetExpire(_))
+        matches!(self.need(), Need::Seen | Need::Partly) || matches!(self, Self::GetExpire(_))
     }
 
     /// Whether to do it twice comes to the same as to do it once. What does not must not be done again by a client that does
@@ -315,7 +329,8 @@ pub fn apply<S: State>(state: Option<&S>, change: &Change, now: &Clock) -> Optio
         Change::Put(put) => {
             let before = state.and_then(State::deadline);
             let form = put.form.or_else(|| state.map(State::form)).unwrap_or(Form::Hash);
-            Some(Made { map: put.map.clone(), form, deadline: expire::deadline(before, put.ttl, now) })
+            let local = state.map(State::local).unwrap_or_default();
+            Some(Made { map: put.map.clone(), form, deadline: expire::deadline(before, put.ttl, now), local })
         }
         Change::Expire(ttl, _) => state.map(|state| {
             let before = state.deadline();

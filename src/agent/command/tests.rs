@@ -46,6 +46,49 @@ async fn what_shows_no_field_does_not_count_as_shown() {
 }
 
 #[tokio::test]
+async fn of_a_part_that_is_shown_the_rest_does_not_count_as_shown() {
+    for commands in [&["HGET k a"][..], &["HMGET k a c"], &["HGET k a", "HGET k a"], &["MULTI", "HGET k a", "EXEC"]] {
+        let bench = Bench::new();
+        let mut guest = has_read_before_a_change(&bench).await;
+        for command in commands {
+            assert!(!matches!(guest.asks(command).await, Reply::Error(_)), "{command}");
+        }
+        guest.asks(r#"SET k {"a":"2"}"#).await;
+        let fields = &bench.api.object("k").unwrap()["spec"]["metadata"];
+        assert_eq!(
+            *fields,
+            json!({"a": "2", "b": "other"}),
+            "{commands:?}: a field was lost that its client never saw"
+        );
+    }
+}
+
+#[tokio::test]
+async fn to_go_back_from_a_part_that_is_shown_is_a_change() {
+    for command in ["HGET k a", "HMGET k a b"] {
+        let bench = Bench::new();
+        let mut guest = has_read_before_a_change(&bench).await;
+        bench.api.merge("k", &json!({"spec": {"metadata": {"a": "newer"}}}));
+        guest.asks("TTL k").await;
+        assert!(!matches!(guest.asks(command).await, Reply::Error(_)), "{command}");
+        guest.asks(r#"SET k {"a":"1"}"#).await;
+        let fields = &bench.api.object("k").unwrap()["spec"]["metadata"];
+        let stays = if command.ends_with('b') { json!({"a": "1"}) } else { json!({"a": "1", "b": "other"}) };
+        assert_eq!(*fields, stays, "{command}");
+    }
+}
+
+#[tokio::test]
+async fn agents_say_the_same_of_when_a_new_session_ends() {
+    let bench = Bench::new();
+    bench.guest().asks("SET k {} EX 1800 NX").await;
+    let (mut one, mut other) = (bench.guest(), bench.beside().guest());
+    let ends = one.asks("PEXPIRETIME k").await;
+    assert!(matches!(ends, Reply::Int(at) if at > 0), "{ends:?}");
+    assert_eq!(other.asks("PEXPIRETIME k").await, ends);
+}
+
+#[tokio::test]
 async fn what_is_shown_counts_as_shown_however_it_was_read() {
     for commands in [&["GETEX k PERSIST"][..], &["MULTI", "GET k", "TTL k", "EXEC"], &["MULTI", "HGETALL k", "EXEC"]] {
         let bench = Bench::new();

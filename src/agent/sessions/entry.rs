@@ -151,6 +151,11 @@ impl Entry {
         self.local.as_deref()
     }
 
+    /// The names of the fields that are true only in this pod.
+    pub fn local_names(&self) -> impl Iterator<Item = &str> {
+        self.local.iter().flat_map(|local| local.keys()).map(String::as_str)
+    }
+
     pub(super) fn with_local(self, local: LocalValues) -> Self {
         Self { local: (!local.is_empty()).then(|| Arc::new(local)), ..self }
     }

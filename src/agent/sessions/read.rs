@@ -6,7 +6,7 @@ use super::entry::Entry;
 use super::failure::Failure;
 use super::key::Name;
 use super::{Inner, Sessions, now_millis};
-use crate::cache::{GetError, Origin, WriteError, WriteOptions};
+use crate::cache::{Beside, Cache, GetError, Origin, Session, WriteError, WriteOptions};
 
 /// How often a session that has ended is looked at again, because it was changed before it could be deleted.
 const ATTEMPTS: u32 = 8;
@@ -15,8 +15,18 @@ impl Sessions {
     /// The session, if it may be served without asking anyone. Never waits: the fast path of reads.
     #[inline]
     pub fn hit(&self, key: &[u8]) -> Option<Entry> {
+        self.hit_by(key, Cache::hit_beside)
+    }
+
+    /// [`Self::hit`], if clients have just this state already: then a part of it shows them nothing new.
+    pub fn hit_given(&self, key: &[u8]) -> Option<Entry> {
+        self.hit_by(key, Cache::hit_given)
+    }
+
+    #[inline]
+    fn hit_by(&self, key: &[u8], hit: impl FnOnce(&Cache, &str) -> Option<(Session, Beside)>) -> Option<Entry> {
         let name = self.inner.keys.name(key).ok()?;
-        let (session, beside) = self.inner.cache.hit_beside(name.as_str())?;
+        let (session, beside) = hit(&self.inner.cache, name.as_str())?;
         self.inner.used(key, &name);
         let entry = Entry::new(session, beside);
         let passed = entry.ends().is_some_and(|deadline| deadline.has_passed(now_millis()));
@@ -39,6 +49,11 @@ impl Sessions {
     /// A client is shown what this entry has, which was not read by [`Self::get`].
     pub fn given(&self, entry: &Entry) {
         self.inner.cache.given(entry.session());
+    }
+
+    /// A client is shown these fields of this entry, and no others.
+    pub fn shown(&self, entry: &Entry, fields: &[&str]) {
+        self.inner.cache.shown(entry.session(), fields);
     }
 
     /// The session for a command that shows nothing of its fields to the client (`EXISTS`, `DEL`, `TOUCH`, `EXPIRE`). What

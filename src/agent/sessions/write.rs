@@ -10,6 +10,7 @@ use super::plan::{Plan, begins};
 use super::ttl::{ANNOTATION_EXPIRES_AT, TooLong, Ttl, Wanted, written_renewal};
 use super::value::check_limits;
 use super::{Inner, Sessions, now_millis};
+use crate::api::ANNOTATION_RENEWED_AT;
 use crate::cache::{Change, CreateOptions, LocalChange, LocalValues, Metadata, Session, WriteError, WriteOptions};
 
 /// How often a write is tried, when others write at the same time.
@@ -272,6 +273,8 @@ impl Inner {
         let ends_at = timeout.and_then(|timeout| timeout.expires_at);
         let more = [
             (ANNOTATION_EXPIRES_AT, ends_at.map(|at| at.to_string())),
+            // So that all agents say the same: when it was created is known in whole seconds, and by another clock.
+            (ANNOTATION_RENEWED_AT, timeout.filter(|timeout| timeout.expires_at.is_none()).map(|_| now.to_string())),
             (ANNOTATION_SESSION_ID, self.keys.annotation(key)),
         ];
         annotations.extend(more.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));

@@ -1,5 +1,7 @@
 //! What a decision is made from, and what it says.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use crate::agent::sessions::{Entry, Exact, Form, Ttl};
@@ -24,6 +26,8 @@ pub trait State {
     fn json_len(&self) -> usize;
     /// When it ends, in milliseconds since 1970.
     fn deadline(&self) -> Option<u64>;
+    /// The fields that are true only in this pod: other pods may have some too, which are not seen here.
+    fn local(&self) -> BTreeSet<String>;
 }
 
 impl State for Entry {
@@ -58,6 +62,10 @@ impl State for Entry {
     fn deadline(&self) -> Option<u64> {
         self.deadline()
     }
+
+    fn local(&self) -> BTreeSet<String> {
+        self.local_names().map(str::to_owned).collect()
+    }
 }
 
 /// A state that commands of a transaction have made, and nobody has written yet.
@@ -69,12 +77,14 @@ pub struct Made {
     pub form: Form,
     /// When it ends, in milliseconds since 1970.
     pub deadline: Option<u64>,
+    /// The fields that were true only in this pod when it was read.
+    pub local: BTreeSet<String>,
 }
 
 impl Made {
     /// A state of its own, from another one.
     pub fn of<S: State>(state: &S) -> Self {
-        Self { map: state.to_map(), form: state.form(), deadline: state.deadline() }
+        Self { map: state.to_map(), form: state.form(), deadline: state.deadline(), local: state.local() }
     }
 }
 
@@ -117,6 +127,10 @@ impl State for Made {
 
     fn deadline(&self) -> Option<u64> {
         self.deadline
+    }
+
+    fn local(&self) -> BTreeSet<String> {
+        self.local.clone()
     }
 }
 

@@ -91,7 +91,8 @@ pub fn set_absent<S: State>(state: Option<&S>, name: &Bytes, value: &Bytes) -> R
     Ok(Decision::put(Reply::Int(1), checked(map)?, Exact::Yes, &["hset"]))
 }
 
-/// `HDEL`. The key goes with its last field, as in Redis.
+/// `HDEL`. The key goes with its last field, as in Redis, unless none of those that are taken out was everybody's: other pods
+/// may have fields of their own.
 pub fn delete<S: State>(state: Option<&S>, fields: &[Bytes]) -> Decision {
     let names = || fields.iter().filter_map(|field| std::str::from_utf8(field).ok());
     let Some(state) = state else {
@@ -103,7 +104,8 @@ pub fn delete<S: State>(state: Option<&S>, fields: &[Bytes]) -> Decision {
     let mut map = state.to_map();
     let removed = names().filter(|name| map.remove(*name).is_some()).count();
     let reply = Reply::Int(i64::try_from(removed).unwrap_or(i64::MAX));
-    if map.is_empty() {
+    let local = state.local();
+    if map.is_empty() && names().any(|name| state.get(name).is_some() && !local.contains(name)) {
         return Decision::delete(reply, Exact::Yes, &["hdel", "del"]);
     }
     Decision::put(reply, map, Exact::Yes, &["hdel"])

@@ -129,3 +129,18 @@ fn a_session_is_a_string_and_a_hash_whatever_it_was_written_as() {
     assert_eq!(run("exists h"), ":1|");
     assert_eq!(run("hlen h"), ":0|");
 }
+
+#[test]
+fn a_session_does_not_go_with_the_last_field_of_this_pod_alone() {
+    let mut keyspace = Keyspace::default();
+    let key = Bytes::from("k");
+    for (more, fields, stays) in [(None, "mine", true), (Some("hset k all 1"), "mine all", false)] {
+        keyspace.run(START, "hset k mine 1");
+        // As if it had been read beside the copy.
+        keyspace.0.get_mut(&key).unwrap().local.insert("mine".into());
+        more.map(|more| keyspace.run(START, more));
+        keyspace.run(START, "expire k 10");
+        keyspace.run(START, &format!("hdel k {fields}"));
+        assert_eq!(keyspace.0.remove(&key).map(|made| made.map.len()), stays.then_some(0), "{fields}");
+    }
+}

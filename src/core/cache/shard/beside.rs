@@ -9,6 +9,7 @@ use crate::core::cache::formers::Formers;
 use crate::core::cache::renewed::Renewal;
 use crate::core::cache::reports::Reporter;
 use crate::core::digest::Digest;
+use crate::core::fields::Fields;
 use crate::core::time::Time;
 
 /// What stands beside a copy.
@@ -70,6 +71,13 @@ impl Shard {
     pub fn get_beside(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<(&Arc<Copy>, Beside<'_>)> {
         let entry = self.hashed(name, hash, now)?;
         Some((&entry.copy, entry.beside()))
+    }
+
+    /// [`Self::get_beside`], if clients have this copy already.
+    #[inline]
+    pub fn get_given(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<(&Arc<Copy>, Beside<'_>)> {
+        let (_, entry) = self.entries.raw_entry().from_key_hashed_nocheck(hash, name)?;
+        if entry.used.is_given() { self.get_beside(name, hash, now) } else { None }
     }
 
     /// What stands beside the copy `of`, if it is held.
@@ -154,6 +162,32 @@ impl Shard {
         }
         let renewal = entry.map_or_else(|| self.formers.renewal(name, of), |entry| entry.renewed.get());
         self.formers.remember(of.clone(), renewal);
+    }
+
+    /// A client is shown these fields of the copy `of`, and no others: of the rest it has what it had before. Without anything
+    /// before, the copy is what its next write changes.
+    pub fn shown(&mut self, name: &str, of: &Arc<Copy>, fields: &[&str], now: Time) {
+        if self.entry_of(name, of).is_some_and(|entry| entry.used.is_given()) {
+            return;
+        }
+        let Some(former) = self.formers.get(name).filter(|former| former.uid == of.uid) else {
+            return self.given(name, of, now);
+        };
+        let mut metadata = former.metadata.to_map();
+        for field in fields {
+            match of.metadata.get(field) {
+                Some(value) => _ = metadata.insert((*field).to_owned(), value.to_owned()),
+                None => _ = metadata.remove(*field),
+            }
+        }
+        let digest = Digest::of(&metadata);
+        if digest == of.digest {
+            self.given(name, of, now);
+        } else if digest != former.digest {
+            let renewal = self.formers.renewal(name, of);
+            let known = Copy { metadata: Fields::of(&metadata), digest, ..Copy::clone(&former) };
+            self.formers.remember(Arc::new(known), renewal);
+        }
     }
 
     /// A client wrote this, whatever the session is by now: it is what the next difference is taken from.
