@@ -141,6 +141,8 @@ impl Connection {
         if let Some(password) = args.password_line()? {
             connection.call(&[b"AUTH", &password])?;
         }
+        // What the pod's server writes next must not depend on who has looked at what.
+        connection.call(&[b"CLIENT", b"NO-TOUCH", b"ON"])?;
         Ok(connection)
     }
 

@@ -39,6 +39,8 @@ pub struct Client {
     pub(super) protocol: Protocol,
     pub(super) authenticated: bool,
     pub(super) replies: Replies,
+    /// What it is shown is only looked at (`CLIENT NO-TOUCH`): nobody writes what follows from it.
+    pub(super) only_looks: bool,
     /// The commands since `MULTI`.
     pub(super) transaction: Option<Transaction>,
     /// What `WATCH` saw.
@@ -61,6 +63,7 @@ impl Client {
             protocol: Protocol::Resp2,
             authenticated: !needs_password,
             replies: Replies::On,
+            only_looks: false,
             transaction: None,
             watched: Vec::new(),
             tracking: None,

@@ -163,21 +163,23 @@ fn describe(handle: &ClientHandle, out: &mut String) {
 }
 
 /// Refuses what is neither `ON` nor `OFF`.
-fn on_or_off(args: &[Bytes]) -> Result<Flow, Refusal> {
+fn on_or_off(args: &[Bytes]) -> Result<bool, Refusal> {
     match args.get(2) {
-        Some(arg) if is(arg, "ON") || is(arg, "OFF") => Ok(ok()),
+        Some(arg) if is(arg, "ON") => Ok(true),
+        Some(arg) if is(arg, "OFF") => Ok(false),
         _ => Err(Refusal::Syntax),
     }
 }
 
 /// `CLIENT NO-EVICT ON | OFF`
 pub fn no_evict(_: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> {
-    on_or_off(args)
+    on_or_off(args).map(|_| ok())
 }
 
 /// `CLIENT NO-TOUCH ON | OFF`
-pub fn no_touch(_: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> {
-    on_or_off(args)
+pub fn no_touch(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> {
+    context.client.only_looks = on_or_off(args)?;
+    Ok(ok())
 }
 
 /// `CLIENT REPLY ON | OFF | SKIP`

@@ -71,6 +71,7 @@ pub fn reset(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> {
     let Context { agent, client } = context;
     forget(agent, client);
     client.replies = Replies::On;
+    client.only_looks = false;
     client.handle.set_name(Bytes::new());
     client.keeps();
     set_protocol(client, Protocol::Resp2);

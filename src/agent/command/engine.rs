@@ -88,7 +88,8 @@ fn key_at_once(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -
     Some(reply)
 }
 
-/// Answers, whatever it takes; what that is, is entered in `carried`. An error: the answer is too large, or there is no room for
+/// Answers, whatever it takes; what that is, is entered in `carried`. Who `only_looks`
+/// is not shown what the next `SET` changes. An error: the answer is too large, or there is no room for
 /// it now.
 pub(super) async fn run(
     agent: &Agent,
@@ -96,10 +97,11 @@ pub(super) async fn run(
     plan: &Plan,
     now: &Clock,
     carried: &Carried,
+    only_looks: bool,
 ) -> Result<Reply, Refusal> {
     let budget = Budget::new(agent.commands.output_limit);
     let on_key = async |key: &Bytes| {
-        let answer = match on_key(agent, by, key, &plan.op, now, carried).await {
+        let answer = match on_key(agent, by, key, &plan.op, now, (carried, only_looks)).await {
             Ok(answer) => answer,
             // To wait for the other keys would keep what others want.
             Err(NO_ROOM) => return Err(NO_ROOM),
@@ -130,7 +132,7 @@ async fn on_key(
     key: &Bytes,
     op: &Op,
     now: &Clock,
-    carried: &Carried,
+    (carried, only_looks): (&Carried, bool),
 ) -> Result<Reply, Refusal> {
     if let Some(options) = op.blind(now) {
         return set(agent, by, key, options).await.map_err(|failure| failure.of_command(op.is_repeatable(now)).into());
@@ -138,7 +140,11 @@ async fn on_key(
     let (mut entered, mut pauses) = (0, Pauses::new());
     for attempt in 0..ATTEMPTS {
         pauses.before(attempt).await;
-        let need = if attempt > 0 { Need::FreshFacts } else { op.need() };
+        let need = match op.need() {
+            _ if attempt > 0 => Need::FreshFacts,
+            Need::Seen if only_looks => Need::Unseen,
+            need => need,
+        };
         let entry = read(agent, key, need).await?;
         let Decision { reply, change, events } = op.decide(entry.as_ref(), now)?;
         // The answer is kept while the change, or another key of the command, waits for others. Nothing is written yet.
@@ -153,7 +159,7 @@ async fn on_key(
         match make(agent, key, entry.as_ref(), change).await {
             Ok(outcome @ (Outcome::Nothing | Outcome::Changed { .. })) => {
                 // Who reads what is seen has counted it.
-                if let Some(entry) = entry.filter(|_| stays && need != Need::Seen && op.shows()) {
+                if let Some(entry) = entry.filter(|_| stays && need != Need::Seen && op.shows() && !only_looks) {
                     given(agent, &entry, op);
                 }
                 if let Outcome::Changed { by_others } = outcome {

@@ -57,7 +57,7 @@ pub const REDIS_VERSION: &str = "7.4.0";
 
 /// Requests that must wait for somebody.
 enum Waiting {
-    Plan { plan: Plan, now: Clock, tracked: bool },
+    Plan { plan: Plan, now: Clock, tracked: bool, only_looks: bool },
     Watch,
     Exec,
 }
@@ -167,12 +167,14 @@ fn begin(agent: &Agent, client: &mut Client, command: &'static Command, args: &[
             if tracked {
                 reading(agent, client.id(), plan.keys.as_slice());
             }
-            Ok(match engine::at_once(agent, client.id(), &plan, &now) {
+            let only_looks = client.only_looks && plan.op.shows();
+            let answer = if only_looks { None } else { engine::at_once(agent, client.id(), &plan, &now) };
+            Ok(match answer {
                 Some(reply) => {
                     settled(agent, client.id(), &plan, tracked);
                     Begun::Done(Flow::Reply(reply?))
                 }
-                None => Begun::Waits(Waiting::Plan { plan, now, tracked }),
+                None => Begun::Waits(Waiting::Plan { plan, now, tracked, only_looks }),
             })
         }
         Run::Exec => Ok(Begun::Waits(Waiting::Exec)),
@@ -183,12 +185,12 @@ fn begin(agent: &Agent, client: &mut Client, command: &'static Command, args: &[
 
 async fn finish(agent: &Agent, client: &mut Client, args: &[Bytes], waiting: Waiting) -> Flow {
     let finished = match waiting {
-        Waiting::Plan { plan, now, tracked } => {
+        Waiting::Plan { plan, now, tracked, only_looks } => {
             let reply = match client.carry(args.iter().map(Bytes::len).sum()) {
                 // The answer is in the output, which has its own account, before anybody else has a turn.
                 Ok(carried) => {
                     let _writing = agent.tracking.writing(client.id(), plan.keys.as_slice());
-                    engine::run(agent, client.id(), &plan, &now, &carried).await
+                    engine::run(agent, client.id(), &plan, &now, &carried, only_looks).await
                 }
                 Err(refusal) => Err(refusal),
             };

@@ -29,7 +29,9 @@ async fn has_read_before_a_change(bench: &Bench) -> Guest {
 #[tokio::test]
 async fn what_shows_no_field_does_not_count_as_shown() {
     let lengths = &["HLEN k", "HEXISTS k a", "STRLEN k", "HSTRLEN k a"][..];
-    for commands in [&["INFO keyspace"][..], &["SCAN 0 TYPE hash"], &["WATCH k", "UNWATCH"], &["EXISTS k"], lengths] {
+    let looked = ["CLIENT NO-TOUCH ON", "HGETALL k", "GET k", "HGET k b", "CLIENT NO-TOUCH OFF"];
+    let others = [&["INFO keyspace"][..], &["SCAN 0 TYPE hash"], &["WATCH k", "UNWATCH"], &["EXISTS k"]];
+    for commands in others.into_iter().chain([lengths, &looked]) {
         let bench = Bench::new();
         let mut guest = has_read_before_a_change(&bench).await;
         for command in commands {

@@ -112,7 +112,9 @@ const CLIENT: [Command; 14] = [
         .differs("Changes nothing: nobody is exempt from `--clients-memory`."),
     client("client|no-touch", "no-touch", 3, Run::Now(client::no_touch))
         .doc("Controls whether commands sent by the client affect the LRU/LFU of accessed keys.", "7.2.0")
-        .differs("Changes nothing: reads count as uses of the copy, never of the session."),
+        .differs(
+            "What such a client reads is only looked at: no later `SET` takes its difference from it. Outside `MULTI`.",
+        ),
     client("client|reply", "reply", 3, Run::Now(client::reply))
         .doc("Instruct the server whether to reply to commands", "3.2.0"),
     client("client|setinfo", "setinfo", 4, Run::Now(client::setinfo))
