@@ -30,10 +30,11 @@ const AGAIN: Duration = Duration::from_secs(3);
 /// A stream ends when the API server has refused so often in a row to say whose token it is.
 const UNANSWERED: u32 = 3;
 
-/// Whether the API server is there, and does not do what it was asked to.
+/// Whether the API server is there, and does not do what it was asked to. That it has too much to do is no such answer: agents that
+/// lost their streams for it would give it more.
 fn is_answer(kind: ApiErrorKind) -> bool {
-    use ApiErrorKind::{ServerError, Timeout, Unreachable};
-    !matches!(kind, ServerError | Timeout | Unreachable)
+    use ApiErrorKind::{ServerError, Timeout, TooManyRequests, Unreachable};
+    !matches!(kind, ServerError | Timeout | TooManyRequests | Unreachable)
 }
 
 /// Why somebody is not let in.
@@ -257,5 +258,17 @@ impl Authenticator {
             bearer.may_read = question::may(&self.client, user, what).await?;
         }
         Ok(Some(bearer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_too_much_to_do_has_not_answered() {
+        use ApiErrorKind::{Forbidden, ServerError, Timeout, TooManyRequests, Unreachable};
+        assert!([ServerError, Timeout, TooManyRequests, Unreachable].iter().all(|kind| !is_answer(*kind)));
+        assert!(is_answer(Forbidden));
     }
 }

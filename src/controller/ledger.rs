@@ -331,6 +331,14 @@ impl Ledger {
         expired.into_iter().filter_map(known).collect()
     }
 
+    /// Whether a session that was [given out](Self::expired) as idle is so still.
+    pub fn is_idle(&self, session: &SessionRef) -> bool {
+        let now = now();
+        let state = self.state.lock();
+        let wall = state.server.now(now);
+        wall.is_some_and(|wall| state.expiry.is_idle(&session.key, session.uid, state.hearing.heard(now), now, wall))
+    }
+
     /// Uses that are to be persisted, at most `most`. None before the API server's clock is known.
     pub fn to_persist(&self, most: usize) -> Vec<Persist> {
         let now = now();

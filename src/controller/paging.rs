@@ -7,6 +7,8 @@ use crate::runtime::api_error::ApiErrorKind;
 const FIRST: u32 = 100;
 /// Objects in one page, at most.
 const MOST: u32 = 500;
+/// After so many pages in a row that came, twice as much may be asked for as before.
+const GOOD: u32 = 4;
 /// Bytes that a page should have.
 const TARGET: usize = 16 << 20;
 /// Bytes of a page that are read, at most. The objects behind small ones may be large, and a page of the largest is more than
@@ -17,13 +19,16 @@ const MOST_BYTES: u64 = 48 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Paging {
     objects: u32,
-    /// A size at which the API server failed: not tried again before a list is complete.
+    /// A size at which the API server failed: less is asked for. It grows with the pages that come, since what failed may have had
+    /// another reason.
     too_many: u32,
+    /// Pages that came since then, or since it grew.
+    good: u32,
 }
 
 impl Default for Paging {
     fn default() -> Self {
-        Self { objects: FIRST, too_many: MOST + 1 }
+        Self { objects: FIRST, too_many: MOST + 1, good: 0 }
     }
 }
 
@@ -44,6 +49,11 @@ impl Paging {
         let fit = TARGET / mean.max(1);
         let most = MOST.min(self.too_many - 1).max(1);
         self.objects = u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, most);
+        self.good += 1;
+        if self.good == GOOD {
+            self.good = 0;
+            self.too_many = (self.too_many * 2).min(MOST + 1);
+        }
     }
 
     /// A page did not come. Says whether to ask for a smaller one.
@@ -53,11 +63,12 @@ impl Paging {
             return false;
         }
         self.too_many = self.objects;
+        self.good = 0;
         self.objects /= 2;
         true
     }
 
-    /// The list is complete.
+    /// The list is complete, or must begin anew since it took too long.
     pub fn complete(&mut self) {
         self.too_many = MOST + 1;
     }
@@ -96,5 +107,19 @@ mod tests {
             assert!(paging.failed(ApiErrorKind::Timeout));
         }
         assert!(!paging.failed(ApiErrorKind::Timeout));
+    }
+
+    #[test]
+    fn a_burst_of_failures_does_not_make_pages_small_for_long() {
+        let mut paging = Paging::default();
+        while paging.failed(ApiErrorKind::ServerError) {}
+        let mut listed = 0;
+        for _ in 0..50 {
+            let limit = paging.limit();
+            listed += limit;
+            paging.came(limit as usize, 1_000 * limit as usize);
+        }
+        assert_eq!(paging.limit(), MOST);
+        assert!(listed > 5 * MOST, "{listed}");
     }
 }

@@ -29,6 +29,8 @@ use crate::runtime::backoff::Backoff;
 
 /// How long one page of a list may take.
 const PAGE_DEADLINE: Duration = Duration::from_secs(30);
+/// Pause before a smaller page is asked for.
+const SMALLER_PAGE: Duration = Duration::from_millis(200);
 /// How long the beginning of a watch may take.
 const WATCH_DEADLINE: Duration = Duration::from_secs(10);
 /// The API server ends a watch after this long, so that watches spread over API servers again.
@@ -117,7 +119,12 @@ impl Watch {
                 Ok(Ended::Relist) => listed = false,
                 Err(error) => {
                     // A position cannot be resumed from an API server that says that it is too old.
-                    listed &= !matches!(&error, WatchError::Api(e) if e.kind() == ApiErrorKind::Gone);
+                    let gone = matches!(&error, WatchError::Api(e) if e.kind() == ApiErrorKind::Gone);
+                    if gone {
+                        // Perhaps small pages took longer than a list may be continued.
+                        paging.complete();
+                    }
+                    listed &= !gone;
                     warn!(scope = %self.name(), %error, "watching failed; trying again");
                 }
             }
@@ -151,6 +158,8 @@ impl Watch {
             let ObjectList { metadata, items, .. } = match page.await {
                 Err(error) if paging.failed(error.kind()) => {
                     info!(scope = %self.name(), %error, objects = paging.limit(), "asking for a smaller page");
+                    // What fails at once may fail for a moment only, whatever is asked for.
+                    sleep(SMALLER_PAGE).await;
                     continue;
                 }
                 Ok(None) if paging.failed(ApiErrorKind::TooLarge) => {

@@ -96,6 +96,17 @@ impl Session {
         self.patience = (self.patience * 2).min(RETRY_AT_MOST);
         again
     }
+
+    /// When it can be idle at the earliest, as far as is known; `None`: it is. Uses are told within `renewal`.
+    fn idle_from(&self, heard: Heard, renewal: Duration, now: Time, wall: WallTime) -> Option<Time> {
+        let idle = self.limits.idle.unwrap_or(Duration::MAX);
+        let over = self.used.max(heard.since) + idle + renewal;
+        if over > heard.through {
+            return Some(over);
+        }
+        let persisted = self.limits.persisted(wall).map_or(Duration::ZERO, |used| (used + idle).saturating_sub(wall));
+        (!persisted.is_zero()).then(|| now + persisted)
+    }
 }
 
 /// The sessions that have timeouts.
@@ -239,22 +250,20 @@ impl Expiry {
             let Some(session) = self.sessions.get_mut(&key) else {
                 continue;
             };
-            let idle = session.limits.idle.unwrap_or(Duration::MAX);
-            let over = session.used.max(heard.since) + idle + self.renewal;
-            let persisted =
-                session.limits.persisted(wall).map_or(Duration::ZERO, |used| (used + idle).saturating_sub(wall));
-            let again = if over > heard.through {
-                over
-            } else if !persisted.is_zero() {
-                now + persisted
-            } else {
+            let again = session.idle_from(heard, self.renewal, now, wall).unwrap_or_else(|| {
                 expired.push((key.clone(), session.limits.uid, Expired::Idle));
                 now + session.again()
-            };
+            });
             session.idle_at = Some(again);
             self.idle.insert((again, key));
         }
         expired
+    }
+
+    /// Whether the session is idle still: it may have been used since [`Self::expired`] gave it out.
+    pub fn is_idle(&self, key: &SessionKey, uid: Uid, heard: Option<Heard>, now: Time, wall: WallTime) -> bool {
+        let session = self.sessions.get(key).filter(|session| session.limits.uid == uid);
+        session.zip(heard).is_some_and(|(session, heard)| session.idle_from(heard, self.renewal, now, wall).is_none())
     }
 
     /// Uses that are to be persisted, at most `most`.

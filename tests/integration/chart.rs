@@ -102,12 +102,13 @@ async fn an_api_server_takes_it_with_whatever_values() {
             "injection.webhook.keepBundle=false",
             r"injection.webhook.annotations.cert-manager\.io/inject-ca-from=a/b",
         ],
-        &["injection.mode=none", "injection.agent.env[0].name=A"],
+        &["injection.mode=none", "injection.agent.env[0].name=A", "enabled=true"],
         &["networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring", "controller.log.format=text"],
     ];
     for values in matrix {
         let all = objects(&rendered(&plane, values).await);
         assert!(all.len() >= 8, "{values:?} makes {} objects", all.len());
+        all.iter().filter(|o| o["kind"] == "NetworkPolicy").for_each(ports_are_numbers);
         let ours: Vec<&Value> = all.iter().filter(|o| !OF_OTHERS.contains(&o["kind"].as_str().unwrap())).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": ours}).to_string();
         let apply = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename=-"];
@@ -115,6 +116,34 @@ async fn an_api_server_takes_it_with_whatever_values() {
         // A pod that violates pod security is taken in a Deployment, with a warning.
         let said = format!("{}{}", taken.stdout, taken.stderr);
         assert!(taken.status.success() && !said.contains("Warning"), "{values:?}:\n{said}");
+    }
+}
+
+/// Some networks take a rule that names a port for one about all ports, and others for one about none.
+fn ports_are_numbers(policy: &Value) {
+    let rules = ["ingress", "egress"].map(|way| policy["spec"][way].as_array().cloned().unwrap_or_default());
+    let ports: Vec<_> = rules.iter().flatten().flat_map(|rule| rule["ports"].as_array().unwrap()).collect();
+    assert!(!ports.is_empty() && ports.iter().all(|port| port["port"].is_u64()), "{ports:?}");
+}
+
+/// Tools that install from a repository's files add the commit to the version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_version_may_have_more_than_a_label_may() {
+    let plane = plane().await;
+    let folder = tempfile::tempdir().unwrap();
+    let copied =
+        std::process::Command::new("cp").arg("-r").arg(CHART).arg(folder.path().join("chart")).status().unwrap();
+    assert!(copied.success());
+    let file = folder.path().join("chart/Chart.yaml");
+    let versions = |line: &str| if line.contains("ersion: 0") { format!("{line}+3f2a1c9") } else { line.to_owned() };
+    let text: Vec<String> = std::fs::read_to_string(&file).unwrap().lines().map(versions).collect();
+    assert!(text.iter().any(|line| line.starts_with("version: ") && line.ends_with("+3f2a1c9")), "{text:?}");
+    std::fs::write(&file, text.join("\n")).unwrap();
+    let chart = folder.path().join("chart").display().to_string();
+    let all = objects(&plane.helm(&["template", "release", &chart]).await.unwrap());
+    for object in all {
+        let labels = object["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+        assert!(labels.values().all(|label| !label.as_str().unwrap().contains('+')), "{labels:?}");
     }
 }
 
@@ -210,6 +239,7 @@ async fn values_that_do_not_fit_together_are_refused_with_what_would_be_right() 
             "metrics.podMonitor.create=true,injection.agent.adminListen=127.0.0.1:8079",
             "needs agents that Prometheus can reach",
         ),
+        ("serviceAccount.create=false", "serviceAccount.name must say which account"),
     ] {
         let refused = plane.helm(&["template", "release", CHART, "--set", wrong]).await.unwrap_err().to_string();
         assert!(refused.contains(right), "{wrong}: {refused}");

@@ -3,6 +3,9 @@
 {{- end -}}
 
 {{- define "vmcp.account" -}}
+{{- if not (or .Values.serviceAccount.create .Values.serviceAccount.name) -}}
+{{- fail "serviceAccount.create is false, so serviceAccount.name must say which account the controller has" -}}
+{{- end -}}
 {{- .Values.serviceAccount.name | default (include "vmcp.name" .) -}}
 {{- end -}}
 
@@ -14,14 +17,14 @@ app.kubernetes.io/component: controller
 
 {{- define "vmcp.labels" -}}
 {{ include "vmcp.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end -}}
 
 {{- define "vmcp.image" -}}
 {{- with .Values.image -}}
-{{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{- end -}}
+{{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ .tag | default ($.Chart.AppVersion | replace "+" "_") }}{{- end -}}
 {{- end -}}
 {{- end -}}
 

@@ -97,6 +97,10 @@ impl Reaper {
         if !self.guard.is_leader() {
             return;
         }
+        // Those before it may have taken long, and a use does not change the object.
+        if why == Expired::Idle && !self.ledger.is_idle(&session) {
+            return;
+        }
         let deleted = deadline(DEADLINE, async { api.delete(session.key.name(), &params).await.map(drop) }).await;
         let reason = match why {
             Expired::Idle => "nobody has used it for its idle timeout",

@@ -66,6 +66,19 @@ fn a_use_counts_from_when_it_was() {
 }
 
 #[test]
+fn who_is_used_after_all_is_not_idle_any_more() {
+    let mut expiry = observed(limits(Some(60), None), 100);
+    let heard = |seconds| Some(Heard { since: at(0), through: at(seconds) });
+    assert_eq!(expired(&mut expiry, Some(0), 170), [Expired::Idle]);
+    let is_idle = |expiry: &Expiry, uid| expiry.is_idle(&key(), uid, heard(180), at(180), wall(180));
+    assert!(is_idle(&expiry, A));
+    assert!(!expiry.is_idle(&key(), A, None, at(180), wall(180)), "nothing is heard any more");
+    assert!(!is_idle(&expiry, Uid::from_u128(2)), "another session");
+    expiry.used(&key(), A, at(175));
+    assert!(!is_idle(&expiry, A));
+}
+
+#[test]
 fn what_an_agent_writes_that_nobody_hears_is_a_use() {
     let mut expiry = observed(limits(Some(60), None), 100);
     let renewed = Limits { renewed_at: Some(7), ..limits(Some(60), None) };
