@@ -32,7 +32,7 @@ async fn pass(shared: &Shared, mut request: Request, next: Next) -> Response {
         return next.run(request).await;
     };
     let session = match id.to_str() {
-        Ok(id) if id.len() <= MAX_ID => shared.store.get(&id.into()).await,
+        Ok(id) if id.len() <= MAX_ID => shared.store.get_to_use(&id.into()).await,
         _ => Ok(None),
     };
     let session = match session {

@@ -243,7 +243,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> Result<(), Failed> 
 
 async fn store(args: &Args) -> Result<Store, Failed> {
     if let Some(url) = &args.agent {
-        return Ok(Store::Agent(Agent::new(url, args.key_prefix.clone())?.into()));
+        let idle = Duration::from_secs(args.idle_timeout.into());
+        return Ok(Store::Agent(Agent::new(url, args.key_prefix.clone(), idle)?.into()));
     }
     let library = &args.library;
     let client = library.kube.client(Timeouts::default()).await?;

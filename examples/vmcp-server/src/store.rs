@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    PushKind, RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value,
 };
 use thiserror::Error;
 use tokio::sync::{Mutex, broadcast};
+use tracing::warn;
 use vmcp_session::cache::{
     Cache, CreateOptions, DropReason, Event, Fields, GetError, Metadata, Session, Subscription, WriteError,
     WriteOptions,
@@ -46,6 +47,10 @@ enum State {
 }
 
 impl Held {
+    fn value(id: &Arc<str>, metadata: &Metadata) -> Self {
+        Self { id: id.clone(), state: State::Value(Fields::of(metadata)) }
+    }
+
     /// What the client knows it by.
     pub fn id(&self) -> &Arc<str> {
         &self.id
@@ -87,17 +92,25 @@ pub enum Store {
 }
 
 impl Store {
+    /// The session, if there is one, for whoever uses it now: it then ends that much later.
+    pub async fn get_to_use(&self, id: &Arc<str>) -> Result<Option<Held>, StoreError> {
+        match self {
+            // There each look is a use.
+            Self::Library(_) => self.get(id).await,
+            Self::Agent(agent) => Ok(agent.get_to_use(id).await?.map(|metadata| Held::value(id, &metadata))),
+        }
+    }
+
     /// The session, if there is one.
     pub async fn get(&self, id: &Arc<str>) -> Result<Option<Held>, StoreError> {
-        let state = match self {
+        match self {
             Self::Library(cache) => match cache.get(id).await {
-                Ok(session) => Some(State::Copy(session)),
-                Err(GetError::NotFound) => None,
-                Err(error) => return Err(StoreError::Unavailable(error.to_string())),
+                Ok(session) => Ok(Some(Held { id: id.clone(), state: State::Copy(session) })),
+                Err(GetError::NotFound) => Ok(None),
+                Err(error) => Err(StoreError::Unavailable(error.to_string())),
             },
-            Self::Agent(agent) => agent.get(id).await?.map(|metadata| State::Value(Fields::of(&metadata))),
-        };
-        Ok(state.map(|state| Held { id: id.clone(), state }))
+            Self::Agent(agent) => Ok(agent.get(id).await?.map(|metadata| Held::value(id, &metadata))),
+        }
     }
 
     /// Makes a session, which nobody has asked for yet: its id is new.
@@ -189,18 +202,20 @@ impl Changes {
 pub struct Agent {
     client: Client,
     prefix: String,
+    idle: Duration,
     connection: Mutex<Option<MultiplexedConnection>>,
     changes: broadcast::Sender<Change>,
 }
 
 impl Agent {
-    /// An agent at `redis://…` or `unix://…`. Connects when it is first asked something.
-    pub fn new(url: &str, prefix: String) -> Result<Self, RedisError> {
+    /// An agent at `redis://…` or `unix://…`. Connects when it is first asked something. Sessions that are used last for
+    /// `idle` from then on.
+    pub fn new(url: &str, prefix: String, idle: Duration) -> Result<Self, RedisError> {
         let info = url.into_connection_info()?;
         // Invalidations come in the same connection as answers only in RESP3.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let client = Client::open(info.set_redis_settings(settings))?;
-        Ok(Self { client, prefix, connection: Mutex::default(), changes: broadcast::Sender::new(BACKLOG) })
+        Ok(Self { client, prefix, idle, connection: Mutex::default(), changes: broadcast::Sender::new(BACKLOG) })
     }
 
     fn key(&self, id: &str) -> String {
@@ -208,9 +223,20 @@ impl Agent {
     }
 
     async fn get(&self, id: &str) -> Result<Option<Metadata>, StoreError> {
-        let value: Option<String> = self.ask(redis::cmd("GET").arg(self.key(id))).await?;
-        let parsed = value.map(|value| serde_json::from_str(&value)).transpose();
-        parsed.map_err(|_| StoreError::Unavailable("the agent's value is no JSON object of strings".to_owned()))
+        parsed(self.ask(redis::cmd("GET").arg(self.key(id))).await?)
+    }
+
+    /// A GET is no use of a session, as in Redis. GETEX is one, but no read that is tracked, so it takes both.
+    async fn get_to_use(&self, id: &str) -> Result<Option<Metadata>, StoreError> {
+        let key = self.key(id);
+        let mut both = redis::pipe();
+        both.cmd("EXPIRE").arg(&key).arg(self.idle.as_secs()).cmd("GET").arg(&key).ignore_errors();
+        let (renewed, value): (RedisResult<i64>, RedisResult<Option<String>>) = self.ask_all(&both).await?;
+        // Whoever can be served is served. The next use renews it, or it ends as if this one had not been.
+        if let Err(error) = renewed {
+            warn!(%error, "a session is not renewed");
+        }
+        parsed(value.map_err(failed)?)
     }
 
     async fn create(&self, id: &str, metadata: &Metadata, idle: Duration) -> Result<(), StoreError> {
@@ -226,12 +252,18 @@ impl Agent {
         Ok(())
     }
 
-    /// Asks the agent, once more over a new connection if the old one was lost: the agent may have been started again.
+    /// Asks the agent one thing.
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let (answer,) = self.ask_all(redis::pipe().add_command(command.clone())).await?;
+        Ok(answer)
+    }
+
+    /// Asks the agent, once more over a new connection if the old one was lost: the agent may have been started again.
+    async fn ask_all<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, StoreError> {
         let mut lost = false;
         loop {
             let answer = match self.connection().await {
-                Ok(mut connection) => command.query_async(&mut connection).await,
+                Ok(mut connection) => commands.query_async(&mut connection).await,
                 Err(error) => Err(error),
             };
             match answer {
@@ -240,10 +272,7 @@ impl Agent {
                     lost = true;
                     *self.connection.lock().await = None;
                 }
-                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) => {
-                    return Err(StoreError::Refused(error.to_string()));
-                }
-                Err(error) => return Err(StoreError::Unavailable(error.to_string())),
+                Err(error) => return Err(failed(error)),
             }
         }
     }
@@ -265,9 +294,22 @@ impl Agent {
                 Ok::<_, std::convert::Infallible>(())
             });
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        redis::cmd("CLIENT").arg("TRACKING").arg("ON").exec_async(&mut connection).await?;
+        // Of what it does itself it need not be told: else each renewal would be followed by another look.
+        redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("NOLOOP").exec_async(&mut connection).await?;
         *held = Some(connection.clone());
         Ok(connection)
+    }
+}
+
+fn parsed(value: Option<String>) -> Result<Option<Metadata>, StoreError> {
+    let parsed = value.map(|value| serde_json::from_str(&value)).transpose();
+    parsed.map_err(|_| StoreError::Unavailable("the agent's value is no JSON object of strings".to_owned()))
+}
+
+fn failed(error: RedisError) -> StoreError {
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::ResponseError) => StoreError::Refused(error.to_string()),
+        _ => StoreError::Unavailable(error.to_string()),
     }
 }
 

@@ -12,6 +12,8 @@ use crate::world::{PATIENCE, World};
 const LEASE: Duration = Duration::from_secs(3);
 /// Requests after which every pod has had its turn, whatever else goes through the proxy.
 const TURNS: usize = 30;
+/// When a session ends that nobody uses, where that is what the test is about.
+const IDLE: Duration = Duration::from_secs(6);
 const BOTH: [&str; 2] = ["search_lookup", "weather_forecast"];
 /// JSON-RPC's code for parameters that are wrong, which an unknown tool is.
 const INVALID_PARAMS: i64 = -32602;
@@ -235,4 +237,34 @@ async fn is_refused_and_not_called_ended(sessions: [McpSessions; 3]) {
         agent.restart().await.unwrap();
     }
     each_comes_to(&mut client, &pods, tools, lists(&BOTH)).await;
+}
+
+/// A read renews no session in Redis, and none in the agent: the server does, with each request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_mcp_session_that_is_used_does_not_end_through_an_agent() {
+    let Some(programs) = programs() else {
+        return;
+    };
+    let world = World::start(ClusterOptions::default().lease(LEASE).size(1, 0)).await;
+    let idle = format!("--idle-timeout={}", IDLE.as_secs());
+    let scene = McpScene::start_with(&world, &programs, &[McpSessions::Agent], &[&idle]).await.unwrap();
+    let mut client = scene.client(&world).await.unwrap();
+    let opened = client.open(&scene.url).await.unwrap();
+    let session = opened.ok().unwrap()["session"].as_str().unwrap().to_owned();
+
+    println!("it is used for three times as long as it lasts unused");
+    let (right, opened) = (lists(&BOTH), std::time::Instant::now());
+    while opened.elapsed() < 3 * IDLE {
+        let answer = tools(&mut client).await;
+        assert!(right(&answer), "after {:?}: {answer:?}", opened.elapsed());
+    }
+
+    println!("and then no more");
+    testkit::eventually(PATIENCE, "the session ends", async || {
+        let left = world.kubectl(&["get", "vmcps", "-o", "name"]).await.ok()?;
+        (!left.contains(&session)).then_some(())
+    })
+    .await
+    .unwrap();
+    assert!(terminated(&tools(&mut client).await));
 }

@@ -85,6 +85,16 @@ pub struct McpScene {
 impl McpScene {
     /// Starts it with a pod for each of `sessions`, and waits until all are ready.
     pub async fn start(cluster: &Cluster, programs: &McpPrograms, sessions: &[McpSessions]) -> Result<Self> {
+        Self::start_with(cluster, programs, sessions, &[]).await
+    }
+
+    /// The same, with more arguments for the server of each pod.
+    pub async fn start_with(
+        cluster: &Cluster,
+        programs: &McpPrograms,
+        sessions: &[McpSessions],
+        more: &[&str],
+    ) -> Result<Self> {
         let ip = LoopbackAddr::claim()?;
         let log = |name: &str| cluster.plane.dir().join(format!("mcp-{name}.log"));
         let run = |name: &str, args: &[String]| {
@@ -92,13 +102,14 @@ impl McpScene {
             process.args(args).log(log(name)).spawn()
         };
         let mut backends = Vec::new();
-        let mut urls = Vec::new();
+        let mut server_args = Vec::new();
         for name in BACKENDS {
             let address = ip.free_socket()?;
             backends.push(run(name, &["backend".into(), name.into(), format!("--listen={address}")])?);
             listens(name, address).await?;
-            urls.push(format!("--backend={name}=http://{address}/mcp"));
+            server_args.push(format!("--backend={name}=http://{address}/mcp"));
         }
+        server_args.extend(more.iter().map(ToString::to_string));
         let address = ip.free_socket()?;
         let mut pods = Vec::new();
         for (number, sessions) in sessions.iter().enumerate() {
@@ -107,7 +118,7 @@ impl McpScene {
                 McpSessions::Library => Sidecar::none(cluster, &name).await?,
                 McpSessions::Agent => Sidecar::agent(cluster, &name).await?,
             };
-            pods.push(McpPod::start(cluster, programs, &name, &urls, address, sessions)?);
+            pods.push(McpPod::start(cluster, programs, &name, &server_args, address, sessions)?);
         }
         for pod in &pods {
             pod.wait_ready().await?;
@@ -194,7 +205,7 @@ impl McpPod {
         cluster: &Cluster,
         programs: &McpPrograms,
         name: &str,
-        backends: &[String],
+        more: &[String],
         proxy: SocketAddr,
         Sidecar { ip, agent, access, args: sessions }: Sidecar,
     ) -> Result<Self> {
@@ -208,7 +219,7 @@ impl McpPod {
             format!("--pod-name={name}"),
         ];
         args.extend(sessions);
-        args.extend_from_slice(backends);
+        args.extend_from_slice(more);
         let launch = Launch::new(cluster, &format!("{name}-server"), &programs.server, args, &access);
         let process = launch.spawn()?;
         Ok(Self { name: name.to_owned(), address, process, agent, launch, _ip: ip })
