@@ -17,6 +17,8 @@ func snippet() error {
 	if err != nil {
 		return err
 	}
+	options.ReadTimeout = 20 * time.Second // longer than a lease: a write may take one
+	options.MaxRetries = -1                // what may have been done is not done again
 	client := redis.NewClient(options)
 	created := client.SetArgs(ctx, "mcp:"+id, `{"user":"alice"}`, redis.SetArgs{Mode: "NX", TTL: 30 * time.Minute})
 	if err := created.Err(); err != nil && err != redis.Nil { // Nil: somebody has created it

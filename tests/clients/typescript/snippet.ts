@@ -4,7 +4,7 @@ import { createClient } from "redis";
 const id = "from-typescript";
 // snippet:begin
 const client = createClient({ url: process.env.REDIS_URL }); // redis://127.0.0.1:6379
-client.on("error", (error) => console.error(error)); // it reconnects by itself
+client.on("error", (error) => console.error(error)); // it reconnects by itself, and repeats nothing
 await client.connect();
 const value = JSON.stringify({ user: "alice" });
 await client.set("mcp:" + id, value, { condition: "NX", expiration: { type: "EX", value: 1800 } }); // null: it is there

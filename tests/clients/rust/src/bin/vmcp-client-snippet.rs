@@ -1,5 +1,8 @@
 //! What docs/agent.md shows: a test runs it, and holds it against the page.
 
+use std::time::Duration;
+
+use redis::aio::ConnectionManagerConfig;
 use redis::{AsyncCommands, ExistenceCheck, Expiry, SetExpiry, SetOptions};
 
 #[tokio::main(flavor = "current_thread")]
@@ -7,7 +10,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let id = "from-rust";
     // snippet:begin
     let client = redis::Client::open(std::env::var("REDIS_URL")?)?; // redis://127.0.0.1:6379
-    let mut connection = client.get_connection_manager().await?;
+    // Longer than a lease: a write may take one.
+    let config = ConnectionManagerConfig::new().set_response_timeout(Some(Duration::from_secs(20)));
+    let mut connection = client.get_connection_manager_with_config(config).await?;
     let options = SetOptions::default().conditional_set(ExistenceCheck::NX).with_expiration(SetExpiry::EX(1800));
     // None: somebody has created it.
     let _: Option<String> = connection.set_options(format!("mcp:{id}"), r#"{"user":"alice"}"#, options).await?;
