@@ -236,7 +236,7 @@ impl Agent {
         if let Err(error) = renewed {
             warn!(%error, "a session is not renewed");
         }
-        parsed(value.map_err(failed)?)
+        parsed(value.map_err(|error| failed(&error))?)
     }
 
     async fn create(&self, id: &str, metadata: &Metadata, idle: Duration) -> Result<(), StoreError> {
@@ -272,7 +272,7 @@ impl Agent {
                     lost = true;
                     *self.connection.lock().await = None;
                 }
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(failed(&error)),
             }
         }
     }
@@ -306,7 +306,7 @@ fn parsed(value: Option<String>) -> Result<Option<Metadata>, StoreError> {
     parsed.map_err(|_| StoreError::Unavailable("the agent's value is no JSON object of strings".to_owned()))
 }
 
-fn failed(error: RedisError) -> StoreError {
+fn failed(error: &RedisError) -> StoreError {
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::ResponseError) => StoreError::Refused(error.to_string()),
         _ => StoreError::Unavailable(error.to_string()),
