@@ -14,7 +14,7 @@ use super::events::Events;
 use super::flight::Pending;
 use super::session::{Origin, Session};
 use crate::core::cache::{
-    Dropped, Formers, Habits, Holding, Limits, LocalValues, Renewal, Report, Reporter, Reports, Shard,
+    Beside, Copy, Dropped, Formers, Habits, Holding, Limits, LocalValues, Renewal, Report, Reporter, Reports, Shard,
 };
 use crate::core::lease::{Grant, StreamId};
 use crate::core::session::Uid;
@@ -128,21 +128,24 @@ impl Store {
     /// The same, with what stands beside the copy.
     #[inline]
     pub fn hit_beside(&self, name: &str) -> Option<(Session, Option<Arc<LocalValues>>, Option<Renewal>)> {
-        let hash = self.hasher.hash_one(name);
-        let slot = self.slot_of(hash);
-        let state = slot.state.read();
-        let (copy, beside) = state.shard.get_beside(name, hash, now)?;
-        let session = Session::new(copy.clone(), Origin::Cache);
-        slot.hits.fetch_add(1, Ordering::Relaxed);
-        Some((session, beside.local.cloned(), beside.renewal))
+        self.hit_by(name, |shard, hash| shard.get_beside(name, hash, now))
     }
 
     /// The same, if clients have this copy already.
     pub fn hit_given(&self, name: &str) -> Option<(Session, Option<Arc<LocalValues>>, Option<Renewal>)> {
+        self.hit_by(name, |shard, hash| shard.get_given(name, hash, now))
+    }
+
+    #[inline]
+    fn hit_by(
+        &self,
+        name: &str,
+        get: impl FnOnce(&Shard, u64) -> Option<(&Arc<Copy>, Beside<'_>)>,
+    ) -> Option<(Session, Option<Arc<LocalValues>>, Option<Renewal>)> {
         let hash = self.hasher.hash_one(name);
         let slot = self.slot_of(hash);
         let state = slot.state.read();
-        let (copy, beside) = state.shard.get_given(name, hash, now)?;
+        let (copy, beside) = get(&state.shard, hash)?;
         let session = Session::new(copy.clone(), Origin::Cache);
         slot.hits.fetch_add(1, Ordering::Relaxed);
         Some((session, beside.local.cloned(), beside.renewal))
@@ -345,7 +348,7 @@ impl Store {
 mod tests {
     use super::*;
     use crate::cache::CacheConfig;
-    use crate::core::cache::{Copy, Facts};
+    use crate::core::cache::Facts;
     use crate::core::digest::{Digest, Metadata};
     use crate::core::fields::Fields;
     use crate::core::session::ResourceVersion;

@@ -88,9 +88,8 @@ fn key_at_once(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -
     Some(reply)
 }
 
-/// Answers, whatever it takes; what that is, is entered in `carried`. Who `only_looks`
-/// is not shown what the next `SET` changes. An error: the answer is too large, or there is no room for
-/// it now.
+/// Answers, whatever it takes; what that is, is entered in `carried`. Who `only_looks` is not shown what the next `SET` changes. An
+/// error: the answer is too large, or there is no room for it now.
 pub(super) async fn run(
     agent: &Agent,
     by: ClientId,
