@@ -315,15 +315,17 @@ impl Ledger {
         self.state.lock().server.off_by(now(), wall())
     }
 
-    /// Sessions that are over, at most `most`. None before the API server's clock is known.
-    pub fn expired(&self, most: usize) -> Vec<(SessionRef, ResourceVersion, Expired)> {
+    /// Sessions that are over, at most `most`. None before the API server's clock is known, and none is idle before it is known
+    /// who was `registered` until some time.
+    pub fn expired(&self, registered: Option<Time>, most: usize) -> Vec<(SessionRef, ResourceVersion, Expired)> {
         let now = now();
         let mut state = self.state.lock();
         let Some(wall) = state.server.now(now) else {
             return Vec::new();
         };
         let State { sessions, expiry, hearing, .. } = &mut *state;
-        let expired = expiry.expired(hearing.heard(now), now, wall, most);
+        let heard = registered.and_then(|registered| hearing.heard(registered));
+        let expired = expiry.expired(heard, now, wall, most);
         let known = |(key, uid, why)| {
             let session = sessions.get(&key).filter(|s| s.uid == uid && !s.terminating)?;
             Some((SessionRef { key, uid }, session.resource_version, why))
@@ -332,11 +334,12 @@ impl Ledger {
     }
 
     /// Whether a session that was [given out](Self::expired) as idle is so still.
-    pub fn is_idle(&self, session: &SessionRef) -> bool {
+    pub fn is_idle(&self, session: &SessionRef, registered: Option<Time>) -> bool {
         let now = now();
         let state = self.state.lock();
+        let heard = registered.and_then(|registered| state.hearing.heard(registered));
         let wall = state.server.now(now);
-        wall.is_some_and(|wall| state.expiry.is_idle(&session.key, session.uid, state.hearing.heard(now), now, wall))
+        wall.is_some_and(|wall| state.expiry.is_idle(&session.key, session.uid, heard, now, wall))
     }
 
     /// Uses that are to be persisted, at most `most`. None before the API server's clock is known.

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::json;
+use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,7 @@ use super::clock::now;
 use super::ledger::{Ledger, since_epoch};
 use super::shared::Shared;
 use crate::api::{ANNOTATION_ADDRESS, ANNOTATION_BEAT, ANNOTATION_LEASE, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
-use crate::core::replica::ScopeId;
+use crate::core::replica::{Chain, Found, Link, ScopeId};
 use crate::core::session::{InvalidResourceVersion, ResourceVersion};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 use crate::runtime::health::Heartbeat;
@@ -28,6 +29,34 @@ use crate::runtime::health::Heartbeat;
 pub const FIELD_MANAGER: &str = "vmcp-session-controller";
 /// From here on it is told that the clocks of this machine and of the API server differ.
 const CLOCK_OFF: Duration = Duration::from_secs(30);
+
+const RESTORED: &str = "etcd was restored from a backup: all copies and leases are void";
+
+/// Why a marker proves nothing.
+#[derive(Debug, Error)]
+enum MarkerError {
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Version(#[from] InvalidResourceVersion),
+}
+
+impl MarkerError {
+    /// Whether the marker is not as the write expected it.
+    fn is_otherwise(&self) -> bool {
+        use ApiErrorKind as K;
+        matches!(self, Self::Api(error) if matches!(error.kind(), K::NotFound | K::AlreadyExists | K::Conflict))
+    }
+}
+
+/// How the writes go.
+#[derive(Default)]
+struct Writing {
+    chain: Chain,
+    failing: bool,
+    refused: bool,
+    clock_off: bool,
+}
 
 /// Writes the marker of one watched collection.
 pub struct Marker {
@@ -57,12 +86,9 @@ pub struct Marker {
 impl Marker {
     /// Writes until `shutdown`. The marker stays: it is removed when no lease of this replica can be in force.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
-        let api: Api<VmcpSession> = Api::namespaced(self.client.clone(), &self.namespace);
         let every = self.lease / 5;
-        let mut known = false;
-        let mut beat = 0u64;
+        let mut writing = Writing::default();
         let mut next = Instant::now();
-        let (mut failing, mut refused, mut off) = (false, false, false);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -70,77 +96,117 @@ impl Marker {
             }
             next = Instant::now() + every.mul_f64(rand::Rng::random_range(&mut rand::rng(), 0.85..1.0));
             // A marker that was not written says nothing against the watch.
-            if !refused {
+            if !writing.refused {
                 self.check_watch();
             }
             self.heartbeat.beat();
-            beat += 1;
-            // The knowledge is as old as this instant, however long the answer takes.
-            let sent = now();
-            let seen = self.shared.with(|replica, _| replica.position(self.scope));
-            // A call that hangs must not keep the next one from trying another connection.
-            let write = deadline(every.max(Duration::from_millis(500)), self.write(&api, known, beat));
-            // Nor must it keep a shutdown waiting.
-            let Some(answer) = shutdown.run_until_cancelled(write).await else {
+            // What hangs must not keep a shutdown waiting.
+            if shutdown.run_until_cancelled(self.step(&mut writing)).await.is_none() {
                 return Ok(());
-            };
-            refused = answer.as_ref().is_err_and(|error| is_refusal(error.kind(), known));
-            if refused {
-                self.shared.with(|replica, _| replica.marker_refused(self.scope));
-            }
-            match answer {
-                Ok(written) => {
-                    known = true;
-                    // Elsewhere, whoever may write sessions may write into it.
-                    if self.shared.with(|replica, _| replica.registry_of(self.scope)) == self.scope {
-                        self.tell_clock(&written, &mut off);
-                    }
-                    let Some(resource_version) = version(&written) else {
-                        if !std::mem::replace(&mut failing, true) {
-                            error!(marker = %self.name, error = %InvalidResourceVersion, "the marker proves nothing");
-                        }
-                        continue;
-                    };
-                    if std::mem::take(&mut failing) {
-                        info!(marker = %self.name, namespace = %self.namespace, "the marker is written again");
-                    }
-                    self.answered(sent, seen, resource_version);
-                    self.shared.with(|replica, now| replica.is_registered_since(self.scope, now));
-                }
-                Err(error) => {
-                    match error.kind() {
-                        // Somebody removed it, taking us for dead: our leases were over by then. Register again.
-                        ApiErrorKind::NotFound => {
-                            known = false;
-                            self.shared.with(|replica, _| replica.is_not_registered(self.scope));
-                        }
-                        ApiErrorKind::AlreadyExists => known = true,
-                        _ => {}
-                    }
-                    if !std::mem::replace(&mut failing, true) {
-                        warn!(
-                            marker = %self.name, namespace = %self.namespace, %error,
-                            "the marker cannot be written: no lease is granted without it"
-                        );
-                    }
-                }
             }
         }
     }
 
-    async fn write(&self, api: &Api<VmcpSession>, known: bool, beat: u64) -> kube::Result<VmcpSession> {
-        if known {
-            let patch = json!({"metadata": {"annotations": {ANNOTATION_BEAT: beat.to_string()}}});
+    /// Writes once, and once more if the marker was not as it was thought to be.
+    async fn step(&self, writing: &mut Writing) {
+        let mut written = self.write(writing).await;
+        if written.as_ref().is_err_and(MarkerError::is_otherwise) {
+            written = match self.look(writing).await {
+                Ok(()) => self.write(writing).await,
+                Err(error) => Err(error),
+            };
+        }
+        match written {
+            Ok(()) if std::mem::take(&mut writing.failing) => {
+                info!(marker = %self.name, namespace = %self.namespace, "the marker is written again");
+            }
+            Err(error) if !std::mem::replace(&mut writing.failing, true) => warn!(
+                marker = %self.name, namespace = %self.namespace, %error,
+                "the marker cannot be written: no lease is granted without it"
+            ),
+            _ => {}
+        }
+    }
+
+    /// Writes the next link of the chain.
+    async fn write(&self, writing: &mut Writing) -> Result<(), MarkerError> {
+        let known = writing.chain.is_known();
+        let link = writing.chain.next();
+        // The knowledge is as old as this instant, however long the answer takes.
+        let sent = now();
+        let seen = self.shared.with(|replica, _| replica.position(self.scope));
+        let answer = deadline(self.patience(), self.put(link)).await;
+        writing.refused = answer.as_ref().is_err_and(|error| is_refusal(error.kind(), known));
+        if writing.refused {
+            self.shared.with(|replica, _| replica.marker_refused(self.scope));
+        }
+        let written = answer?;
+        // Elsewhere, whoever may write sessions may write into it.
+        if self.shared.with(|replica, _| replica.registry_of(self.scope)) == self.scope {
+            self.tell_clock(&written, &mut writing.clock_off);
+        }
+        let resource_version = version(&written)?;
+        writing.chain.answered(link, resource_version);
+        self.answered(sent, seen, resource_version);
+        self.shared.with(|replica, now| replica.is_registered_since(self.scope, now));
+        Ok(())
+    }
+
+    async fn put(&self, link: Link) -> kube::Result<VmcpSession> {
+        let beat = link.beat.to_string();
+        if let Some(after) = link.after {
+            let patch =
+                json!({"metadata": {"resourceVersion": after.to_string(), "annotations": {ANNOTATION_BEAT: beat}}});
             let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-            api.patch(&self.name, &params, &Patch::Merge(patch)).await
+            self.api().patch(&self.name, &params, &Patch::Merge(patch)).await
         } else {
             let mut marker = VmcpSession::new(&self.name, VmcpSessionSpec::default());
             marker.labels_mut().insert(LABEL_REPLICA.to_owned(), "true".to_owned());
             marker.annotations_mut().insert(ANNOTATION_ADDRESS.to_owned(), self.address.clone());
             marker.annotations_mut().insert(ANNOTATION_LEASE.to_owned(), self.lease.as_millis().to_string());
+            marker.annotations_mut().insert(ANNOTATION_BEAT.to_owned(), beat);
             let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-            api.create(&params, &marker).await
+            self.api().create(&params, &marker).await
         }
+    }
+
+    /// Reads how the marker is: the next write is upon that.
+    async fn look(&self, writing: &mut Writing) -> Result<(), MarkerError> {
+        let read = deadline(self.patience(), self.api().get_opt(&self.name)).await?;
+        let read = read.map(|marker| version(&marker).map(|at| (beat(&marker), at))).transpose()?;
+        let found = writing.chain.found(read);
+        let restored = self.shared.with(|replica, _| {
+            if read.is_none() {
+                replica.is_not_registered(self.scope);
+            }
+            replica.marker_found(self.scope, found)
+        });
+        match found {
+            Found::Ahead | Found::NotYet => return Ok(()),
+            Found::Behind if restored => {
+                error!("the marker is older than what was acknowledged: {RESTORED}");
+            }
+            Found::Behind => warn!(
+                marker = %self.name, namespace = %self.namespace,
+                "the marker is older than what was acknowledged: all sessions are listed again before the next lease"
+            ),
+            Found::Removed => warn!(
+                marker = %self.name, namespace = %self.namespace,
+                "the marker was removed: all sessions are listed again before the next lease"
+            ),
+        }
+        self.distrust.notify_one();
+        Ok(())
+    }
+
+    fn api(&self) -> Api<VmcpSession> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// How long a call may take. Two of them and the way through the watch fit into a lease, so that neither a slow API server nor
+    /// a connection that hangs once costs the leases.
+    fn patience(&self) -> Duration {
+        (self.lease * 2 / 5).max(Duration::from_millis(500))
     }
 
     fn answered(&self, sent: crate::core::time::Time, seen: ResourceVersion, answered: ResourceVersion) {
@@ -152,7 +218,7 @@ impl Marker {
             proof
         });
         if let Err(rolled_back) = proof {
-            error!(error = %rolled_back, "etcd was restored from a backup: all copies and leases are void");
+            error!(error = %rolled_back, "{RESTORED}");
             self.distrust.notify_one();
         }
     }
@@ -175,10 +241,10 @@ impl Marker {
         }
     }
 
-    /// A watch that has shown no marker for two fifths of a lease is suspected to be silent, and so is one that never has.
+    /// A watch that does not show a marker which was answered long ago is suspected to be silent.
     fn check_watch(&self) {
-        let age = self.shared.with(|replica, now| replica.age_of(self.scope, now));
-        if age.is_none_or(|age| age > self.lease * 3 / 5) {
+        let patience = self.lease * 2 / 5;
+        if self.shared.with(|replica, now| replica.misses_marker(self.scope, patience, now)) {
             self.distrust.notify_one();
         }
     }
@@ -204,10 +270,15 @@ fn written_at(written: &VmcpSession) -> Option<Timestamp> {
     ours.filter_map(|entry| entry.time.as_ref()).map(|time| time.0).max()
 }
 
-/// The resourceVersion of a write, if it can be compared. In a Kubernetes older than the oldest that is supported it may be no
-/// number; taken for 0 it would be below all that was seen, as after a restore of etcd, or prove a watch that shows nothing.
-fn version(written: &VmcpSession) -> Option<ResourceVersion> {
-    written.metadata.resource_version.as_deref()?.parse().ok()
+/// The resourceVersion of a marker. In a Kubernetes older than the oldest that is supported it may be no number; taken for 0
+/// it would be below all that was seen, as after a restore of etcd, or prove a watch that shows nothing.
+fn version(marker: &VmcpSession) -> Result<ResourceVersion, InvalidResourceVersion> {
+    marker.metadata.resource_version.as_deref().ok_or(InvalidResourceVersion)?.parse()
+}
+
+/// Which write a marker bears; one that does not say it is older than all.
+fn beat(marker: &VmcpSession) -> u64 {
+    marker.annotations().get(ANNOTATION_BEAT).and_then(|beat| beat.parse().ok()).unwrap_or(0)
 }
 
 /// Removes a marker if it is still as it was seen.
@@ -224,6 +295,7 @@ mod tests {
     use super::*;
     use crate::controller::ledger::Settlements;
     use crate::core::replica::{Config, Replica, Settled};
+    use crate::core::time::Time;
     use crate::runtime::health::Health;
 
     struct Nobody;
@@ -232,14 +304,12 @@ mod tests {
         fn settled(&self, _settled: &Settled) {}
     }
 
-    #[tokio::test]
-    async fn a_watch_that_never_showed_a_marker_is_distrusted_like_one_that_fell_silent() {
-        let replica = Replica::new(Config::default(), &[]);
+    fn marker(client: Client, lease: Duration) -> Marker {
+        let replica = Replica::new(Config { lease, ..Config::default() }, &[]);
         let scope = replica.scopes().next().unwrap().0;
-        let lease = Duration::from_hours(1);
         let ledger = Arc::new(Ledger::new("own", lease, lease, Box::new(Nobody)));
-        let marker = Marker {
-            client: Client::try_from(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap(),
+        Marker {
+            client,
             scope,
             namespace: "ns".into(),
             name: "own".into(),
@@ -249,16 +319,31 @@ mod tests {
             ledger,
             distrust: Arc::default(),
             heartbeat: Health::default().heartbeat("marker", lease),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_is_distrusted_that_does_not_show_what_was_answered() {
+        let nowhere = kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"));
+        let marker = marker(Client::try_from(nowhere).unwrap(), Duration::from_secs(100));
+        let distrusted = |marker: &Marker| {
+            marker.check_watch();
+            marker.distrust.notified().now_or_never().is_some()
         };
-        let distrusted = || marker.distrust.notified().now_or_never().is_some();
-        marker.check_watch();
-        assert!(distrusted(), "nothing is proven");
-        marker.shared.with(|replica, now| {
-            replica.relist(scope, Vec::new(), ResourceVersion(5), now).unwrap();
-            replica.marker_answered(scope, now, ResourceVersion(5), ResourceVersion(5), now).unwrap();
-        });
-        marker.check_watch();
-        assert!(!distrusted(), "proven a moment ago");
+        let answered = |at: u64, before: Duration| {
+            marker.shared.with(|replica, now| {
+                let then = Time::from_nanos(now.as_nanos() - u64::try_from(before.as_nanos()).unwrap());
+                replica.marker_answered(marker.scope, then, ResourceVersion(5), ResourceVersion(at), then).unwrap();
+            });
+        };
+        marker.shared.with(|replica, now| replica.relist(marker.scope, Vec::new(), ResourceVersion(5), now)).unwrap();
+        assert!(!distrusted(&marker), "it had nothing to show");
+        answered(6, Duration::ZERO);
+        assert!(!distrusted(&marker), "it had no time for it");
+        answered(7, Duration::from_secs(41));
+        assert!(distrusted(&marker));
+        marker.shared.with(|replica, now| replica.bookmark(marker.scope, ResourceVersion(7), now));
+        assert!(!distrusted(&marker));
     }
 
     #[test]
@@ -266,7 +351,7 @@ mod tests {
         let mut written = VmcpSession::new("m", VmcpSessionSpec::default());
         for (given, expected) in [(None, None), (Some("x7"), None), (Some("7"), Some(ResourceVersion(7)))] {
             written.metadata.resource_version = given.map(str::to_owned);
-            assert_eq!(version(&written), expected, "{given:?}");
+            assert_eq!(version(&written).ok(), expected, "{given:?}");
         }
     }
 

@@ -121,6 +121,7 @@ impl Leader {
         spawn.task("status", reconciler.run(work.clone()));
         let expiry = Reaper {
             ledger: ledger.clone(),
+            shared: shared.clone(),
             client: client.clone(),
             writer: statuses.clone(),
             guard: guard.clone(),

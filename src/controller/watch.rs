@@ -147,6 +147,7 @@ impl Watch {
 
     /// Takes a whole, consistent list. While it runs the position stands still.
     async fn list(&self, paging: &mut Paging) -> Result<(), WatchError> {
+        let doubts = self.shared.with(|replica, _| replica.doubts(self.scope));
         let mut params = ListParams::default().labels(self.labels);
         let mut reads: Vec<Read> = Vec::new();
         let position = loop {
@@ -191,8 +192,19 @@ impl Watch {
             kept.push((object.key.clone(), terms, marker));
             objects.push(object);
         }
-        self.shared.with(|replica, now| replica.relist(self.scope, objects, position, now))?;
-        self.ledger.relisted(self.namespace.as_deref(), kept);
+        let taken = self.shared.with(|replica, now| {
+            if replica.doubts(self.scope) != doubts {
+                return Ok(false);
+            }
+            replica.relist(self.scope, objects, position, now)?;
+            // Before anybody takes the list for a proof of who is registered.
+            self.ledger.relisted(self.namespace.as_deref(), kept);
+            Ok::<_, StaleList>(true)
+        })?;
+        if !taken {
+            // A page may have been read before etcd was restored from a backup. Whoever follows the watch finds that a list is due.
+            return Ok(());
+        }
         debug!(scope = %self.name(), objects = count, %position, "listed");
         Ok(())
     }

@@ -84,15 +84,15 @@ fn a_lifetime_ends_by_the_api_servers_clock() {
     let mut limited = read(1, 0);
     limited.terms.as_mut().unwrap().max_lifetime = Some(Duration::from_mins(1));
     ledger.observed(&limited);
-    assert_eq!(ledger.expired(9), [], "no answer has shown what time it is");
+    assert_eq!(ledger.expired(None, 9), [], "no answer has shown what time it is");
     assert!(ledger.to_persist(9).is_empty());
     assert_eq!(ledger.clock_off_by(), Duration::ZERO);
     let off = ledger.server_time(created + Duration::from_secs(50), now());
     assert!(off > Duration::from_hours(24), "{off:?}");
-    assert_eq!(ledger.expired(9), []);
+    assert_eq!(ledger.expired(None, 9), []);
     ledger.server_time(created + Duration::from_secs(62), now());
     let session = SessionRef { key: key(), uid: uid() };
-    assert_eq!(ledger.expired(9), [(session, ResourceVersion(7), Expired::Lifetime)]);
+    assert_eq!(ledger.expired(None, 9), [(session, ResourceVersion(7), Expired::Lifetime)]);
     assert!(ledger.server_time(wall(), now()) < Duration::from_secs(1));
 }
 

@@ -18,10 +18,12 @@ use crate::api::VmcpSession;
 use crate::controller::leader::LeadershipGuard;
 use crate::controller::ledger::Ledger;
 use crate::controller::ledger::standing::Standing;
+use crate::controller::shared::Shared;
 use crate::controller::status::{Seen, SessionStatusWriter, StatusPatch};
 use crate::core::expiry::Expired;
 use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;
+use crate::core::time::Time;
 use crate::runtime::api_error::{ApiErrorKind, deadline};
 
 /// How often deadlines are looked at.
@@ -38,6 +40,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub struct Reaper {
     /// Where deadlines are kept.
     pub ledger: Arc<Ledger>,
+    /// The replica, which knows who else is registered.
+    pub shared: Arc<Shared>,
     /// The API server.
     pub client: Client,
     /// Where the last use is written.
@@ -82,10 +86,15 @@ impl Reaper {
             if !self.guard.is_leader() {
                 continue;
             }
-            let expired = futures::stream::iter(self.ledger.expired(BATCH));
+            let expired = futures::stream::iter(self.ledger.expired(self.registered(), BATCH));
             expired.for_each_concurrent(CALLS, |(session, seen, why)| self.delete(session, seen, why)).await;
             self.persist();
         }
+    }
+
+    /// A replica that this one does not know of may have heard of a use.
+    fn registered(&self) -> Option<Time> {
+        self.shared.with(|replica, _| replica.registered_through())
     }
 
     /// Deletes just the object that was judged, as it was judged: whoever changed it meanwhile may have meant it to live.
@@ -98,7 +107,7 @@ impl Reaper {
             return;
         }
         // Those before it may have taken long, and a use does not change the object.
-        if why == Expired::Idle && !self.ledger.is_idle(&session) {
+        if why == Expired::Idle && !self.ledger.is_idle(&session, self.registered()) {
             return;
         }
         let deleted = deadline(DEADLINE, async { api.delete(session.key.name(), &params).await.map(drop) }).await;

@@ -1,8 +1,10 @@
 //! Requests to the API server that are in flight for one session.
 
+use std::sync::Arc;
+
+use super::copy::Copy;
 use crate::core::lease::Provisional;
 use crate::core::rules::Rule;
-
 use crate::core::signal::Mark;
 
 /// Identifies a restore or a write in flight. Never used again within a shard.
@@ -15,6 +17,8 @@ pub(super) struct Restore {
     pub id: FlightId,
     /// The cover of what it finds; `None` until it is sent.
     pub sent: Option<Provisional>,
+    /// The copy that was held when it was sent: whatever it reads is later.
+    pub held: Option<Arc<Copy>>,
     /// The latest knowledge that came in while it was in flight.
     pub fence: Option<Mark>,
 }

@@ -75,13 +75,14 @@ impl Hearing {
         self.registered = replicas;
     }
 
-    /// What has been heard without a gap; `None` while some registered replica is not heard.
-    pub fn heard(&self, now: Time) -> Option<Heard> {
+    /// What has been heard without a gap; `None` while some registered replica is not heard. All replicas are known that were
+    /// registered by `known`: a later one may have heard what nobody knows of.
+    pub fn heard(&self, known: Time) -> Option<Heard> {
         // A leader that does not see itself sees nobody.
         if !self.registered.contains(&self.own) {
             return None;
         }
-        let mut heard = Heard { since: self.since, through: now };
+        let mut heard = Heard { since: self.since, through: known };
         for replica in self.registered.iter().filter(|replica| **replica != self.own) {
             let ear = self.ears.get(replica)?;
             heard.since = heard.since.max(ear.opened);

@@ -1,7 +1,7 @@
 //! The controller's side: the truth as this replica's watch shows it, who holds what, and what to tell whom.
 //!
 //! * [`compare`]: whether one holding must be evicted.
-//! * [`scope`]: how far a watch is, and how fresh that is proven to be.
+//! * [`scope`]: how far a watch is, and how fresh that is proven to be; [`chain`]: what the writes of its marker tell of etcd.
 //! * [`registry`]: which markers are registrations.
 //! * [`truth`]: objects come in; holdings are compared.
 //! * [`agents`]: streams and heartbeats come in; signals and leases go out.
@@ -22,6 +22,7 @@ use super::tally::{Bounds, Tally};
 use super::time::Time;
 
 pub mod agents;
+pub mod chain;
 pub mod compare;
 pub mod confirm;
 pub mod counts;
@@ -41,6 +42,7 @@ mod registry_tests;
 mod tests;
 
 pub use agents::{AgentName, Hello, InstanceId, Outgoing, Refusal};
+pub use chain::{Chain, Found, Link};
 pub use confirm::{ConfirmRefused, Confirmed};
 pub use counts::Counts;
 pub use facts::{Fact, Late, Settled};

@@ -61,6 +61,13 @@ impl Replica {
         registry == scope || self.age_of(registry, now).is_some_and(|age| age < self.config.lease)
     }
 
+    /// Every replica is known that was registered by then, if any time is known.
+    pub fn registered_through(&self) -> Option<Time> {
+        let scopes = self.scopes().map(|(scope, _)| scope).filter(|scope| self.has_sessions(*scope));
+        let proven: Option<Vec<Time>> = scopes.map(|scope| self.scopes[self.registry_of(scope).0].proven()).collect();
+        proven?.into_iter().min()
+    }
+
     /// The marker in the registry is there, as the answer to a write of it shows.
     pub fn is_registered_since(&mut self, scope: ScopeId, now: Time) {
         if self.registry == Some(scope) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::chain::Found;
 use super::{AgentId, Replica};
 use crate::core::rules::Rule;
 use crate::core::session::{ResourceVersion, SessionKey, Uid};
@@ -47,6 +48,13 @@ pub struct Registration {
     pub lease: Duration,
 }
 
+/// A marker that the watch must show.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    sent: Time,
+    answered: Time,
+}
+
 /// A watched collection.
 #[derive(Debug)]
 pub(super) struct Scope {
@@ -55,13 +63,15 @@ pub(super) struct Scope {
     only_markers: bool,
     /// Everything up to here has been shown and compared.
     pub position: ResourceVersion,
-    /// All that was known is void, and nothing took its place yet.
-    voided: bool,
+    /// What the watch shows does not count before everything was listed.
+    must_list: bool,
+    /// How often that was found.
+    doubts: u64,
     /// The API server has refused the marker since the last proof.
     refused: bool,
     proven: Option<Time>,
-    /// Markers that have been answered and not yet been seen: when they were sent, by their resourceVersion.
-    unproven: BTreeMap<ResourceVersion, Time>,
+    /// Markers that have been answered and not yet been seen, by their resourceVersion.
+    unproven: BTreeMap<ResourceVersion, Awaited>,
     pub registered: BTreeMap<Arc<str>, Registration>,
     /// Holdings that are newer than the watch, by the resourceVersion at which they can be compared.
     pub waiting: BTreeSet<(ResourceVersion, AgentId, SessionKey)>,
@@ -73,7 +83,8 @@ impl Scope {
             namespace,
             only_markers: false,
             position: ResourceVersion(0),
-            voided: false,
+            must_list: false,
+            doubts: 0,
             refused: false,
             proven: None,
             unproven: BTreeMap::new(),
@@ -115,7 +126,7 @@ impl Scope {
             if *first.key() > self.position {
                 break;
             }
-            let sent = first.remove();
+            let Awaited { sent, .. } = first.remove();
             let proven = if Rule::ProofFromSend.on() { sent } else { now };
             self.proven = self.proven.max(Some(proven));
             self.refused = false;
@@ -123,23 +134,37 @@ impl Scope {
     }
 
     pub fn void(&mut self) {
-        *self = Self { voided: true, only_markers: self.only_markers, ..Self::new(self.namespace.take()) };
+        let (only_markers, doubts) = (self.only_markers, self.doubts + 1);
+        *self = Self { must_list: true, doubts, only_markers, ..Self::new(self.namespace.take()) };
+    }
+
+    /// The watch may have missed something: what it has shown stays, but proves nothing.
+    pub fn doubt(&mut self) {
+        self.must_list = true;
+        self.doubts += 1;
+        self.proven = None;
+        self.unproven.clear();
     }
 
     /// A whole list takes the place of what was known.
     pub fn listed(&mut self) {
-        self.voided = false;
+        self.must_list = false;
     }
 
     /// Whether only a list can tell how things are.
-    pub fn is_void(&self) -> bool {
-        self.voided
+    pub fn must_list(&self) -> bool {
+        self.must_list
     }
 
     /// Whether a marker that was sent after `then` has come through the watch: whatever was committed until then has been
     /// shown.
     pub fn proven_after(&self, then: Time) -> bool {
         self.proven > Some(then)
+    }
+
+    /// When the latest marker was sent that has come through the watch.
+    pub fn proven(&self) -> Option<Time> {
+        self.proven
     }
 
     /// How old the knowledge is; `None` if it never was proven.
@@ -157,9 +182,15 @@ impl Replica {
         self.scopes[scope.0].position
     }
 
-    /// Whether the watch of `scope` shows nothing that counts until everything is listed again: see [`Self::void`].
+    /// Whether the watch of `scope` shows nothing that counts until everything is listed again: see [`Self::void`] and
+    /// [`Self::marker_found`].
     pub fn must_list(&self, scope: ScopeId) -> bool {
-        self.scopes[scope.0].is_void()
+        self.scopes[scope.0].must_list()
+    }
+
+    /// How often it was found that `scope` must be listed. A list that was begun before the last time does not count.
+    pub fn doubts(&self, scope: ScopeId) -> u64 {
+        self.scopes[scope.0].doubts
     }
 
     /// A marker that was sent at `sent`, when the position was `seen`, was answered with `answered`. An error means
@@ -178,11 +209,36 @@ impl Replica {
         // A proof as old as a lease gives none. (A watch that is silent for days must not pile them up.)
         let lease = self.config.lease;
         let scope = &mut self.scopes[id.0];
-        scope.unproven.retain(|_, sent| now.saturating_since(*sent) < lease);
-        scope.unproven.insert(answered, sent);
+        scope.unproven.retain(|_, marker| now.saturating_since(marker.sent) < lease);
+        scope.unproven.insert(answered, Awaited { sent, answered: now });
         scope.advance(scope.position, now);
         self.evict_impossible(id, sent, answered, now);
         Ok(())
+    }
+
+    /// A read has shown the marker of `scope` otherwise than its last acknowledged write left it. Whether that proves that etcd was
+    /// restored from a backup, so that everything is void (see [`Self::void`]).
+    ///
+    /// It proves it in the registry alone: elsewhere, whoever may write sessions may write into the marker, and must not
+    /// cost other namespaces all their copies. There, and where the marker was removed (also by whoever leads, who took this replica
+    /// for dead), everything is listed anew before the next lease. A list shows what a watch that is resumed after a restore does not.
+    pub fn marker_found(&mut self, id: ScopeId, found: Found) -> bool {
+        match found {
+            Found::Ahead | Found::NotYet => false,
+            Found::Behind if self.registry_of(id) == id => {
+                self.void();
+                true
+            }
+            Found::Behind | Found::Removed => {
+                self.scopes[id.0].doubt();
+                false
+            }
+        }
+    }
+
+    /// Whether a marker was answered that the watch has not shown yet, although it had `patience` for it.
+    pub fn misses_marker(&self, scope: ScopeId, patience: Duration, now: Time) -> bool {
+        self.scopes[scope.0].unproven.values().any(|marker| now.saturating_since(marker.answered) > patience)
     }
 
     /// A copy that was reported before a write was sent cannot have been read at a resourceVersion above that of the

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::agents::Agent;
-use super::{Config, Fact, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId, SignalId};
+use super::{Config, Fact, Found, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId, SignalId};
 use crate::core::cache::{Holding, Report};
 use crate::core::digest::{Digest, Metadata, Summarizer};
 use crate::core::lease::StreamId;
@@ -201,4 +201,35 @@ fn after_a_restore_of_etcd_nothing_counts_before_a_whole_list() {
     assert_eq!(replica.age(at(6)), Some(Duration::from_secs(2)));
     replica.heartbeat(STREAM, 1, at(6));
     assert!(matches!(replica.drain(STREAM, 9), Some(Outgoing::Lease { age: Ok(_), covers: 1, .. })));
+}
+
+#[test]
+fn a_marker_that_says_less_than_was_acknowledged_voids_all() {
+    let (mut replica, scope) = replica();
+    assert!(!replica.marker_found(scope, Found::Ahead) && !replica.marker_found(scope, Found::NotYet));
+    assert!(!replica.must_list(scope));
+    assert!(replica.marker_found(scope, Found::Behind));
+    assert!(replica.must_list(scope));
+    assert_eq!(replica.drain(STREAM, 9), Some(Outgoing::Reset));
+}
+
+/// Whoever leads removes the marker of a replica that was cut off; or it was not in a backup.
+#[test]
+fn after_the_marker_was_removed_a_list_comes_before_the_next_lease() {
+    let (mut replica, scope) = replica();
+    let answered = |replica: &mut Replica, version, sent| {
+        replica.marker_answered(scope, sent, ResourceVersion(50), ResourceVersion(version), sent).unwrap();
+    };
+    answered(&mut replica, 50, at(2));
+    assert_eq!(replica.age(at(2)), Some(Duration::ZERO));
+    // On its way through the watch.
+    answered(&mut replica, 55, at(3));
+    assert!(!replica.marker_found(scope, Found::Removed), "it proves nothing");
+    assert_eq!(replica.drain(STREAM, 9), None, "and costs no copy");
+    replica.bookmark(scope, ResourceVersion(60), at(4));
+    assert_eq!(replica.age(at(4)), None, "what came through the watch does not count");
+    assert!(replica.relist(scope, Vec::new(), ResourceVersion(49), at(5)).is_err(), "it is still below the position");
+    answered(&mut replica, 61, at(5));
+    replica.relist(scope, Vec::new(), ResourceVersion(61), at(6)).unwrap();
+    assert_eq!(replica.age(at(6)), Some(Duration::from_secs(1)));
 }
