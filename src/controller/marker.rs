@@ -55,6 +55,8 @@ struct Writing {
     chain: Chain,
     failing: bool,
     refused: bool,
+    /// The last write took longer than a fifth of a lease.
+    slow: bool,
     clock_off: bool,
 }
 
@@ -135,7 +137,8 @@ impl Marker {
         // The knowledge is as old as this instant, however long the answer takes.
         let sent = now();
         let seen = self.shared.with(|replica, _| replica.position(self.scope));
-        let answer = deadline(self.patience(), self.put(link)).await;
+        let answer = deadline(self.patience(writing), self.put(link)).await;
+        writing.slow = now().saturating_since(sent) >= self.lease / 5;
         writing.refused = answer.as_ref().is_err_and(|error| is_refusal(error.kind(), known));
         if writing.refused {
             self.shared.with(|replica, _| replica.marker_refused(self.scope));
@@ -172,7 +175,7 @@ impl Marker {
 
     /// Reads how the marker is: the next write is upon that.
     async fn look(&self, writing: &mut Writing) -> Result<(), MarkerError> {
-        let read = deadline(self.patience(), self.api().get_opt(&self.name)).await?;
+        let read = deadline(self.patience(writing), self.api().get_opt(&self.name)).await?;
         let read = read.map(|marker| version(&marker).map(|at| (beat(&marker), at))).transpose()?;
         let found = writing.chain.found(read);
         let restored = self.shared.with(|replica, _| {
@@ -203,10 +206,11 @@ impl Marker {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// How long a call may take. Two of them and the way through the watch fit into a lease, so that neither a slow API server nor
-    /// a connection that hangs once costs the leases.
-    fn patience(&self) -> Duration {
-        (self.lease * 2 / 5).max(Duration::from_millis(500))
+    /// How long a call may take. One that hangs must not keep the next one from trying another connection; but if that takes long
+    /// too, the API server is slow, and two calls of twice as long fit into a lease.
+    fn patience(&self, writing: &Writing) -> Duration {
+        let short = self.lease / 5;
+        (if writing.slow { short * 2 } else { short }).max(Duration::from_millis(500))
     }
 
     fn answered(&self, sent: crate::core::time::Time, seen: ResourceVersion, answered: ResourceVersion) {
@@ -241,10 +245,11 @@ impl Marker {
         }
     }
 
-    /// A watch that does not show a marker which was answered long ago is suspected to be silent.
+    /// A watch that has shown no marker for three fifths of a lease is suspected to be silent, and so is one that never has. If it is
+    /// the writes that fail, their API server is perhaps ending, and waits for the watch to end.
     fn check_watch(&self) {
-        let patience = self.lease * 2 / 5;
-        if self.shared.with(|replica, now| replica.misses_marker(self.scope, patience, now)) {
+        let age = self.shared.with(|replica, now| replica.age_of(self.scope, now));
+        if age.is_none_or(|age| age > self.lease * 3 / 5) {
             self.distrust.notify_one();
         }
     }
@@ -295,7 +300,6 @@ mod tests {
     use super::*;
     use crate::controller::ledger::Settlements;
     use crate::core::replica::{Config, Replica, Settled};
-    use crate::core::time::Time;
     use crate::runtime::health::Health;
 
     struct Nobody;
@@ -304,12 +308,14 @@ mod tests {
         fn settled(&self, _settled: &Settled) {}
     }
 
-    fn marker(client: Client, lease: Duration) -> Marker {
-        let replica = Replica::new(Config { lease, ..Config::default() }, &[]);
+    #[tokio::test]
+    async fn a_watch_that_never_showed_a_marker_is_distrusted_like_one_that_fell_silent() {
+        let replica = Replica::new(Config::default(), &[]);
         let scope = replica.scopes().next().unwrap().0;
+        let lease = Duration::from_hours(1);
         let ledger = Arc::new(Ledger::new("own", lease, lease, Box::new(Nobody)));
-        Marker {
-            client,
+        let marker = Marker {
+            client: Client::try_from(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap(),
             scope,
             namespace: "ns".into(),
             name: "own".into(),
@@ -319,31 +325,16 @@ mod tests {
             ledger,
             distrust: Arc::default(),
             heartbeat: Health::default().heartbeat("marker", lease),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_watch_is_distrusted_that_does_not_show_what_was_answered() {
-        let nowhere = kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"));
-        let marker = marker(Client::try_from(nowhere).unwrap(), Duration::from_secs(100));
-        let distrusted = |marker: &Marker| {
-            marker.check_watch();
-            marker.distrust.notified().now_or_never().is_some()
         };
-        let answered = |at: u64, before: Duration| {
-            marker.shared.with(|replica, now| {
-                let then = Time::from_nanos(now.as_nanos() - u64::try_from(before.as_nanos()).unwrap());
-                replica.marker_answered(marker.scope, then, ResourceVersion(5), ResourceVersion(at), then).unwrap();
-            });
-        };
-        marker.shared.with(|replica, now| replica.relist(marker.scope, Vec::new(), ResourceVersion(5), now)).unwrap();
-        assert!(!distrusted(&marker), "it had nothing to show");
-        answered(6, Duration::ZERO);
-        assert!(!distrusted(&marker), "it had no time for it");
-        answered(7, Duration::from_secs(41));
-        assert!(distrusted(&marker));
-        marker.shared.with(|replica, now| replica.bookmark(marker.scope, ResourceVersion(7), now));
-        assert!(!distrusted(&marker));
+        let distrusted = || marker.distrust.notified().now_or_never().is_some();
+        marker.check_watch();
+        assert!(distrusted(), "nothing is proven");
+        marker.shared.with(|replica, now| {
+            replica.relist(scope, Vec::new(), ResourceVersion(5), now).unwrap();
+            replica.marker_answered(scope, now, ResourceVersion(5), ResourceVersion(5), now).unwrap();
+        });
+        marker.check_watch();
+        assert!(!distrusted(), "proven a moment ago");
     }
 
     #[test]

@@ -51,7 +51,8 @@ async fn back_up(world: &World) {
 
 async fn restore(world: &World) {
     let data = world.plane.dir().join("etcd");
-    world.plane.apiserver().stop().await.unwrap();
+    // It would wait for the watches of whoever is paused.
+    world.plane.apiserver().kill9().await.unwrap();
     world.plane.etcd().stop().await.unwrap();
     fs::remove_dir_all(&data).unwrap();
     fs::rename(world.plane.dir().join("etcd-backup"), &data).unwrap();

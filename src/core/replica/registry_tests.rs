@@ -263,3 +263,26 @@ fn a_namespace_that_refuses_the_marker_keeps_no_agent_from_the_others() {
     bench.prove(bench.tenants);
     assert!(bench.age().is_some_and(|age| age >= LEASE));
 }
+
+/// A replica that registers later may hear of what nobody else knows.
+#[test]
+fn who_is_registered_is_known_as_far_as_the_registry_is_proven() {
+    let mut bench = Bench::new();
+    bench.prove(bench.tenants);
+    assert_eq!(bench.replica.registered_through(), None);
+    let then = bench.now;
+    bench.both();
+    bench.pass(LEASE);
+    bench.prove(bench.tenants);
+    assert_eq!(bench.replica.registered_through(), Some(then));
+}
+
+#[test]
+fn a_marker_that_a_tenant_may_have_changed_or_removed_costs_no_other_namespace_anything() {
+    for found in [Found::Behind, Found::Removed] {
+        let mut bench = Bench::new();
+        bench.both();
+        assert!(!bench.replica.marker_found(bench.tenants, found), "it proves nothing");
+        assert!(bench.replica.must_list(bench.tenants) && !bench.replica.must_list(bench.registry), "{found:?}");
+    }
+}

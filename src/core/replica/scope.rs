@@ -48,13 +48,6 @@ pub struct Registration {
     pub lease: Duration,
 }
 
-/// A marker that the watch must show.
-#[derive(Clone, Copy, Debug)]
-struct Awaited {
-    sent: Time,
-    answered: Time,
-}
-
 /// A watched collection.
 #[derive(Debug)]
 pub(super) struct Scope {
@@ -70,8 +63,8 @@ pub(super) struct Scope {
     /// The API server has refused the marker since the last proof.
     refused: bool,
     proven: Option<Time>,
-    /// Markers that have been answered and not yet been seen, by their resourceVersion.
-    unproven: BTreeMap<ResourceVersion, Awaited>,
+    /// Markers that have been answered and not yet been seen: when they were sent, by their resourceVersion.
+    unproven: BTreeMap<ResourceVersion, Time>,
     pub registered: BTreeMap<Arc<str>, Registration>,
     /// Holdings that are newer than the watch, by the resourceVersion at which they can be compared.
     pub waiting: BTreeSet<(ResourceVersion, AgentId, SessionKey)>,
@@ -126,7 +119,7 @@ impl Scope {
             if *first.key() > self.position {
                 break;
             }
-            let Awaited { sent, .. } = first.remove();
+            let sent = first.remove();
             let proven = if Rule::ProofFromSend.on() { sent } else { now };
             self.proven = self.proven.max(Some(proven));
             self.refused = false;
@@ -209,8 +202,8 @@ impl Replica {
         // A proof as old as a lease gives none. (A watch that is silent for days must not pile them up.)
         let lease = self.config.lease;
         let scope = &mut self.scopes[id.0];
-        scope.unproven.retain(|_, marker| now.saturating_since(marker.sent) < lease);
-        scope.unproven.insert(answered, Awaited { sent, answered: now });
+        scope.unproven.retain(|_, sent| now.saturating_since(*sent) < lease);
+        scope.unproven.insert(answered, sent);
         scope.advance(scope.position, now);
         self.evict_impossible(id, sent, answered, now);
         Ok(())
@@ -234,11 +227,6 @@ impl Replica {
                 false
             }
         }
-    }
-
-    /// Whether a marker was answered that the watch has not shown yet, although it had `patience` for it.
-    pub fn misses_marker(&self, scope: ScopeId, patience: Duration, now: Time) -> bool {
-        self.scopes[scope.0].unproven.values().any(|marker| now.saturating_since(marker.answered) > patience)
     }
 
     /// A copy that was reported before a write was sent cannot have been read at a resourceVersion above that of the
