@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response, StatusCode};
 use kube::client::Body;
 use parking_lot::Mutex;
@@ -284,6 +284,13 @@ impl Guest {
             Flow::Reply(reply) => reply,
             other => panic!("{line}: {other:?}"),
         }
+    }
+
+    /// What was sent to it beside replies.
+    pub fn heard(&self) -> String {
+        let (handle, mut heard) = (self.client.handle(), BytesMut::new());
+        handle.mailbox().take(handle.protocol(), true, &mut heard);
+        String::from_utf8(heard.to_vec()).unwrap()
     }
 }
 
