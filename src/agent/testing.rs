@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -208,13 +207,22 @@ impl FakeApi {
 pub struct Bench {
     pub agent: Arc<Agent>,
     pub api: FakeApi,
-    hash_key_file: Option<PathBuf>,
+    sessions: SessionsConfig,
 }
 
 /// Somebody who is connected to it.
 pub struct Guest {
     agent: Arc<Agent>,
     pub client: Client,
+}
+
+fn sessions() -> SessionsConfig {
+    SessionsConfig {
+        prefix: String::new(),
+        pod_local_keys: Vec::new(),
+        hash_key_file: None,
+        visibility: Visibility::Committed,
+    }
 }
 
 impl Bench {
@@ -224,31 +232,36 @@ impl Bench {
 
     /// One whose writes are answered when they are visible so far.
     pub fn showing(visibility: Visibility) -> Self {
-        Self::at(FakeApi::default(), None, visibility, PLENTY)
+        Self::at(FakeApi::default(), SessionsConfig { visibility, ..sessions() }, PLENTY)
+    }
+
+    /// One whose writes are answered when they are visible everywhere, and where these keys are true only in this pod.
+    pub fn with_pod_local_keys(patterns: &[&str]) -> Self {
+        let pod_local_keys = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        let sessions = SessionsConfig { pod_local_keys, visibility: Visibility::Everywhere, ..sessions() };
+        Self::at(FakeApi::default(), sessions, PLENTY)
     }
 
     /// One whose clients may take so many bytes together, and whose writes are answered when they are visible everywhere.
     pub fn with_clients_memory(memory: usize) -> Self {
-        Self::at(FakeApi::default(), None, Visibility::Everywhere, memory)
+        Self::at(FakeApi::default(), SessionsConfig { visibility: Visibility::Everywhere, ..sessions() }, memory)
     }
 
     /// One of the same namespace.
     pub fn beside(&self) -> Self {
-        Self::at(self.api.clone(), self.hash_key_file.clone(), Visibility::Committed, PLENTY)
+        Self::at(
+            self.api.clone(),
+            SessionsConfig { visibility: Visibility::Committed, ..self.sessions.clone() },
+            PLENTY,
+        )
     }
 
     /// One that hashes ids with the key in this file.
     pub fn hashing(key: &std::path::Path) -> Self {
-        Self::at(FakeApi::default(), Some(key.to_owned()), Visibility::Committed, PLENTY)
+        Self::at(FakeApi::default(), SessionsConfig { hash_key_file: Some(key.to_owned()), ..sessions() }, PLENTY)
     }
 
-    fn at(api: FakeApi, hash_key_file: Option<PathBuf>, visibility: Visibility, memory: usize) -> Self {
-        let sessions = SessionsConfig {
-            prefix: String::new(),
-            pod_local_keys: Vec::new(),
-            hash_key_file: hash_key_file.clone(),
-            visibility,
-        };
+    fn at(api: FakeApi, sessions: SessionsConfig, memory: usize) -> Self {
         let clients = Arc::new(Clients::new(Room { clients: 8, output: 1 << 20, memory }));
         let settings = ServerSettings { output_limit: 1 << 20, ..ServerSettings::default() };
         let agent = Arc::new(Agent {
@@ -259,7 +272,7 @@ impl Bench {
             pubsub: PubSub::default(),
         });
         agent.sessions.cache().lease_for_tests(Duration::from_hours(1));
-        Self { agent, api, hash_key_file }
+        Self { agent, api, sessions }
     }
 
     /// Somebody connects.

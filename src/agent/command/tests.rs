@@ -1,6 +1,7 @@
 //! What commands leave behind in the agent, and what they say when nobody knows what they did.
 
 mod caching;
+mod local;
 mod memory;
 mod races;
 mod transactions;

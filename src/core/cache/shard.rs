@@ -116,6 +116,8 @@ struct Entry {
     /// Where it stands in the recency queue.
     queued: Time,
     footprint: usize,
+    /// No pod serves the session as it was before this generation.
+    confirmed: u64,
 }
 
 impl Entry {
@@ -345,6 +347,7 @@ impl Shard {
                 renewed: Renewed::new(renewal),
                 queued: now,
                 footprint,
+                confirmed: 0,
             },
         );
         self.make_room(reporter);
