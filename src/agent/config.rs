@@ -242,6 +242,11 @@ impl AgentArgs {
         }
     }
 
+    /// Whether each write waits until all leases are over: no controller is named that could confirm it.
+    pub(super) fn confirms_by_waiting(&self) -> bool {
+        self.cache().controllers.is_empty() && self.sessions().visibility == Visibility::Everywhere
+    }
+
     /// How many clients there may be, and what they may take.
     pub(super) fn room(&self) -> Room {
         Room { clients: self.max_clients, output: self.client_output_limit, memory: self.clients_memory }
@@ -333,6 +338,13 @@ mod tests {
         assert_eq!(args.cache().controllers.len(), 2);
         assert_eq!(args.sessions().pod_local_keys, ["conn.*", "backend-?"]);
         args.cache().validate().unwrap();
+    }
+
+    #[test]
+    fn without_controllers_writes_wait_unless_they_need_not_be_visible_everywhere() {
+        let waits = |args: &[&str]| parsed(args).unwrap().confirms_by_waiting();
+        assert!(waits(&[]) && waits(&["--controllers="]));
+        assert!(!waits(&["--controllers=10.0.0.1:7070"]) && !waits(&["--visibility=committed"]));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 pub mod command;
 pub mod config;
@@ -211,6 +211,13 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
         let _served = served.drop_guard();
         server.run_apart(service, ending, finish).await
     });
+    if args.confirms_by_waiting() {
+        warn!(
+            seconds = args.lease_upper_bound,
+            "without --controllers, each read asks the API server, and each write takes --lease-upper-bound; name the \
+             controllers, or if there are none, set --visibility committed"
+        );
+    }
     info!(namespace = %args.namespace, address = ?address, socket = ?args.unix_socket, "serving");
     let ended = tasks.run(finish + DRAIN).await;
     // Nobody is served any more: what is held is let go, so that no write elsewhere waits for this agent's leases.

@@ -4,6 +4,9 @@ use std::process::Command;
 
 use super::*;
 
+/// What an agent says that has no controllers to ask.
+const WAITS: &str = "each write takes --lease-upper-bound";
+
 #[tokio::test]
 async fn what_clients_may_take_is_set_by_variables() {
     let world = World::start(ClusterOptions::default().size(0, 0)).await;
@@ -45,6 +48,7 @@ async fn what_clients_may_take_is_set_by_variables() {
     }
     assert_eq!(ask(&mut client, &["HGET", "s1", "a"]).await, "x".repeat(40_000).as_str().into());
     assert!(client.call(&["HGETALL", "s1"]).await.is_err(), "more than may wait for it");
+    assert!(!agent.process.log().contains(WAITS), "{}", agent.process.log());
 }
 
 /// The variables that a subcommand knows, all of them empty.
@@ -70,6 +74,7 @@ async fn an_empty_variable_is_an_unset_one() {
     assert_eq!(ask(&mut client, &["HGET", "s1", "user"]).await, "alice".into());
     let writer = ["get", "vmcps", "s1", "--show-managed-fields", "-o", "jsonpath={.metadata.managedFields[*].manager}"];
     assert_eq!(world.kubectl(&writer).await.unwrap(), "vmcp/agent-1");
+    assert!(agent.process.log().contains(WAITS), "{}", agent.process.log());
 
     let variables = empty_variables("controller");
     assert!(variables.len() > 25, "{variables:?}");
