@@ -7,12 +7,13 @@ use crate::agent::testing::{Bench, Guest, bulk};
 use crate::resp::{Protocol, Reply};
 
 /// A client is about to add one to a field of `a` and of `b`, each with one `EXEC`.
-async fn counts_in_both(bench: &Bench) -> Guest {
+async fn counts_in_both() -> (Bench, Guest) {
+    let bench = Bench::new();
     let mut guest = bench.guest();
     for command in ["HSET a n 0", "HSET b n 0", "MULTI", "HINCRBY a n 1", "HINCRBY b n 1"] {
         guest.asks(command).await;
     }
-    guest
+    (bench, guest)
 }
 
 fn counted(bench: &Bench) -> [String; 2] {
@@ -25,8 +26,7 @@ fn is_done_in_part(answer: &Reply) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_transaction_of_which_a_part_is_done_is_not_repeated_by_clients_when_the_rest_loses_all_races() {
-    let bench = Bench::new();
-    let mut guest = counts_in_both(&bench).await;
+    let (bench, mut guest) = counts_in_both().await;
     let (api, mut changes) = (bench.api.clone(), 0);
     bench.api.before_each(move |method, name| {
         if *method == Method::PATCH && name == "b" {
@@ -41,8 +41,7 @@ async fn a_transaction_of_which_a_part_is_done_is_not_repeated_by_clients_when_t
 
 #[tokio::test(start_paused = true)]
 async fn nor_when_the_api_server_goes_away_in_between() {
-    let bench = Bench::new();
-    let mut guest = counts_in_both(&bench).await;
+    let (bench, mut guest) = counts_in_both().await;
     let (api, mut reads) = (bench.api.clone(), 0);
     bench.api.before_each(move |method, name| {
         if *method == Method::PATCH && name == "b" {
@@ -60,8 +59,7 @@ async fn nor_when_the_api_server_goes_away_in_between() {
 
 #[tokio::test(start_paused = true)]
 async fn nor_when_the_answer_becomes_too_large_meanwhile() {
-    let bench = Bench::new();
-    let mut guest = counts_in_both(&bench).await;
+    let (bench, mut guest) = counts_in_both().await;
     for _ in 0..100 {
         guest.asks("HGETALL b").await;
     }
@@ -78,8 +76,7 @@ async fn nor_when_the_answer_becomes_too_large_meanwhile() {
 
 #[tokio::test(start_paused = true)]
 async fn what_could_not_be_written_beside_what_was_is_no_reason_to_repeat_the_transaction() {
-    let bench = Bench::new();
-    let mut guest = counts_in_both(&bench).await;
+    let (bench, mut guest) = counts_in_both().await;
     let api = bench.api.clone();
     bench.api.before_each(move |method, name| api.is_down(*method == Method::PATCH && name == "b"));
     let Reply::Array(answers) = guest.asks("EXEC").await else { panic!("no array") };
@@ -90,8 +87,7 @@ async fn what_could_not_be_written_beside_what_was_is_no_reason_to_repeat_the_tr
 
 #[tokio::test(start_paused = true)]
 async fn a_transaction_of_which_nothing_is_done_may_be_repeated() {
-    let bench = Bench::new();
-    let mut guest = counts_in_both(&bench).await;
+    let (bench, mut guest) = counts_in_both().await;
     bench.api.is_down(true);
     let answer = guest.asks("EXEC").await;
     assert!(matches!(&answer, Reply::Error(text) if text.starts_with("TRYAGAIN ")), "{answer:?}");
