@@ -88,19 +88,21 @@ fn key_at_once(agent: &Agent, by: ClientId, key: &Bytes, op: &Op, now: &Clock) -
     Some(reply)
 }
 
-/// Answers, whatever it takes; what that is, is entered in `carried`. Who `only_looks` is not shown what the next `SET` changes. An
-/// error: the answer is too large, or there is no room for it now.
-pub(super) async fn run(
-    agent: &Agent,
-    by: ClientId,
-    plan: &Plan,
-    now: &Clock,
-    carried: &Carried,
-    only_looks: bool,
-) -> Result<Reply, Refusal> {
+/// How a request is carried out.
+pub(super) struct Terms<'a> {
+    /// When it came.
+    pub now: &'a Clock,
+    /// What it takes is entered here.
+    pub carried: &'a Carried,
+    /// What the client is shown is not what its next `SET` changes.
+    pub only_looks: bool,
+}
+
+/// Answers, whatever it takes. An error: the answer is too large, or there is no room for it now.
+pub(super) async fn run(agent: &Agent, by: ClientId, plan: &Plan, terms: &Terms<'_>) -> Result<Reply, Refusal> {
     let budget = Budget::new(agent.commands.output_limit);
     let on_key = async |key: &Bytes| {
-        let answer = match on_key(agent, by, key, &plan.op, now, (carried, only_looks)).await {
+        let answer = match on_key(agent, by, key, &plan.op, terms).await {
             Ok(answer) => answer,
             // To wait for the other keys would keep what others want.
             Err(NO_ROOM) => return Err(NO_ROOM),
@@ -130,8 +132,7 @@ async fn on_key(
     by: ClientId,
     key: &Bytes,
     op: &Op,
-    now: &Clock,
-    (carried, only_looks): (&Carried, bool),
+    &Terms { now, carried, only_looks }: &Terms<'_>,
 ) -> Result<Reply, Refusal> {
     if let Some(options) = op.blind(now) {
         return set(agent, by, key, options).await.map_err(|failure| failure.of_command(op.is_repeatable(now)).into());

@@ -190,7 +190,8 @@ async fn finish(agent: &Agent, client: &mut Client, args: &[Bytes], waiting: Wai
                 // The answer is in the output, which has its own account, before anybody else has a turn.
                 Ok(carried) => {
                     let _writing = agent.tracking.writing(client.id(), plan.keys.as_slice());
-                    engine::run(agent, client.id(), &plan, &now, &carried, only_looks).await
+                    let terms = engine::Terms { now: &now, carried: &carried, only_looks };
+                    engine::run(agent, client.id(), &plan, &terms).await
                 }
                 Err(refusal) => Err(refusal),
             };
