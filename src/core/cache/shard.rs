@@ -180,13 +180,17 @@ impl Shard {
     /// The same for a name whose [`Self::hash`] is known; the clock is read when the copy has been found.
     #[inline]
     pub fn get_hashed(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<&Arc<Copy>> {
-        self.hashed(name, hash, now).map(|entry| &entry.copy)
+        self.give(self.hashed(name, hash)?, now).map(|entry| &entry.copy)
     }
 
-    /// The entry whose copy is given to a client, if it may be.
     #[inline]
-    fn hashed(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<&Entry> {
-        let (_, entry) = self.entries.raw_entry().from_key_hashed_nocheck(hash, name)?;
+    fn hashed(&self, name: &str, hash: u64) -> Option<&Entry> {
+        self.entries.raw_entry().from_key_hashed_nocheck(hash, name).map(|(_, entry)| entry)
+    }
+
+    /// The entry, whose copy is given to a client, if it may be.
+    #[inline]
+    fn give<'a>(&self, entry: &'a Entry, now: impl FnOnce() -> Time) -> Option<&'a Entry> {
         let now = now();
         if !self.servable(entry, now) {
             return None;

@@ -69,15 +69,16 @@ impl Shard {
     /// [`Self::get_hashed`], with what stands beside the copy.
     #[inline]
     pub fn get_beside(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<(&Arc<Copy>, Beside<'_>)> {
-        let entry = self.hashed(name, hash, now)?;
+        let entry = self.give(self.hashed(name, hash)?, now)?;
         Some((&entry.copy, entry.beside()))
     }
 
     /// [`Self::get_beside`], if clients have this copy already.
     #[inline]
     pub fn get_given(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<(&Arc<Copy>, Beside<'_>)> {
-        let (_, entry) = self.entries.raw_entry().from_key_hashed_nocheck(hash, name)?;
-        if entry.used.is_given() { self.get_beside(name, hash, now) } else { None }
+        let entry = self.hashed(name, hash).filter(|entry| entry.used.is_given())?;
+        let entry = self.give(entry, now)?;
+        Some((&entry.copy, entry.beside()))
     }
 
     /// What stands beside the copy `of`, if it is held.
