@@ -160,14 +160,12 @@ impl Shared {
                     let pending = pending.into_iter().find(|p| p.id == id);
                     pending.map_or(Found::Lost, |p| Found::Wait(p.outcome.clone()))
                 }
-                Join::Lead(id)
-                    if !self.gets.enter(state.shard.has_met(name) || self.store.events.has_departed(&name.into())) =>
-                {
-                    state.shard.restore_failed(name, id);
-                    Found::Overloaded
-                }
                 Join::Lead(id) => {
                     let name: Arc<str> = name.into();
+                    if !self.gets.enter(self.store.has_met_in(&state.shard, &name)) {
+                        state.shard.restore_failed(&name, id);
+                        return (Found::Overloaded, None);
+                    }
                     let teller = watch::Sender::new(None);
                     let pending = state.waited_for.entry(name.clone()).or_default();
                     let before = pending.last().map(|p| p.outcome.clone());

@@ -192,7 +192,12 @@ impl Store {
 
     /// Whether there was such a session, as far as is known: a copy is held, or was, and nobody has said since that there is none.
     pub fn has_met(&self, name: &Arc<str>) -> bool {
-        self.look(name, |shard| shard.has_met(name)) || self.events.has_departed(name)
+        self.look(name, |shard| self.has_met_in(shard, name))
+    }
+
+    /// The same, for whoever has the name's shard already.
+    pub fn has_met_in(&self, shard: &Shard, name: &Arc<str>) -> bool {
+        shard.has_met(name) || self.events.has_departed(name)
     }
 
     /// An eviction came in.
