@@ -5,12 +5,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::SockRef;
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 /// Connections that the system takes before we do; as many as tokio allows for.
-const BACKLOG: i32 = 1_024;
+const BACKLOG: u32 = 1_024;
 
 /// Where to listen: `ADDRESS:PORT`, or `:PORT` for all addresses of the machine, of IPv4 and IPv6 alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,14 +78,21 @@ impl Listen {
 
 /// One socket for IPv6 and IPv4, whatever the system's default is.
 fn both(port: u16) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_only_v6(false)?;
-    // A restart must not wait for the connections of the process before; tokio does the same.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    let socket = TcpSocket::new_v6()?;
+    SockRef::from(&socket).set_only_v6(false)?;
+    listen(socket, (Ipv6Addr::UNSPECIFIED, port).into(), BACKLOG)
+}
+
+/// Listens with this socket. The system takes up to `backlog` connections before we do.
+///
+/// # Errors
+///
+/// What the system says, as in [`Listen::bind`].
+pub fn listen(socket: TcpSocket, address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    // A restart must not wait for the connections of the process before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(backlog)
 }
 
 /// The address of who connects, as people know it: a socket for both families shows those of IPv4 as addresses of IPv6.

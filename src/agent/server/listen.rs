@@ -12,6 +12,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 
+use crate::runtime::listen::listen;
+
 /// Connections that wait to be taken. The system may allow fewer.
 const BACKLOG: u32 = 4_096;
 /// Files that the process needs beside its clients' connections.
@@ -49,14 +51,8 @@ pub enum ListenError {
 
 /// Listens on an address.
 pub(super) fn tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // A restart must not wait for the connections of the process before.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    listen().map_err(|source| ListenError::Tcp { address, source })
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    socket.and_then(|socket| listen(socket, address, BACKLOG)).map_err(|source| ListenError::Tcp { address, source })
 }
 
 /// A Unix socket. Its file goes with it.
