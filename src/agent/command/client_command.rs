@@ -1,6 +1,7 @@
 //! `CLIENT`.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -9,8 +10,9 @@ use super::client::Replies;
 use super::connection::ok;
 use super::context::Context;
 use super::refusal::{Refusal, quoted};
+use super::tracking::is_broken;
 use super::{Flow, lines};
-use crate::agent::server::{ClientHandle, ClientId};
+use crate::agent::server::{ClientHandle, ClientId, Clients};
 use crate::resp::{Protocol, Reply};
 
 pub use super::tracking::{caching, getredir, tracking, trackinginfo};
@@ -76,16 +78,16 @@ fn verbatim(text: String) -> Flow {
 /// `CLIENT INFO`
 pub fn info(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> {
     let mut line = String::new();
-    describe(&context.client.handle, &mut line);
+    describe(&context.agent.clients, &context.client.handle, &mut line);
     Ok(verbatim(line))
 }
 
 /// `CLIENT LIST [TYPE type] [ID id ...]`
 pub fn list(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> {
     let clients = &context.agent.clients;
-    let mut lines = String::new();
+    let mut listed: Vec<Arc<ClientHandle>> = Vec::new();
     match args.get(2..).unwrap_or_default() {
-        [] => clients.each(|handle| describe(handle, &mut lines)),
+        [] => clients.each(|handle| listed.push(handle.clone())),
         [option, name] if is(option, "TYPE") => {
             let pubsub = is(name, "pubsub");
             let known = pubsub || ["normal", "master", "replica", "slave"].iter().any(|n| is(name, n));
@@ -95,7 +97,7 @@ pub fn list(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> 
             if pubsub || is(name, "normal") {
                 clients.each(|handle| {
                     if (handle.subscriptions() != (0, 0)) == pubsub {
-                        describe(handle, &mut lines);
+                        listed.push(handle.clone());
                     }
                 });
             }
@@ -104,18 +106,21 @@ pub fn list(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> 
             for id in ids {
                 let id = parse_integer(id).ok_or(Refusal::Text("ERR Invalid client ID"))?;
                 // Nobody has a number below one.
-                if let Some(handle) = u64::try_from(id).ok().and_then(|id| clients.get(ClientId(id))) {
-                    describe(&handle, &mut lines);
-                }
+                listed.extend(u64::try_from(id).ok().and_then(|id| clients.get(ClientId(id))));
             }
         }
         _ => return Err(Refusal::Syntax),
+    }
+    // Not within `each`: a line says whether another client is still there.
+    let mut lines = String::new();
+    for handle in &listed {
+        describe(clients, handle, &mut lines);
     }
     Ok(verbatim(lines))
 }
 
 /// A line of `CLIENT LIST`.
-fn describe(handle: &ClientHandle, out: &mut String) {
+fn describe(clients: &Clients, handle: &ClientHandle, out: &mut String) {
     let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
     let (channels, patterns) = handle.subscriptions();
     let caching = handle.caching();
@@ -126,6 +131,7 @@ fn describe(handle: &ClientHandle, out: &mut String) {
         ('P', channels + patterns > 0),
         ('x', queued.is_some()),
         ('t', caching.is_some()),
+        ('R', caching.is_some_and(|caching| is_broken(clients, caching.redirect))),
         ('B', caching.is_some_and(|caching| caching.broadcast)),
         ('U', handle.is_unix()),
     ];

@@ -10,7 +10,7 @@ use super::connection::ok;
 use super::context::Context;
 use super::refusal::{Refusal, bounded};
 use crate::agent::Agent;
-use crate::agent::server::{Caching, ClientId};
+use crate::agent::server::{Caching, ClientId, Clients};
 use crate::agent::tracking::{Mode, Options};
 use crate::resp::Reply;
 
@@ -171,6 +171,11 @@ fn redirect(client: &Client) -> i64 {
     client.tracking.as_ref().map_or(-1, |options| options.redirect.map_or(0, number))
 }
 
+/// Whether the connection that was to hear of invalidations has gone.
+pub(super) fn is_broken(clients: &Clients, redirect: Option<ClientId>) -> bool {
+    redirect.is_some_and(|to| clients.get(to).is_none())
+}
+
 /// `CLIENT CACHING YES | NO`
 pub fn caching(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> {
     let client = &mut *context.client;
@@ -226,7 +231,7 @@ pub fn trackinginfo(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refu
             if options.no_loop {
                 flags.push(text("noloop"));
             }
-            if options.redirect.is_some_and(|to| agent.clients.get(to).is_none()) {
+            if is_broken(&agent.clients, options.redirect) {
                 flags.push(text("broken_redirect"));
             }
         }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::agent::testing::Bench;
+use crate::agent::testing::{Bench, Guest};
 use crate::resp::Reply;
 
 const INVALIDATED: &str = ">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n";
@@ -37,5 +37,27 @@ async fn who_does_not_want_to_hear_of_itself_need_not_read_what_it_wrote() {
         assert_eq!(guest.heard(), hears[0], "{mode}: it wrote that itself");
         bench.guest().asks("HSET k a 2").await;
         assert_eq!(guest.heard(), hears[1], "{mode}: somebody else did");
+    }
+}
+
+#[tokio::test]
+async fn whose_redirection_is_lost_is_shown() {
+    let bench = Bench::new();
+    let flags = async |guest: &mut Guest, command: &str| {
+        let Reply::Verbatim(_, text) = guest.asks(command).await else { panic!("{command}") };
+        text.split_once(" flags=").unwrap().1.split(' ').next().unwrap().to_owned()
+    };
+    for (mode, is, becomes) in [("", "tU", "tRU"), (" BCAST", "tBU", "tRBU")] {
+        let (mut guest, target) = (bench.guest(), bench.guest());
+        let (id, to) = (guest.client.id(), target.client.id());
+        guest.asks(&format!("CLIENT TRACKING ON REDIRECT {to}{mode}")).await;
+        let list = format!("CLIENT LIST ID {id}");
+        assert_eq!(flags(&mut guest, &list).await, is);
+        bench.agent.clients.unregister(to);
+        for command in ["CLIENT INFO", &list] {
+            assert_eq!(flags(&mut guest, command).await, becomes, "{command}");
+        }
+        guest.asks("CLIENT TRACKING OFF").await;
+        assert_eq!(flags(&mut guest, &list).await, "U");
     }
 }
