@@ -137,6 +137,7 @@ async fn on_key(
     if let Some(options) = op.blind(now) {
         return set(agent, by, key, options).await.map_err(|failure| failure.of_command(op.is_repeatable(now)).into());
     }
+    let is_local = agent.sessions.are_local(&op.named_fields());
     let (mut entered, mut pauses) = (0, Pauses::new());
     for attempt in 0..ATTEMPTS {
         pauses.before(attempt).await;
@@ -156,7 +157,7 @@ async fn on_key(
             entered = takes;
         }
         let stays = matches!(change, Change::Nothing | Change::Expire(..));
-        match make(agent, key, entry.as_ref(), change).await {
+        match make(agent, key, entry.as_ref(), change, is_local).await {
             Ok(outcome @ (Outcome::Nothing | Outcome::Changed { .. })) => {
                 // Who reads what is seen has counted it.
                 if let Some(entry) = entry.filter(|_| stays && need != Need::Seen && op.shows() && !only_looks) {
@@ -215,12 +216,13 @@ pub(super) fn is(entry: &Entry, map: &Metadata) -> bool {
     entry.len() == map.len() && entry.fields().all(|(field, value)| map.get(field).is_some_and(|v| v == value))
 }
 
-/// Makes a change to what `entry` was.
+/// Makes a change to what `entry` was. It `is_local` if it is about nothing but fields that are true only in this pod.
 pub(super) async fn make(
     agent: &Agent,
     key: &Bytes,
     entry: Option<&Entry>,
     change: Change,
+    is_local: bool,
 ) -> Result<Outcome, Failure> {
     let sessions = &agent.sessions;
     let changed = |is_there: bool| if is_there { Outcome::Changed { by_others: false } } else { Outcome::TooLate };
@@ -239,7 +241,11 @@ pub(super) async fn make(
             Ok(changed(created.is_some()))
         }
         (Some(base), Change::Put(Put { map, form, ttl, exact })) => {
-            let written = sessions.replace(base, map.clone(), form, ttl, exact).await?;
+            let written = if is_local {
+                sessions.replace_local(base, map.clone(), exact).await?
+            } else {
+                sessions.replace(base, map.clone(), form, ttl, exact).await?
+            };
             Ok(written.map_or(Outcome::TooLate, |entry| Outcome::Changed { by_others: !is(&entry, &map) }))
         }
     }

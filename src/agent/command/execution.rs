@@ -336,7 +336,7 @@ impl<'a> Execution<'a> {
                 continue;
             };
             let base = self.bases.get(&key).and_then(Option::as_ref);
-            match make(self.agent, &key, base, slot.change(base)).await {
+            match make(self.agent, &key, base, slot.change(base), false).await {
                 Ok(Outcome::Nothing) => {}
                 Ok(Outcome::Changed { by_others }) => {
                     self.agent.written(&key, self.by, &slot.events, by_others);

@@ -233,6 +233,16 @@ impl Op {
         Some(fields.iter().filter_map(|field| std::str::from_utf8(field).ok()).collect())
     }
 
+    /// The fields that it changes, if it names them.
+    pub fn named_fields(&self) -> Vec<&[u8]> {
+        match self {
+            Self::HSet(set) => set.pairs.iter().step_by(2).map(AsRef::as_ref).collect(),
+            Self::HSetAbsent(field, _) | Self::HIncrement(field, _) => vec![field],
+            Self::HDelete(fields) => fields.iter().map(AsRef::as_ref).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether the answer shows what the session has. What clients last saw is what the next `SET` of one takes its difference
     /// from.
     pub fn shows(&self) -> bool {

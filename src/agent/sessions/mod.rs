@@ -104,6 +104,12 @@ impl Sessions {
         self.inner.keys.name(key).is_ok()
     }
 
+    /// Whether there are fields, and all of them are true only in this pod.
+    pub fn are_local(&self, fields: &[&[u8]]) -> bool {
+        let is_local = |field: &[u8]| std::str::from_utf8(field).is_ok_and(|field| self.inner.local.has(field));
+        !fields.is_empty() && fields.iter().all(|field| is_local(field))
+    }
+
     /// The key of the session whose object has this name; `None` if it cannot be told: an id that was hashed is known only
     /// to an agent whose clients have used it lately.
     pub fn key(&self, name: &str) -> Option<Vec<u8>> {

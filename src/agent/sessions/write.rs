@@ -92,7 +92,7 @@ impl Sessions {
                 continue;
             };
             self.inner.used(key, &name);
-            if let Some(written) = self.inner.write(&base, map.clone(), Some(form), ttl, Exact::No).await? {
+            if let Some(written) = self.inner.write(&base, map.clone(), Some(form), ttl, Exact::No, false).await? {
                 return Ok(Some(written));
             }
             // What was last seen is gone. There may be another session by now.
@@ -132,7 +132,13 @@ impl Sessions {
         exact: Exact,
     ) -> Result<Option<Entry>, Failure> {
         check_limits(&map)?;
-        self.inner.write(base, map, form, ttl, exact).await
+        self.inner.write(base, map, form, ttl, exact, false).await
+    }
+
+    /// The same for a command that names only fields that are true only in this pod: it waits for no other one.
+    pub async fn replace_local(&self, base: &Entry, map: Metadata, exact: Exact) -> Result<Option<Entry>, Failure> {
+        check_limits(&map)?;
+        self.inner.write(base, map, None, Ttl::Keep, exact, true).await
     }
 
     /// Deletes the session that `base` is, in whatever state. False: it was gone already.
@@ -306,6 +312,7 @@ impl Inner {
         form: Option<Form>,
         ttl: Ttl,
         exact: Exact,
+        is_local: bool,
     ) -> Result<Option<Entry>, Failure> {
         let now = now_millis();
         let wanted = ttl.at(now)?;
@@ -331,7 +338,9 @@ impl Inner {
             plan.outdates |= plan.sets_timeout;
         }
         for _ in 0..ATTEMPTS {
-            let mut change = Change { metadata: Some(shared.clone()), ..Change::default() };
+            // Who says nothing of what is shared does not rely on what that is.
+            let metadata = (!is_local).then(|| shared.clone());
+            let mut change = Change { metadata, ..Change::default() };
             // What is sent anyway says all: the base may not know how the timeout is by now.
             if plan.needed || *session.metadata() != shared {
                 change = plan.change(Some(shared.clone()));

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use crate::agent::testing::{Bench, Guest, Writes};
+use crate::agent::testing::{Bench, Guest, Writes, bulk};
 use crate::cache::CacheConfig;
 use crate::resp::Reply;
 
@@ -34,17 +35,31 @@ async fn a_write_of_what_is_true_only_in_this_pod_waits_for_nobody() {
         (r#"SET k {"a":"1"} GET"#, ""),
     ] {
         assert_eq!(takes(&mut guest, command).await, Duration::ZERO, "{command}");
-        assert_eq!(
-            guest.asks("GET k").await,
-            crate::agent::testing::bulk(&format!(r#"{{"a":"1"{conn}}}"#)),
-            "{command}"
-        );
+        assert_eq!(guest.asks("GET k").await, bulk(&format!(r#"{{"a":"1"{conn}}}"#)), "{command}");
     }
     for command in ["MULTI", "HSET k conn 6", "HSET k a 1", "EXEC"] {
         assert_eq!(takes(&mut guest, command).await, Duration::ZERO, "{command}");
     }
     assert_eq!(bench.api.object("k"), before);
     assert!(takes(&mut guest, r#"SET k {"a":"2","conn":"6"}"#).await >= lease);
+}
+
+/// What commands do not name, they do not rely on.
+#[tokio::test(start_paused = true)]
+async fn so_does_one_beside_what_others_wrote_if_it_names_only_such_fields() {
+    let lease = CacheConfig::new("", "").lease_upper_bound;
+    let bench = Bench::with_pod_local_keys(&["conn"]);
+    bench.api.put("k", &json!({"a": "1"}));
+    let mut guest = bench.guest();
+    for command in ["HSET k conn 1", "HSET k conn 1", "HINCRBY k conn 1", "HDEL k conn", "HSETNX k conn 5"] {
+        assert_eq!(takes(&mut guest, command).await, Duration::ZERO, "{command}");
+    }
+    for command in ["HSET k conn 8 a 1", "HDEL k conn none"] {
+        bench.api.merge("k", &json!({"spec": {"metadata": {"by": command}}}));
+        guest.asks("TTL k").await;
+        assert_eq!(takes(&mut guest, "HSET k conn 7").await, Duration::ZERO);
+        assert!(takes(&mut guest, command).await >= lease, "{command}");
+    }
 }
 
 /// Who repeats a write relies on all of it.
