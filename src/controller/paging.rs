@@ -1,6 +1,8 @@
 //! How many objects of a list are asked for at once. An object may have a mebibyte: what is right for small ones is more than
 //! an API server can send in time, or this process should hold, of large ones.
 
+use std::time::Duration;
+
 use crate::runtime::api_error::ApiErrorKind;
 
 /// Objects in the first page.
@@ -14,6 +16,9 @@ const TARGET: usize = 16 << 20;
 /// Bytes of a page that are read, at most. The objects behind small ones may be large, and a page of the largest is more than
 /// this process has.
 const MOST_BYTES: u64 = 48 << 20;
+/// How long a page is waited for that follows others. Where a list goes on is forgotten after some five minutes, or more if the API
+/// server is away: whoever waited for that would hold the pages that came for nothing.
+const LONGEST: Duration = Duration::from_mins(2);
 
 /// The size of the next page. It is remembered from one list to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +73,12 @@ impl Paging {
         true
     }
 
+    /// Whether to ask again for a page that follows others, did not come for this reason, and has been missing for so long. To begin
+    /// the list anew would be to ask for all of them again.
+    pub fn may_come(kind: ApiErrorKind, missing: Duration) -> bool {
+        kind.passes() && missing < LONGEST
+    }
+
     /// The list is complete, or must begin anew since it took too long.
     pub fn complete(&mut self) {
         self.too_many = MOST + 1;
@@ -107,6 +118,18 @@ mod tests {
             assert!(paging.failed(ApiErrorKind::Timeout));
         }
         assert!(!paging.failed(ApiErrorKind::Timeout));
+    }
+
+    #[test]
+    fn a_page_is_waited_for_while_the_api_server_is_away_and_not_for_ever() {
+        use ApiErrorKind::{Forbidden, Gone, ServerError, Timeout, TooLarge, TooManyRequests, Unreachable};
+        for kind in [ServerError, Timeout, TooManyRequests, Unreachable] {
+            assert!(Paging::may_come(kind, LONGEST / 2), "{kind:?}");
+            assert!(!Paging::may_come(kind, LONGEST), "{kind:?}");
+        }
+        for kind in [Forbidden, Gone, TooLarge] {
+            assert!(!Paging::may_come(kind, Duration::ZERO), "{kind:?}");
+        }
     }
 
     #[test]

@@ -102,8 +102,7 @@ pub struct Watch {
 impl Watch {
     /// Lists and watches until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
-        // Leases end while the watch pauses: whatever is wrong, it is tried about as often as markers are written.
-        let mut backoff = Backoff::new(*BACKOFF.start(), (*BACKOFF.end()).min(self.patience / 3));
+        let mut backoff = self.backoff();
         let mut listed = false;
         let mut paging = Paging::default();
         while !shutdown.is_cancelled() {
@@ -136,6 +135,11 @@ impl Watch {
         Ok(())
     }
 
+    /// Leases end while the watch pauses: whatever is wrong, it is tried about as often as markers are written.
+    fn backoff(&self) -> Backoff {
+        Backoff::new(*BACKOFF.start(), (*BACKOFF.end()).min(self.patience / 3))
+    }
+
     async fn once(&self, listed: &mut bool, backoff: &mut Backoff, paging: &mut Paging) -> Result<Ended, WatchError> {
         if !*listed || self.shared.with(|replica, _| replica.must_list(self.scope)) {
             self.list(paging).await?;
@@ -150,6 +154,7 @@ impl Watch {
         let doubts = self.shared.with(|replica, _| replica.doubts(self.scope));
         let mut params = ListParams::default().labels(self.labels);
         let mut reads: Vec<Read> = Vec::new();
+        let (mut wanted, mut backoff) = (Instant::now(), self.backoff());
         let position = loop {
             params = params.limit(paging.limit());
             let page = deadline(PAGE_DEADLINE, async {
@@ -167,6 +172,11 @@ impl Watch {
                     info!(scope = %self.name(), objects = paging.limit(), "objects are large: asking for a smaller page");
                     continue;
                 }
+                Err(error) if params.continue_token.is_some() && Paging::may_come(error.kind(), wanted.elapsed()) => {
+                    info!(scope = %self.name(), %error, listed = reads.len(), "a page did not come: asking for it again");
+                    sleep(backoff.pause()).await;
+                    continue;
+                }
                 page => page?.ok_or(WatchError::TooLarge)?,
             };
             paging.came(items.len(), items.iter().map(Watched::bytes).sum());
@@ -178,7 +188,11 @@ impl Watch {
                 }
             }
             match metadata.continue_.filter(|c| !c.is_empty()) {
-                Some(next) => params = params.continue_token(&next),
+                Some(next) => {
+                    params = params.continue_token(&next);
+                    wanted = Instant::now();
+                    backoff.reset();
+                }
                 None => {
                     break metadata.resource_version.ok_or(WatchError::NoResourceVersion)?.parse()?;
                 }
@@ -305,6 +319,8 @@ fn readable(read: Result<Read, NotASession>) -> Result<Result<Read, (SessionKey,
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use axum::response::{IntoResponse, Response};
     use futures::stream;
     use serde_json::json;
     use tokio::time::timeout;
@@ -338,9 +354,13 @@ mod tests {
         }
     }
 
-    /// An API server with so many sessions of so many bytes, which fails when more than `most` are asked for at once. It notes
-    /// how many were.
-    async fn serve(count: u32, bytes: fn(u32) -> usize, most: u32) -> (Client, Arc<Mutex<Vec<u32>>>) {
+    /// An API server with so many sessions of so many bytes, which `fails` when so many are asked for the n-th time. It notes how
+    /// many were.
+    async fn serve(
+        count: u32,
+        bytes: fn(u32) -> usize,
+        fails: impl Fn(usize, u32) -> Option<Response> + Clone + Send + Sync + 'static,
+    ) -> (Client, Arc<Mutex<Vec<u32>>>) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -351,9 +371,13 @@ mod tests {
                 pairs.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse::<u32>().ok())
             };
             let (limit, from) = (number("limit").unwrap(), number("continue").unwrap_or(0));
-            noted.lock().push(limit);
-            if limit > most {
-                return (http::StatusCode::GATEWAY_TIMEOUT, String::new());
+            let nth = {
+                let mut noted = noted.lock();
+                noted.push(limit);
+                noted.len()
+            };
+            if let Some(failure) = fails(nth, limit) {
+                return failure;
             }
             let to = count.min(from + limit);
             // Written by hand: many megabytes, which an API server sends much faster than a debug build would encode them.
@@ -370,7 +394,7 @@ mod tests {
             let list = json!({"kind": "List", "apiVersion": "v1", "items": [],
                 "metadata": {"resourceVersion": "9", "continue": next}});
             let list = list.to_string().replace("[]", &format!("[{}]", items.join(",")));
-            (http::StatusCode::OK, list)
+            list.into_response()
         };
         tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
         let mut config = kube::Config::new(uri);
@@ -382,7 +406,7 @@ mod tests {
     /// Whoever may write sessions decides how large they are.
     #[tokio::test]
     async fn a_page_of_large_sessions_behind_small_ones_is_not_read_to_its_end() {
-        let (client, asked) = serve(160, |n| if n < 100 { 1 } else { 1_000_000 }, u32::MAX).await;
+        let (client, asked) = serve(160, |n| if n < 100 { 1 } else { 1_000_000 }, |_, _| None).await;
         let watch = Watch { client, ..watch(Duration::from_hours(1)) };
         watch.list(&mut Paging::default()).await.unwrap();
         assert_eq!(watch.shared.with(|replica, _| replica.sessions()), 160);
@@ -391,11 +415,40 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_of_large_sessions_comes_in_pages_that_the_api_server_can_send() {
-        let (client, asked) = serve(30, |_| 1_000_000, 10).await;
+        let fails = |_, limit| (limit > 10).then(|| http::StatusCode::GATEWAY_TIMEOUT.into_response());
+        let (client, asked) = serve(30, |_| 1_000_000, fails).await;
         let watch = Watch { client, ..watch(Duration::from_hours(1)) };
         watch.list(&mut Paging::default()).await.unwrap();
         assert_eq!(watch.shared.with(|replica, _| replica.sessions()), 30);
         assert_eq!(*asked.lock(), [100, 50, 25, 12, 6, 11, 5, 10, 10]);
+    }
+
+    #[tokio::test]
+    async fn a_page_that_does_not_come_at_once_costs_none_of_those_before_it() {
+        let fails = |nth, _| match nth {
+            2 => Some(http::StatusCode::TOO_MANY_REQUESTS.into_response()),
+            // The connection breaks in the middle of the page.
+            3 => {
+                let broken = [Ok(r#"{"items": ["#), Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))];
+                Some(Response::new(Body::from_stream(stream::iter(broken))))
+            }
+            _ => None,
+        };
+        let (client, asked) = serve(150, |_| 1, fails).await;
+        let watch = Watch { client, ..watch(Duration::from_hours(1)) };
+        watch.list(&mut Paging::default()).await.unwrap();
+        assert_eq!(watch.shared.with(|replica, _| replica.sessions()), 150);
+        assert_eq!(*asked.lock(), [100, 500, 500, 500]);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_cannot_go_on_from_where_it_was_begins_anew() {
+        let fails = |nth, _| (nth == 2).then(|| http::StatusCode::GONE.into_response());
+        let (client, asked) = serve(150, |_| 1, fails).await;
+        let watch = Watch { client, ..watch(Duration::from_hours(1)) };
+        let error = watch.list(&mut Paging::default()).await.unwrap_err();
+        assert!(matches!(&error, WatchError::Api(e) if e.kind() == ApiErrorKind::Gone), "{error}");
+        assert_eq!(*asked.lock(), [100, 500]);
     }
 
     /// How a silent watch ends that is distrusted while it is followed, if it does.

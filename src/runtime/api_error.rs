@@ -50,6 +50,13 @@ pub enum ApiErrorKind {
     Other,
 }
 
+impl ApiErrorKind {
+    /// Whether it may well be otherwise in a moment: the API server is away, or has too much to do.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::ServerError | Self::Timeout | Self::TooManyRequests | Self::Unreachable)
+    }
+}
+
 /// One cause in an API server's refusal: which field, and what kind of wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
