@@ -1,8 +1,8 @@
 //! The API server's answers about tokens: asked for seldom, used for a short time.
 //!
 //! A stream's token is checked when the stream is opened, and whoever reaches the port can open streams. So answers are
-//! used again for a few seconds, an answer that is being waited for is waited for by all who ask the same, and questions
-//! come out of token buckets: one for tokens that were good before, of which each namespace gets a part only, and one for all
+//! used again for a few seconds, an answer that is being waited for is waited for by all who ask the same, what got none is not asked
+//! again at once, and questions come out of token buckets: one for tokens that were good before, of which each namespace gets a part only, and one for all
 //! others, of which each address gets a part only. A flood of made-up tokens does not empty the first one, so who was let in before
 //! can come back with the same token; nor, if it comes from one address, the second, so others get in with new ones.
 //!
@@ -23,6 +23,8 @@ use crate::core::time::Time;
 
 /// How long an answer is used: the time for which a token that was revoked, or whose pod was deleted, still opens streams.
 pub const FRESH: Duration = Duration::from_secs(5);
+/// How long nothing is asked again that got no answer. Else all who wait for one would ask in turn, each for as long as a call may take.
+const RESPITE: Duration = Duration::from_secs(1);
 /// Of pods.
 const OF_PODS: Rates = Rates {
     // More than all streams that there may be need to be looked at again every 25 s: 7,680.
@@ -75,7 +77,15 @@ impl Rates {
 
 type Hash = [u8; 32];
 type Group = Arc<str>;
-type Slot<T> = Arc<tokio::sync::Mutex<Option<(Time, Option<T>)>>>;
+type Slot<T> = Arc<tokio::sync::Mutex<Option<Asked<T>>>>;
+
+/// What became of the last question about a token.
+enum Asked<T> {
+    /// It was sent then, and this is whose the token is.
+    Answered(Time, Option<T>),
+    /// It got no answer until then.
+    Unanswered(Time),
+}
 
 /// Whom a token belongs to.
 enum Standing {
@@ -151,7 +161,8 @@ impl<T> Reviews<T> {
 }
 
 impl<T: Clone> Reviews<T> {
-    /// Who `token` belongs to, which came `from` an address: by an answer that is at most [`FRESH`] old, or by a new one from `ask`. What group somebody is of who is let in, `welcome` says.
+    /// Who `token` belongs to, which came `from` an address: by an answer that is at most [`FRESH`] old, or by a new one from `ask`.
+    /// What group somebody is of who is let in, `welcome` says.
     pub async fn who<E: From<Busy>>(
         &self,
         token: &Token,
@@ -161,19 +172,25 @@ impl<T: Clone> Reviews<T> {
     ) -> Result<Option<T>, E> {
         let hash: Hash = Sha256::digest(token.reveal()).into();
         let slot = self.slot(hash);
-        let mut answer = slot.lock().await;
+        let mut last = slot.lock().await;
         // Before the question is sent: what the answer says was true then or later.
         let asked = now();
-        if let Some((since, who)) = &*answer
-            && asked.saturating_since(*since) < FRESH
-        {
-            return Ok(who.clone());
+        match &*last {
+            Some(Asked::Answered(since, who)) if asked.saturating_since(*since) < FRESH => return Ok(who.clone()),
+            Some(Asked::Unanswered(since)) if asked.saturating_since(*since) < RESPITE => return Err(Busy.into()),
+            _ => {}
         }
         if !self.state.lock().take(&hash, from, asked) {
             return Err(Busy.into());
         }
-        let who = ask().await?;
-        *answer = Some((asked, who.clone()));
+        let who = match ask().await {
+            Ok(who) => who,
+            Err(error) => {
+                *last = Some(Asked::Unanswered(now()));
+                return Err(error);
+            }
+        };
+        *last = Some(Asked::Answered(asked, who.clone()));
         let standing =
             who.as_ref().map_or(Standing::Nobody, |who| welcome(who).map_or(Standing::Unwelcome, Standing::Welcome));
         self.keep(hash, &slot, standing);
@@ -214,165 +231,5 @@ fn insert<V>(kept: &mut HashMap<Hash, V>, hash: Hash, value: V) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-    use std::net::Ipv4Addr;
-
-    use super::*;
-
-    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-    const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
-
-    fn token(text: &str) -> Token {
-        Token::bearer(&format!("Bearer {text}")).unwrap()
-    }
-
-    async fn ask(reviews: &Reviews<u8>, text: &str, asked: &Cell<u32>) -> Result<Option<u8>, Busy> {
-        ask_from(HERE, reviews, text, asked).await
-    }
-
-    /// Asks for a token, and counts. `good` ones are of one group, `other` ones of another, and `unwelcome` ones of none.
-    async fn ask_from(from: IpAddr, reviews: &Reviews<u8>, text: &str, asked: &Cell<u32>) -> Result<Option<u8>, Busy> {
-        let good = match text.as_bytes()[0] {
-            b'g' => Some(1),
-            b'o' => Some(2),
-            b'u' => Some(0),
-            _ => None,
-        };
-        reviews
-            .who(
-                &token(text),
-                from,
-                |who| (*who > 0).then(|| who.to_string().into()),
-                async || {
-                    asked.set(asked.get() + 1);
-                    tokio::task::yield_now().await;
-                    Ok(good)
-                },
-            )
-            .await
-    }
-
-    #[tokio::test]
-    async fn who_asks_the_same_shares_one_answer() {
-        let (reviews, asked) = (Reviews::default(), Cell::new(0));
-        for (token, expected) in [("good", Some(1)), ("bad", None)] {
-            asked.set(0);
-            let all = futures::future::join_all((0..1000).map(|_| ask(&reviews, token, &asked))).await;
-            assert!(all.iter().all(|answer| *answer == Ok(expected)), "{token}");
-            assert_eq!(asked.get(), 1, "{token}");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_answer_is_not_used_for_long() {
-        let (reviews, asked) = (Reviews::<u8>::default(), Cell::new(0));
-        ask(&reviews, "good", &asked).await.unwrap();
-        let slot = reviews.slot(Sha256::digest("good").into());
-        let (since, _) = slot.lock().await.unwrap();
-        let earlier = |by: Duration| Time::from_nanos(since.as_nanos() - u64::try_from(by.as_nanos()).unwrap());
-        *slot.lock().await = Some((earlier(FRESH / 2), Some(1)));
-        ask(&reviews, "good", &asked).await.unwrap();
-        assert_eq!(asked.get(), 1);
-        *slot.lock().await = Some((earlier(FRESH), Some(1)));
-        ask(&reviews, "good", &asked).await.unwrap();
-        assert_eq!(asked.get(), 2);
-    }
-
-    #[tokio::test]
-    async fn an_error_is_no_answer() {
-        let reviews = Reviews::<u8>::default();
-        assert_eq!(reviews.who(&token("good"), HERE, |_| Some("".into()), async || Err(Busy)).await, Err(Busy));
-        assert_eq!(
-            reviews.who(&token("good"), HERE, |_| Some("".into()), async || Ok::<_, Busy>(Some(1))).await,
-            Ok(Some(1))
-        );
-    }
-
-    #[tokio::test]
-    async fn a_flood_of_made_up_tokens_is_cut_and_keeps_nobody_out_who_was_in() {
-        let (reviews, asked) = (Reviews::default(), Cell::new(0));
-        ask(&reviews, "good", &asked).await.unwrap();
-        let begun = now();
-        let mut refused = 0;
-        for n in 0..20_000 {
-            refused += u32::from(ask(&reviews, &n.to_string(), &asked).await.is_err());
-        }
-        let seconds = now().saturating_since(begun).as_secs_f64();
-        let (burst, interval) = OF_PODS.address;
-        let allowed = f64::from(burst + 1) + seconds / interval.as_secs_f64() + 1.0;
-        assert!(f64::from(asked.get()) <= allowed, "{} asked in {seconds} s", asked.get());
-        assert_eq!(asked.get() - 1 + refused, 20_000);
-        let hash = Sha256::digest("good").into();
-        *reviews.slot(hash).lock().await = None;
-        assert_eq!(ask(&reviews, "good", &asked).await, Ok(Some(1)));
-        // And others have come with new ones meanwhile.
-        assert_eq!(ask(&reviews, "good, and new", &asked).await, Err(Busy));
-        assert_eq!(ask_from(THERE, &reviews, "good, and new", &asked).await, Ok(Some(1)));
-        let state = reviews.state.lock();
-        assert!(state.strangers.len() <= MOST_STRANGERS);
-        assert_eq!(state.known.len(), 2);
-    }
-
-    #[tokio::test]
-    async fn who_is_not_let_in_uses_up_nothing_of_those_who_are() {
-        let (reviews, asked) = (Reviews::of_few(), Cell::new(0));
-        let forget = async |text: &str| *reviews.slot(Sha256::digest(text).into()).lock().await = None;
-        ask(&reviews, "good", &asked).await.unwrap();
-        ask(&reviews, "unwelcome", &asked).await.unwrap();
-        let mut refused = 0;
-        for _ in 0..1_000 {
-            forget("unwelcome").await;
-            refused += u32::from(ask(&reviews, "unwelcome", &asked).await.is_err());
-        }
-        assert!(refused > 500, "{refused}");
-        for _ in 0..OF_FEW.known.0 {
-            forget("good").await;
-            assert_eq!(ask(&reviews, "good", &asked).await, Ok(Some(1)));
-        }
-        let state = reviews.state.lock();
-        assert_eq!((state.known.len(), state.unwelcome.len()), (1, 1));
-    }
-
-    #[tokio::test]
-    async fn a_group_that_asks_much_leaves_something_to_others() {
-        let (reviews, asked) = (Reviews::default(), Cell::new(0));
-        let forget = async |text: &str| *reviews.slot(Sha256::digest(text).into()).lock().await = None;
-        ask(&reviews, "good", &asked).await.unwrap();
-        ask(&reviews, "other", &asked).await.unwrap();
-        let mut refused = 0;
-        for _ in 0..2_000 {
-            forget("good").await;
-            refused += u32::from(ask(&reviews, "good", &asked).await.is_err());
-        }
-        assert!(refused > 500, "{refused}");
-        for _ in 0..OF_PODS.known.0 - OF_PODS.group.0 {
-            forget("other").await;
-            assert_eq!(ask(&reviews, "other", &asked).await, Ok(Some(2)));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_flood_from_many_addresses_is_cut_and_takes_no_memory() {
-        let (reviews, asked) = (Reviews::default(), Cell::new(0));
-        let begun = now();
-        for n in 0..20_000_u32 {
-            let _ = ask_from(IpAddr::V4(n.into()), &reviews, &n.to_string(), &asked).await;
-        }
-        let seconds = now().saturating_since(begun).as_secs_f64();
-        let (burst, interval) = OF_PODS.strangers;
-        let allowed = f64::from(burst) + seconds / interval.as_secs_f64() + 1.0;
-        assert!(f64::from(asked.get()) <= allowed, "{} asked in {seconds} s", asked.get());
-        assert!(reviews.state.lock().by_address.len() <= MOST_REMEMBERED);
-    }
-
-    #[tokio::test]
-    async fn a_token_that_is_good_no_more_is_a_stranger_again() {
-        let reviews = Reviews::<u8>::default();
-        let hash: Hash = Sha256::digest("t").into();
-        reviews.who(&token("t"), HERE, |_| Some("".into()), async || Ok::<_, Busy>(Some(1))).await.unwrap();
-        *reviews.slot(hash).lock().await = None;
-        assert_eq!(reviews.who(&token("t"), HERE, |_| Some("".into()), async || Ok::<_, Busy>(None)).await, Ok(None));
-        assert!(reviews.state.lock().known.is_empty());
-    }
-}
+#[path = "reviews_tests.rs"]
+mod tests;
