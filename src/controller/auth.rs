@@ -111,6 +111,34 @@ pub struct Pass {
     claim: Claim,
 }
 
+/// Looks at whether a stream may go on, one after the other.
+#[derive(Debug, Default)]
+struct Looks {
+    /// So many of the last ones the API server has refused to answer.
+    unanswered: u32,
+}
+
+impl Looks {
+    /// How long to wait, after a look has come to `held`, before the next; or why the stream must end.
+    fn saw(&mut self, held: Result<(), Denied>) -> Result<Duration, Denied> {
+        match held {
+            Ok(()) => self.unanswered = 0,
+            // Nobody has looked, as too many ask: soon again, since what was taken away must not last.
+            Err(Denied::Busy) => return Ok(AGAIN),
+            // While there is no API server, nothing is known against it, and the leases end by themselves. But if it answers, and
+            // not this question, leases go on.
+            Err(Denied::Unchecked(error)) => {
+                self.unanswered = if is_answer(error.kind()) { self.unanswered + 1 } else { 0 };
+                if self.unanswered >= UNANSWERED {
+                    return Err(error.into());
+                }
+            }
+            Err(denied) => return Err(denied),
+        }
+        Ok(RECHECK)
+    }
+}
+
 /// What somebody may do who has a token.
 enum Claim {
     /// Hold sessions, as this pod.
@@ -184,24 +212,16 @@ impl Authenticator {
     /// Returns when, and why, a stream may no longer be open that was opened with `pass`. When its token ends is not read from the
     /// token, but heard from the API server: this machine's clock may be wrong.
     pub async fn revoked(&self, pass: &Pass) -> Denied {
-        let (mut pause, mut unanswered) = (RECHECK, 0);
+        let (mut pause, mut looks) = (RECHECK, Looks::default());
         loop {
             let next = now().saturating_add(pause.mul_f64(rand::rng().random_range(0.8..1.0)));
             sleep_until(next).await;
-            pause = RECHECK;
-            match self.holds(pass).await {
-                Ok(()) => unanswered = 0,
-                // Nobody has looked, as too many ask: soon again, since what was taken away must not last.
-                Err(Denied::Busy) => pause = AGAIN,
-                // While there is no API server, nothing is known against it, and the leases end by themselves. But if it answers, and
-                // not this question, leases go on.
-                Err(Denied::Unchecked(error)) => {
-                    unanswered = if is_answer(error.kind()) { unanswered + 1 } else { 0 };
-                    debug!(from = %pass.from, %error, unanswered, "it is not known whether a stream may go on");
-                    if unanswered >= UNANSWERED {
-                        return error.into();
-                    }
-                }
+            let held = self.holds(pass).await;
+            if let Err(Denied::Unchecked(error)) = &held {
+                debug!(from = %pass.from, %error, "it is not known whether a stream may go on");
+            }
+            match looks.saw(held) {
+                Ok(next) => pause = next,
                 Err(denied) => return denied,
             }
         }
@@ -264,6 +284,39 @@ impl Authenticator {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An API server that answers with this status code.
+    fn unchecked(code: u16) -> Result<(), Denied> {
+        let status = kube::core::Status::failure("", "").with_code(code);
+        Err(ApiError::from_status(&status).into())
+    }
+
+    #[test]
+    fn a_stream_ends_when_it_was_not_said_three_times_in_a_row_whether_it_may_go_on() {
+        let mut looks = Looks::default();
+        let mut goes_on = |held, pause| assert_eq!(looks.saw(held).unwrap(), pause);
+        for _ in 0..2 {
+            goes_on(unchecked(403), RECHECK);
+            goes_on(unchecked(403), RECHECK);
+            // It may.
+            goes_on(Ok(()), RECHECK);
+            goes_on(unchecked(403), RECHECK);
+            goes_on(unchecked(403), RECHECK);
+            // Nothing is known against it while the API server is away.
+            goes_on(unchecked(503), RECHECK);
+        }
+        goes_on(unchecked(403), RECHECK);
+        goes_on(unchecked(403), RECHECK);
+        // Nobody has looked.
+        goes_on(Err(Denied::Busy), AGAIN);
+        assert!(matches!(looks.saw(unchecked(403)), Err(Denied::Unchecked(_))));
+    }
+
+    #[test]
+    fn a_stream_ends_at_once_when_it_is_known_that_it_may_not_go_on() {
+        assert!(matches!(Looks::default().saw(Err(Denied::AnotherPod)), Err(Denied::AnotherPod)));
+        assert_eq!(Looks::default().saw(Err(Denied::Busy)).unwrap(), AGAIN);
+    }
 
     #[test]
     fn who_has_too_much_to_do_has_not_answered() {
