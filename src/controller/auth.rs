@@ -18,7 +18,7 @@ use super::clock::{now, sleep_until};
 use super::question::{self, CALL_DEADLINE};
 use super::reviews::{self, Reviews};
 use super::token::Token;
-use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+use crate::runtime::api_error::{ApiError, deadline};
 
 /// How often it is looked whether who has a stream may still have it: a little less, so that not all come at once. With the
 /// [`reviews::FRESH`] seconds of an answer, and the ten for which the API server itself goes on to accept the token of a pod
@@ -29,13 +29,6 @@ const AGAIN: Duration = Duration::from_secs(3);
 
 /// A stream ends when the API server has refused so often in a row to say whose token it is.
 const UNANSWERED: u32 = 3;
-
-/// Whether the API server is there, and does not do what it was asked to. That it has too much to do is no such answer: agents that
-/// lost their streams for it would give it more.
-fn is_answer(kind: ApiErrorKind) -> bool {
-    use ApiErrorKind::{ServerError, Timeout, TooManyRequests, Unreachable};
-    !matches!(kind, ServerError | Timeout | TooManyRequests | Unreachable)
-}
 
 /// Why somebody is not let in.
 #[derive(Debug, Error)]
@@ -125,10 +118,10 @@ impl Looks {
             Ok(()) => self.unanswered = 0,
             // Nobody has looked, as too many ask: soon again, since what was taken away must not last.
             Err(Denied::Busy) => return Ok(AGAIN),
-            // While there is no API server, nothing is known against it, and the leases end by themselves. But if it answers, and
-            // not this question, leases go on.
+            // While there is no API server, nothing is known against it, and the leases end by themselves; and one that has too much
+            // to do would have more of it from agents that lose their streams. But if it answers, and not this question, leases go on.
             Err(Denied::Unchecked(error)) => {
-                self.unanswered = if is_answer(error.kind()) { self.unanswered + 1 } else { 0 };
+                self.unanswered = if error.kind().passes() { 0 } else { self.unanswered + 1 };
                 if self.unanswered >= UNANSWERED {
                     return Err(error.into());
                 }
@@ -302,8 +295,10 @@ mod tests {
             goes_on(Ok(()), RECHECK);
             goes_on(unchecked(403), RECHECK);
             goes_on(unchecked(403), RECHECK);
-            // Nothing is known against it while the API server is away.
+            // Nothing is known against it while the API server is away, or has too much to do.
             goes_on(unchecked(503), RECHECK);
+            goes_on(unchecked(403), RECHECK);
+            goes_on(unchecked(429), RECHECK);
         }
         goes_on(unchecked(403), RECHECK);
         goes_on(unchecked(403), RECHECK);
@@ -316,12 +311,5 @@ mod tests {
     fn a_stream_ends_at_once_when_it_is_known_that_it_may_not_go_on() {
         assert!(matches!(Looks::default().saw(Err(Denied::AnotherPod)), Err(Denied::AnotherPod)));
         assert_eq!(Looks::default().saw(Err(Denied::Busy)).unwrap(), AGAIN);
-    }
-
-    #[test]
-    fn who_has_too_much_to_do_has_not_answered() {
-        use ApiErrorKind::{Forbidden, ServerError, Timeout, TooManyRequests, Unreachable};
-        assert!([ServerError, Timeout, TooManyRequests, Unreachable].iter().all(|kind| !is_answer(*kind)));
-        assert!(is_answer(Forbidden));
     }
 }

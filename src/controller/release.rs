@@ -119,7 +119,7 @@ async fn release(client: &kube::Client, scope: &Api<VmcpSession>, patient: bool)
         let list = match deadline(CALL, scope.list_metadata(&page)).await {
             // The definition is gone, and all sessions with it.
             Err(error) if error.kind() == ApiErrorKind::NotFound => return Ok(pass),
-            Err(error) if passes(&error) || error.kind() == ApiErrorKind::Gone => {
+            Err(error) if error.kind().passes() || error.kind() == ApiErrorKind::Gone => {
                 warn!(%error, "sessions could not be listed; trying again");
                 return Ok(Pass { left: pass.left.max(1), ..pass });
             }
@@ -139,7 +139,7 @@ async fn release(client: &kube::Client, scope: &Api<VmcpSession>, patient: bool)
             match released {
                 Ok(true) => pass.released += 1,
                 Ok(false) => pass.left += 1,
-                Err(error) if passes(&error) => {
+                Err(error) if error.kind().passes() => {
                     warn!(%error, "a session could not be released; trying again");
                     pass.left += 1;
                 }
@@ -152,12 +152,6 @@ async fn release(client: &kube::Client, scope: &Api<VmcpSession>, patient: bool)
             None => return refused.map_or(Ok(pass), Err),
         }
     }
-}
-
-/// Whether it may well be otherwise in a moment.
-fn passes(error: &ApiError) -> bool {
-    use ApiErrorKind::{ServerError, Timeout, TooManyRequests, Unreachable};
-    matches!(error.kind(), ServerError | Timeout | TooManyRequests | Unreachable)
 }
 
 /// Says whether it is off. If not, the object has changed, and is to be read again.
