@@ -191,7 +191,7 @@ impl Finalizing {
         let Some(work) = self.works.remove(key) else {
             return;
         };
-        self.leave(key, &work);
+        self.leave(key, work.terminating.since, &work.stage);
         if self.queues.get(key.namespace()).is_some_and(Queues::is_empty) {
             self.queues.remove(key.namespace());
         }
@@ -340,22 +340,21 @@ impl Finalizing {
     }
 
     fn become_ready(&mut self, key: &SessionKey, at: Time, why: Why) {
-        let Some(mut work) = self.works.remove(key) else {
+        let Some(work) = self.works.get_mut(key) else {
             return;
         };
-        self.leave(key, &work);
-        work.stage = Stage::Ready { at, why };
-        self.works.insert(key.clone(), work);
+        let (since, left) = (work.terminating.since, std::mem::replace(&mut work.stage, Stage::Ready { at, why }));
+        self.leave(key, since, &left);
         self.queues.entry(key.namespace().clone()).or_default().ready.insert((at, key.clone()));
     }
 
-    /// Takes it out of the queues of its stage.
-    fn leave(&mut self, key: &SessionKey, work: &Work) {
+    /// Takes it, which was deleted at `since`, out of the queues of its stage.
+    fn leave(&mut self, key: &SessionKey, since: Time, stage: &Stage) {
         let Some(queues) = self.queues.get_mut(key.namespace()) else {
             return;
         };
-        let place = (work.terminating.since, key.clone());
-        match &work.stage {
+        let place = (since, key.clone());
+        match stage {
             Stage::Unasked => {
                 queues.waiting.remove(&place);
                 queues.unasked.remove(&place);
