@@ -1,6 +1,7 @@
 //! The stream of an agent: what it says goes into the replica, what the replica has for it goes out.
 
 use std::error::Error as _;
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an agent may take to read a message. Nobody else waits for it; it only has no lease meanwhile.
 /// A connection on which nothing is read at all is given up after as long.
 const READ_DEADLINE: Duration = Duration::from_secs(20);
+/// Messages that are taken out of the replica in one go. Only an agent itself can make more signals than they name come again and
+/// again: it is told to drop a session once for each copy of it that it reports.
+const IN_ONE_GO: usize = 32;
 
 /// Where a stream's messages go out.
 pub type Outbox = mpsc::Sender<v1::ReplicaMessage>;
@@ -151,12 +155,18 @@ impl Attach {
 
     async fn send(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Ended> {
         loop {
-            while let Some(outgoing) = self.shared.with(|replica, _| replica.drain(stream.id, MAX_SESSIONS_PER_MESSAGE))
-            {
+            // A lease follows all signals that wait. If they were taken one message at a time, those that come while one is sent would
+            // come before the lease too, and without an end to them there would be none.
+            let waiting: Vec<_> = self.shared.with(|replica, _| {
+                iter::from_fn(|| replica.drain(stream.id, MAX_SESSIONS_PER_MESSAGE)).take(IN_ONE_GO).collect()
+            });
+            if waiting.is_empty() {
+                stream.woken.notified().await;
+            }
+            for outgoing in waiting {
                 let message = convert::outgoing(outgoing).message;
                 push(outbox, message.ok_or(Ended::Closed)?).await?;
             }
-            stream.woken.notified().await;
         }
     }
 
@@ -260,8 +270,10 @@ async fn push(outbox: &Outbox, message: replica_message::Message) -> Result<(), 
 mod tests {
     use super::*;
     use crate::controller::ledger::Settlements;
-    use crate::core::replica::Settled;
-    use crate::core::session::Uid;
+    use crate::core::cache::{Holding, Report};
+    use crate::core::digest::{Digest, Metadata};
+    use crate::core::replica::{Config, InstanceId, Replica, Settled};
+    use crate::core::session::{ResourceVersion, Uid};
 
     struct Nobody;
 
@@ -291,5 +303,54 @@ mod tests {
 
     fn used_in(ledger: &Ledger, namespace: &str, renewals: &v1::Renewals) -> Result<(), Full> {
         used(ledger, &namespace.into(), renewals).unwrap()
+    }
+
+    #[tokio::test]
+    async fn signals_without_end_do_not_keep_an_agent_without_a_lease() {
+        let second = Duration::from_secs(1);
+        let ledger = Arc::new(Ledger::new("own", second, second, Box::new(Nobody)));
+        let replica = Replica::new(Config::default(), &[]);
+        let scope = replica.scopes().next().unwrap().0;
+        let shared = Arc::new(Shared::new(replica, ledger.clone()));
+        let stream = shared.open_stream();
+        let hello = Hello { instance: InstanceId(1), namespace: "ns".into(), name: "pod".into() };
+        shared.with(|replica, now| {
+            replica.relist(scope, Vec::new(), ResourceVersion(2), now).unwrap();
+            assert_eq!(replica.stream_opened(stream.id, hello, now), None);
+        });
+        // A copy of what does not exist any more is one to drop.
+        let (mut copies, digest) = (0, Digest::of(&Metadata::new()));
+        let mut signal = || {
+            copies += 1;
+            let key = SessionKey::new("ns", format!("s-{copies}").as_str());
+            let held = Holding { uid: Uid::from_u128(1), generation: 1, digest, resource_version: ResourceVersion(1) };
+            shared
+                .with(|replica, now| replica.reported(stream.id, vec![(key, Report::Held(held))], None, now))
+                .unwrap();
+        };
+        let (outbox, mut read) = mpsc::channel(1);
+        outbox.try_send(v1::ReplicaMessage::default()).unwrap();
+        signal();
+        let attach = Attach {
+            shared: shared.clone(),
+            ledger,
+            settings: v1::Settings::default(),
+            closing: CancellationToken::new(),
+        };
+        let reading = async {
+            shared.with(|replica, now| replica.heartbeat(stream.id, 1, now));
+            for _ in 0..100 {
+                signal();
+                if let Some(replica_message::Message::Lease(_)) = read.recv().await.unwrap().message {
+                    return;
+                }
+            }
+            panic!("no lease");
+        };
+        tokio::select! {
+            biased;
+            Err(ended) = attach.send(&stream, &outbox) => panic!("{ended}"),
+            () = reading => {}
+        }
     }
 }
