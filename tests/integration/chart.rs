@@ -221,6 +221,7 @@ async fn a_typing_error_in_the_values_is_refused() {
         "injection.agent.runAsUser=0",
         "injection.agent.program=vmcp-session",
         "injection.agent.adminListen=foo:8079",
+        "injection.agent.adminListen=:65536",
         "injection.agent.env[0].vlaue=x",
         "injection.agent.resources.limits.memroy=1Gi",
     ] {

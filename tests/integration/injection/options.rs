@@ -13,8 +13,8 @@ const SHOWS: [(&str, &str, &str); 26] = [
     ("key-prefix", "mcp:session:", "VMCP_KEY_PREFIX"),
     ("pod-local-keys", "conn.*,local-?", "VMCP_POD_LOCAL_KEYS"),
     ("visibility", "committed", "VMCP_VISIBILITY"),
-    ("listen", "[::1]:6380", "VMCP_AGENT_LISTEN"),
-    ("admin-listen", ":9000", "VMCP_ADMIN_LISTEN"),
+    ("listen", "[::1]:65535", "VMCP_AGENT_LISTEN"),
+    ("admin-listen", ":65535", "VMCP_ADMIN_LISTEN"),
     ("unix-socket", "true", "/volumes/vmcp-agent-socket/emptyDir/medium=Memory"),
     ("password-secret", "redis.auth", "/volumes/vmcp-agent-password/secret/secretName"),
     ("hash-session-ids-secret", "ids", "/volumes/vmcp-agent-hash-key/secret/secretName"),
@@ -135,6 +135,8 @@ async fn what_an_agent_could_not_use_is_refused_with_what_would_be_right() {
             "there is no annotation vmcp.dev/agent-servr: expected vmcp.dev/agent- with one of admin-listen, ",
         ),
         ("listen", "none", "nobody could connect"),
+        ("listen", "127.0.0.1:65536", "agent-listen is '127.0.0.1:65536': expected a loopback address"),
+        ("admin-listen", ":65536", "agent-admin-listen is ':65536': expected an address with a port"),
     ] {
         let refused = cluster.admit("asking", &asking(&[(name, value)])).await.unwrap_err();
         assert!(refused.contains(says), "{refused}");
