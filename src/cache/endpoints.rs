@@ -4,6 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +16,19 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+use super::search_list;
 use super::shared::Shared;
 use super::stream::{self, Want};
+use crate::runtime::small_file;
 
 /// Streams at once. [`MAX_LEASES`](crate::core::lease::MAX_LEASES) of them give cover, the others help to confirm writes.
 const MOST: usize = 16;
-/// For one name to be resolved.
+/// For one name to be resolved, and as much for it to be found in the search list.
 const RESOLVE: Duration = Duration::from_secs(5);
+/// Where the search list is.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Much more than there is.
+const MAX_RESOLV_CONF: u64 = 64 << 10;
 /// For replicas to hear that this agent leaves.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -137,12 +144,29 @@ impl Names {
     }
 }
 
+/// Where `name` is, as `host:port`. The resolver may not have looked for it in the search list.
 async fn lookup(name: &str) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = name.parse() {
         return Ok(vec![address]);
     }
     let found = timeout(RESOLVE, lookup_host(name)).await;
-    found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(Iterator::collect)
+    let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(Iterator::collect);
+    if found.is_ok() {
+        return found;
+    }
+    // In a time of its own: a name server may take all of the first to find nothing.
+    timeout(RESOLVE, search(name)).await.ok().flatten().map_or(found, Ok)
+}
+
+/// The same in the domains of the search list.
+async fn search(name: &str) -> Option<Vec<SocketAddr>> {
+    let conf = small_file::load(Path::new(RESOLV_CONF), MAX_RESOLV_CONF).await.ok()?;
+    for name in search_list::names(name, &String::from_utf8_lossy(&conf)) {
+        if let Ok(found) = lookup_host(name).await {
+            return Some(found.collect());
+        }
+    }
+    None
 }
 
 #[cfg(test)]

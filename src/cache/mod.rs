@@ -70,6 +70,7 @@ mod outbox;
 mod respite;
 #[cfg(test)]
 mod scripted_replica;
+mod search_list;
 mod session;
 mod shared;
 mod state;
