@@ -283,6 +283,26 @@ async fn names_of_digits_stay_names() {
     }
 }
 
+/// Who chooses namespaces grants nothing beyond them, unless he says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_uninstall_goes_beyond_chosen_namespaces_only_if_it_is_told_to() {
+    let plane = plane().await;
+    for (more, granted, looks_in) in [
+        ("uninstall.allNamespaces=false", ["team-a", "team-b"].as_slice(), Some("team-a,team-b")),
+        ("uninstall.allNamespaces=true", &[""], None),
+    ] {
+        let all = objects(&rendered(&plane, &["controller.namespaces={team-a,team-b}", more]).await);
+        let of_hook = |object: &&Value| object["metadata"]["name"] == "vmcp-session-controller-release";
+        let hook: Vec<&Value> = all.iter().filter(of_hook).collect();
+        let bindings = hook.iter().filter(|o| o["kind"].as_str().unwrap().ends_with("Binding"));
+        let namespaces: Vec<&str> = bindings.map(|o| o["metadata"]["namespace"].as_str().unwrap_or_default()).collect();
+        assert_eq!(namespaces, granted, "{more}");
+        let job = hook.iter().find(|object| object["kind"] == "Job").unwrap();
+        let looks = &job["spec"]["template"]["spec"]["containers"][0]["env"][0];
+        assert_eq!(looks["value"].as_str(), looks_in, "{more}: {looks}");
+    }
+}
+
 /// What tests and the demo run with is what the chart grants and refuses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn its_rights_policies_and_definition_are_those_that_are_tested() {
