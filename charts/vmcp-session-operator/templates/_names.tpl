@@ -28,6 +28,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end -}}
 
+{{/* The securityContext of all pods of the chart. */}}
+{{- define "vmcp.pod.security" -}}
+runAsNonRoot: true
+{{- with .Values.controller.runAsUser }}
+runAsUser: {{ . | int64 }}
+runAsGroup: {{ . | int64 }}
+fsGroup: {{ . | int64 }}
+{{- end }}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
 {{/* The Secret with the keys that the leader makes, and the ConfigMap that tells whom to believe. */}}
 {{- define "vmcp.keys" -}}{{ include "vmcp.name" . }}-tls{{- end -}}
 {{- define "vmcp.bundle" -}}vmcp-session-ca{{- end -}}
