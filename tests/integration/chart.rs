@@ -167,6 +167,17 @@ async fn the_program_knows_what_it_is_told() {
     assert!(seen > 20);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_webhooks_port_is_listened_at_let_in_and_found() {
+    let plane = plane().await;
+    let all = rendered(&plane, &["injection.mode=webhook", "injection.webhook.port=10250"]).await;
+    assert_eq!(
+        all.matches("10250").count(),
+        3,
+        "in the program's setting, the NetworkPolicy and the port of the Service"
+    );
+}
+
 /// The controller has in an agent's namespace what it takes to tell its pods whom to believe.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_authorities_reach_a_namespace_of_agents() {
@@ -218,6 +229,8 @@ async fn a_typing_error_in_the_values_is_refused() {
         "metrics.auth=maybe",
         "injection.mode=maybe",
         "injection.failurepolicy=Fail",
+        "injection.webhook.port=65536",
+        "injection.webhook.port=7070",
         "injection.agent.runAsUser=0",
         "injection.agent.program=vmcp-session",
         "injection.agent.adminListen=foo:8079",
