@@ -22,6 +22,7 @@ use super::shared::Shared;
 use crate::api::{ANNOTATION_ADDRESS, ANNOTATION_BEAT, ANNOTATION_LEASE, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use crate::core::replica::{Chain, Found, Link, ScopeId};
 use crate::core::session::{InvalidResourceVersion, ResourceVersion};
+use crate::core::time::Time;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 use crate::runtime::health::Heartbeat;
 
@@ -39,13 +40,24 @@ enum MarkerError {
     Api(#[from] ApiError),
     #[error(transparent)]
     Version(#[from] InvalidResourceVersion),
+    #[error("a write of it changes nothing: somebody sets or strips its annotations")]
+    Unchanged,
 }
 
 impl MarkerError {
-    /// Whether the marker is not as the write expected it.
-    fn is_otherwise(&self) -> bool {
+    /// Whether the marker is not as the write expected it, which was a patch if it was `known` to be there.
+    fn is_otherwise(&self, known: bool) -> bool {
         use ApiErrorKind as K;
-        matches!(self, Self::Api(error) if matches!(error.kind(), K::NotFound | K::AlreadyExists | K::Conflict))
+        let Self::Api(error) = self else { return false };
+        match error.kind() {
+            K::NotFound => known,
+            kind => matches!(kind, K::AlreadyExists | K::Conflict),
+        }
+    }
+
+    /// Whether the write may have been carried out.
+    fn outcome_unknown(&self) -> bool {
+        matches!(self, Self::Api(error) if error.outcome_unknown())
     }
 }
 
@@ -55,6 +67,8 @@ struct Writing {
     chain: Chain,
     failing: bool,
     refused: bool,
+    /// The last write may have been carried out without an answer.
+    unknown: bool,
     /// The last write took longer than a fifth of a lease.
     slow: bool,
     clock_off: bool,
@@ -109,15 +123,10 @@ impl Marker {
         }
     }
 
-    /// Writes once, and once more if the marker was not as it was thought to be.
+    /// Writes, and once more if the marker was not as it was thought to be.
     async fn step(&self, writing: &mut Writing) {
-        let mut written = self.write(writing).await;
-        if written.as_ref().is_err_and(MarkerError::is_otherwise) {
-            written = match self.look(writing).await {
-                Ok(()) => self.write(writing).await,
-                Err(error) => Err(error),
-            };
-        }
+        let written = self.write_upon_what_is(writing).await;
+        writing.unknown = written.as_ref().is_err_and(MarkerError::outcome_unknown);
         match written {
             Ok(()) if std::mem::take(&mut writing.failing) => {
                 info!(marker = %self.name, namespace = %self.namespace, "the marker is written again");
@@ -130,10 +139,24 @@ impl Marker {
         }
     }
 
+    async fn write_upon_what_is(&self, writing: &mut Writing) -> Result<(), MarkerError> {
+        if writing.unknown {
+            self.look(writing).await?;
+        }
+        let known = writing.chain.is_known();
+        match self.write(writing).await {
+            Err(error) if error.is_otherwise(known) => {
+                self.look(writing).await?;
+                self.write(writing).await
+            }
+            written => written,
+        }
+    }
+
     /// Writes the next link of the chain.
     async fn write(&self, writing: &mut Writing) -> Result<(), MarkerError> {
         let known = writing.chain.is_known();
-        let link = writing.chain.next();
+        let link = writing.chain.link();
         // The knowledge is as old as this instant, however long the answer takes.
         let sent = now();
         let seen = self.shared.with(|replica, _| replica.position(self.scope));
@@ -144,12 +167,17 @@ impl Marker {
             self.shared.with(|replica, _| replica.marker_refused(self.scope));
         }
         let written = answer?;
+        let resource_version = version(&written)?;
+        if link.after == Some(resource_version) {
+            // The watch has shown that already.
+            return Err(MarkerError::Unchanged);
+        }
         // Elsewhere, whoever may write sessions may write into it.
         if self.shared.with(|replica, _| replica.registry_of(self.scope)) == self.scope {
             self.tell_clock(&written, &mut writing.clock_off);
         }
-        let resource_version = version(&written)?;
-        writing.chain.answered(link, resource_version);
+        let found = writing.chain.answered(link, sent, resource_version, self.lease);
+        self.take(found);
         self.answered(sent, seen, resource_version);
         self.shared.with(|replica, now| replica.is_registered_since(self.scope, now));
         Ok(())
@@ -177,29 +205,29 @@ impl Marker {
     async fn look(&self, writing: &mut Writing) -> Result<(), MarkerError> {
         let read = deadline(self.patience(writing), self.api().get_opt(&self.name)).await?;
         let read = read.map(|marker| version(&marker).map(|at| (beat(&marker), at))).transpose()?;
+        if read.is_none() {
+            self.shared.with(|replica, _| replica.is_not_registered(self.scope));
+        }
         let found = writing.chain.found(read);
-        let restored = self.shared.with(|replica, _| {
-            if read.is_none() {
-                replica.is_not_registered(self.scope);
-            }
-            replica.marker_found(self.scope, found)
-        });
-        match found {
-            Found::Ahead | Found::NotYet => return Ok(()),
-            Found::Behind if restored => {
-                error!("the marker is older than what was acknowledged: {RESTORED}");
-            }
-            Found::Behind => warn!(
-                marker = %self.name, namespace = %self.namespace,
-                "the marker is older than what was acknowledged: all sessions are listed again before the next lease"
-            ),
-            Found::Removed => warn!(
-                marker = %self.name, namespace = %self.namespace,
-                "the marker was removed: all sessions are listed again before the next lease"
-            ),
+        self.take(found);
+        Ok(())
+    }
+
+    /// The marker was found so.
+    fn take(&self, found: Found) {
+        let restored = self.shared.with(|replica, _| replica.marker_found(self.scope, found));
+        let what = match found {
+            Found::Ahead | Found::NotYet => return,
+            Found::Behind => "the marker is older than what was acknowledged",
+            Found::Removed => "the marker was removed",
+            Found::LongAgo => "the marker was not written for longer than a lease",
+        };
+        if restored {
+            error!(marker = %self.name, namespace = %self.namespace, "{what}: {RESTORED}");
+        } else {
+            warn!(marker = %self.name, namespace = %self.namespace, "{what}: all is listed anew before the next lease");
         }
         self.distrust.notify_one();
-        Ok(())
     }
 
     fn api(&self) -> Api<VmcpSession> {
@@ -213,7 +241,7 @@ impl Marker {
         (if writing.slow { short * 2 } else { short }).max(Duration::from_millis(500))
     }
 
-    fn answered(&self, sent: crate::core::time::Time, seen: ResourceVersion, answered: ResourceVersion) {
+    fn answered(&self, sent: Time, seen: ResourceVersion, answered: ResourceVersion) {
         let proof = self.shared.with(|replica, now| {
             let proof = replica.marker_answered(self.scope, sent, seen, answered, now);
             if proof.is_err() {
@@ -245,8 +273,8 @@ impl Marker {
         }
     }
 
-    /// A watch that has shown no marker for three fifths of a lease is suspected to be silent, and so is one that never has. If it is
-    /// the writes that fail, their API server is perhaps ending, and waits for the watch to end.
+    /// A watch that has shown no marker for three fifths of a lease is suspected to be silent, and so is one that never has. Also if it
+    /// is the writes that fail: an API server that shuts down refuses them, and keeps watches open until their clients leave.
     fn check_watch(&self) {
         let age = self.shared.with(|replica, now| replica.age_of(self.scope, now));
         if age.is_none_or(|age| age > self.lease * 3 / 5) {
@@ -281,9 +309,9 @@ fn version(marker: &VmcpSession) -> Result<ResourceVersion, InvalidResourceVersi
     marker.metadata.resource_version.as_deref().ok_or(InvalidResourceVersion)?.parse()
 }
 
-/// Which write a marker bears; one that does not say it is older than all.
-fn beat(marker: &VmcpSession) -> u64 {
-    marker.annotations().get(ANNOTATION_BEAT).and_then(|beat| beat.parse().ok()).unwrap_or(0)
+/// Which write a marker bears.
+fn beat(marker: &VmcpSession) -> Option<u64> {
+    marker.annotations().get(ANNOTATION_BEAT)?.parse().ok()
 }
 
 /// Removes a marker if it is still as it was seen.

@@ -51,6 +51,8 @@ enum WatchError {
     NoResourceVersion,
     #[error("a page of a list is larger than is read")]
     TooLarge,
+    #[error("it was found meanwhile that all must be listed: what was read before that does not count")]
+    Doubted,
 }
 
 /// One page of a list. `None`: it has more than `most` bytes, and was not read to its end.
@@ -180,6 +182,9 @@ impl Watch {
                 page => page?.ok_or(WatchError::TooLarge)?,
             };
             paging.came(items.len(), items.iter().map(Watched::bytes).sum());
+            if self.shared.with(|replica, _| replica.doubts(self.scope)) != doubts {
+                return Err(WatchError::Doubted);
+            }
             {
                 let mut reader = self.reader.lock();
                 for item in items {
@@ -206,19 +211,15 @@ impl Watch {
             kept.push((object.key.clone(), terms, marker));
             objects.push(object);
         }
-        let taken = self.shared.with(|replica, now| {
+        self.shared.with(|replica, now| {
             if replica.doubts(self.scope) != doubts {
-                return Ok(false);
+                return Err(WatchError::Doubted);
             }
             replica.relist(self.scope, objects, position, now)?;
             // Before anybody takes the list for a proof of who is registered.
             self.ledger.relisted(self.namespace.as_deref(), kept);
-            Ok::<_, StaleList>(true)
+            Ok(())
         })?;
-        if !taken {
-            // A page may have been read before etcd was restored from a backup. Whoever follows the watch finds that a list is due.
-            return Ok(());
-        }
         debug!(scope = %self.name(), objects = count, %position, "listed");
         Ok(())
     }
@@ -252,7 +253,7 @@ impl Watch {
                     if begun.elapsed() < self.patience {
                         continue;
                     }
-                    info!(scope = %self.name(), "the watch is silent: beginning it anew");
+                    info!(scope = %self.name(), "nothing has proven the watch for long: beginning it anew");
                     return Ok(Ended::Resume);
                 }
             };

@@ -331,13 +331,18 @@ impl Replica {
         for agent in self.agents.values_mut() {
             agent.evictions.clear();
             agent.reset = true;
-            agent.heartbeat = None;
+            agent.forget_heartbeat();
             self.woken.extend(agent.stream);
         }
     }
 }
 
 impl Agent {
+    /// What it has sent last is not answered.
+    pub(super) fn forget_heartbeat(&mut self) {
+        self.heartbeat = None;
+    }
+
     fn take_signals(&mut self, most: usize) -> Outgoing {
         let mut barriers = Vec::new();
         while barriers.len() < most

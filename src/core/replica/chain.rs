@@ -2,10 +2,13 @@
 //!
 //! An etcd that is restored from a backup forgets, and what is written afterwards takes the same resourceVersions again. Once
 //! they have passed what was seen before, no number tells: a watch that is resumed shows what is new, never what was lost. The
-//! marker does tell, since it counts: after a restore it is gone, or says less than what was acknowledged. Only a backup that
-//! is younger than the last acknowledged marker goes unnoticed so.
+//! marker does tell, since it counts: after a restore it is gone, or says less than what was acknowledged. A backup that is younger
+//! than the last acknowledged marker goes unnoticed so; if that is long ago, nobody knows what was lost since.
+
+use std::time::Duration;
 
 use crate::core::session::ResourceVersion;
+use crate::core::time::Time;
 
 /// A write of the marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +19,7 @@ pub struct Link {
     pub after: Option<ResourceVersion>,
 }
 
-/// How a marker was found that is not as the last acknowledged write left it.
+/// How a marker was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// With nothing that was acknowledged missing: a write without an answer was carried out, or somebody else has touched it.
@@ -27,6 +30,8 @@ pub enum Found {
     Removed,
     /// Older than what was acknowledged.
     Behind,
+    /// As it was left, but so long ago that what was seen since may be lost.
+    LongAgo,
 }
 
 /// What is known of the writes of one marker.
@@ -34,12 +39,18 @@ pub enum Found {
 pub struct Chain {
     last: Option<ResourceVersion>,
     sent: u64,
-    acknowledged: Option<u64>,
+    acknowledged: Option<Acknowledged>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Acknowledged {
+    beat: u64,
+    sent: Time,
 }
 
 impl Chain {
     /// The next write.
-    pub fn next(&mut self) -> Link {
+    pub fn link(&mut self) -> Link {
         self.sent += 1;
         Link { beat: self.sent, after: self.last }
     }
@@ -49,23 +60,30 @@ impl Chain {
         self.last.is_some()
     }
 
-    /// The write was answered with this resourceVersion.
-    pub fn answered(&mut self, link: Link, resource_version: ResourceVersion) {
+    /// The write that was sent at `sent` was answered with this resourceVersion. What is longer ago than `lease` is long ago.
+    pub fn answered(&mut self, link: Link, sent: Time, resource_version: ResourceVersion, lease: Duration) -> Found {
         self.last = Some(resource_version);
-        self.acknowledged = self.acknowledged.max(Some(link.beat));
+        let before = self.acknowledged.replace(Acknowledged { beat: link.beat, sent });
+        match before {
+            Some(before) if sent.saturating_since(before.sent) > lease => Found::LongAgo,
+            _ => Found::Ahead,
+        }
     }
 
-    /// A consistent read has shown the marker: what it says and its resourceVersion, if it is there. The next write is upon this.
-    pub fn found(&mut self, marker: Option<(u64, ResourceVersion)>) -> Found {
-        let acknowledged = self.acknowledged;
-        let beat = marker.map(|(beat, _)| beat);
+    /// A consistent read has shown the marker, if it is there: its number, if it says one, and its resourceVersion. The next write is
+    /// upon this.
+    pub fn found(&mut self, marker: Option<(Option<u64>, ResourceVersion)>) -> Found {
         self.last = marker.map(|(_, resource_version)| resource_version);
-        self.acknowledged = beat;
-        match (beat, acknowledged) {
-            (None, None) => Found::NotYet,
-            (None, Some(_)) => Found::Removed,
-            (Some(beat), Some(acknowledged)) if beat < acknowledged => Found::Behind,
-            (Some(_), _) => Found::Ahead,
+        let Some((beat, _)) = marker else {
+            return if self.acknowledged.take().is_some() { Found::Removed } else { Found::NotYet };
+        };
+        // Each write has a number, and so has what is in a backup: where there is none, somebody has taken it away.
+        match (beat, &mut self.acknowledged) {
+            (Some(beat), Some(acknowledged)) if beat < acknowledged.beat => {
+                acknowledged.beat = beat;
+                Found::Behind
+            }
+            _ => Found::Ahead,
         }
     }
 }
@@ -78,12 +96,18 @@ mod tests {
         ResourceVersion(number)
     }
 
+    const LEASE: Duration = Duration::from_secs(15);
+
+    fn answered(chain: &mut Chain, link: Link, seconds: u64, resource_version: u64) -> Found {
+        chain.answered(link, Time::ZERO + Duration::from_secs(seconds), at(resource_version), LEASE)
+    }
+
     /// A chain of which two writes are acknowledged.
     fn chain() -> Chain {
         let mut chain = Chain::default();
-        for resource_version in [at(10), at(20)] {
-            let link = chain.next();
-            chain.answered(link, resource_version);
+        for (seconds, resource_version) in [(1, 10), (4, 20)] {
+            let link = chain.link();
+            assert_eq!(answered(&mut chain, link, seconds, resource_version), Found::Ahead);
         }
         chain
     }
@@ -91,36 +115,39 @@ mod tests {
     #[test]
     fn each_write_names_the_one_before() {
         let mut chain = Chain::default();
-        let first = chain.next();
+        let first = chain.link();
         assert_eq!(first, Link { beat: 1, after: None });
-        chain.answered(first, at(10));
-        assert_eq!(chain.next(), Link { beat: 2, after: Some(at(10)) });
-        assert_eq!(chain.next(), Link { beat: 3, after: Some(at(10)) }, "the one between was not answered");
+        answered(&mut chain, first, 1, 10);
+        assert_eq!(chain.link(), Link { beat: 2, after: Some(at(10)) });
+        assert_eq!(chain.link(), Link { beat: 3, after: Some(at(10)) }, "the one between was not answered");
     }
 
     #[test]
     fn a_write_without_an_answer_is_no_step_back() {
         let mut chain = chain();
-        let lost = chain.next();
-        assert_eq!(chain.found(Some((lost.beat, at(30)))), Found::Ahead);
-        assert_eq!(chain.next(), Link { beat: lost.beat + 1, after: Some(at(30)) });
+        let lost = chain.link();
+        assert_eq!(chain.found(Some((Some(lost.beat), at(30)))), Found::Ahead);
+        assert_eq!(chain.link(), Link { beat: lost.beat + 1, after: Some(at(30)) });
         let mut created = Chain::default();
-        let lost = created.next();
+        let lost = created.link();
         assert_eq!(created.found(None), Found::NotYet);
-        assert_eq!(created.found(Some((lost.beat, at(30)))), Found::Ahead);
+        assert_eq!(created.found(Some((Some(lost.beat), at(30)))), Found::Ahead);
     }
 
     #[test]
     fn somebody_elses_touch_is_no_step_back() {
-        assert_eq!(chain().found(Some((2, at(99)))), Found::Ahead);
+        for beat in [Some(2), Some(u64::MAX), None] {
+            assert_eq!(chain().found(Some((beat, at(99)))), Found::Ahead, "{beat:?}");
+        }
     }
 
     #[test]
     fn what_says_less_than_was_acknowledged_is_of_a_backup_however_new_it_looks() {
         let mut chain = chain();
-        assert_eq!(chain.found(Some((1, at(99)))), Found::Behind);
-        assert_eq!(chain.found(Some((1, at(99)))), Found::Ahead, "told once");
-        assert_eq!(chain.next().after, Some(at(99)));
+        assert_eq!(chain.found(Some((None, at(98)))), Found::Ahead, "it does not say");
+        assert_eq!(chain.found(Some((Some(1), at(99)))), Found::Behind);
+        assert_eq!(chain.found(Some((Some(1), at(99)))), Found::Ahead, "told once");
+        assert_eq!(chain.link().after, Some(at(99)));
     }
 
     #[test]
@@ -128,6 +155,15 @@ mod tests {
         let mut chain = chain();
         assert_eq!(chain.found(None), Found::Removed);
         assert!(!chain.is_known());
-        assert_eq!(chain.next().after, None);
+        assert_eq!(chain.link().after, None);
+    }
+
+    #[test]
+    fn after_a_long_time_without_an_acknowledged_write_nobody_knows_what_was_lost() {
+        let mut chain = chain();
+        for (seconds, expected) in [(19, Found::Ahead), (35, Found::LongAgo), (36, Found::Ahead)] {
+            let link = chain.link();
+            assert_eq!(answered(&mut chain, link, seconds, 20 + seconds), expected, "{seconds}");
+        }
     }
 }

@@ -63,9 +63,9 @@ impl Replica {
 
     /// Every replica is known that was registered by then, if any time is known.
     pub fn registered_through(&self) -> Option<Time> {
-        let scopes = self.scopes().map(|(scope, _)| scope).filter(|scope| self.has_sessions(*scope));
-        let proven: Option<Vec<Time>> = scopes.map(|scope| self.scopes[self.registry_of(scope).0].proven()).collect();
-        proven?.into_iter().min()
+        // Where each collection has its own, there is one collection.
+        let registry = self.registry.unwrap_or(ScopeId(0));
+        self.scopes[registry.0].proven()
     }
 
     /// The marker in the registry is there, as the answer to a write of it shows.

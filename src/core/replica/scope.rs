@@ -209,12 +209,13 @@ impl Replica {
         Ok(())
     }
 
-    /// A read has shown the marker of `scope` otherwise than its last acknowledged write left it. Whether that proves that etcd was
-    /// restored from a backup, so that everything is void (see [`Self::void`]).
+    /// The marker of `scope` was found so. Whether that proves that etcd was restored from a backup, so that everything is void (see
+    /// [`Self::void`]).
     ///
     /// It proves it in the registry alone: elsewhere, whoever may write sessions may write into the marker, and must not
     /// cost other namespaces all their copies. There, and where the marker was removed (also by whoever leads, who took this replica
-    /// for dead), everything is listed anew before the next lease. A list shows what a watch that is resumed after a restore does not.
+    /// for dead) or not written for long, everything is listed anew before the next lease. A list shows what a watch that is
+    /// resumed after a restore does not.
     pub fn marker_found(&mut self, id: ScopeId, found: Found) -> bool {
         match found {
             Found::Ahead | Found::NotYet => false,
@@ -222,9 +223,21 @@ impl Replica {
                 self.void();
                 true
             }
-            Found::Behind | Found::Removed => {
+            Found::Behind | Found::Removed | Found::LongAgo => {
                 self.scopes[id.0].doubt();
+                self.refuse_heartbeats(id);
                 false
+            }
+        }
+    }
+
+    /// Heartbeats that wait for their answers get none: they would have had leases that rest on what is in doubt by now.
+    fn refuse_heartbeats(&mut self, id: ScopeId) {
+        let rests_on_it = |namespace| self.scope_of(namespace).is_some_and(|of| of == id || self.registry_of(of) == id);
+        let namespaces: Vec<Arc<str>> = self.by_namespace.keys().filter(|n| rests_on_it(n)).cloned().collect();
+        for agent in namespaces.iter().flat_map(|namespace| &self.by_namespace[namespace]) {
+            if let Some(agent) = self.agents.get_mut(agent) {
+                agent.forget_heartbeat();
             }
         }
     }

@@ -224,12 +224,39 @@ fn after_the_marker_was_removed_a_list_comes_before_the_next_lease() {
     assert_eq!(replica.age(at(2)), Some(Duration::ZERO));
     // On its way through the watch.
     answered(&mut replica, 55, at(3));
+    replica.heartbeat(STREAM, 1, at(3));
     assert!(!replica.marker_found(scope, Found::Removed), "it proves nothing");
-    assert_eq!(replica.drain(STREAM, 9), None, "and costs no copy");
+    assert_eq!(replica.drain(STREAM, 9), None, "it costs no copy, and there is no lease");
     replica.bookmark(scope, ResourceVersion(60), at(4));
     assert_eq!(replica.age(at(4)), None, "what came through the watch does not count");
     assert!(replica.relist(scope, Vec::new(), ResourceVersion(49), at(5)).is_err(), "it is still below the position");
     answered(&mut replica, 61, at(5));
     replica.relist(scope, Vec::new(), ResourceVersion(61), at(6)).unwrap();
     assert_eq!(replica.age(at(6)), Some(Duration::from_secs(1)));
+}
+
+/// The list may show an older state, of which a copy is right then.
+#[test]
+fn what_is_in_doubt_evicts_nothing() {
+    let (mut replica, scope) = replica();
+    let key = SessionKey::new("a", "s");
+    let object = |generation, resource_version, value: &str| Object {
+        key: key.clone(),
+        uid: Uid::from_u128(1),
+        generation,
+        resource_version: ResourceVersion(resource_version),
+        terminating: false,
+        kind: Kind::Session(Summarizer::default().summarize(&Metadata::from([("k".into(), value.into())]))),
+    };
+    replica.apply(scope, object(5, 51, "lost"), at(2));
+    replica.marker_found(scope, Found::LongAgo);
+    let restored = Digest::of(&Metadata::from([("k".into(), "kept".into())]));
+    let copy =
+        Holding { uid: Uid::from_u128(1), generation: 4, digest: restored, resource_version: ResourceVersion(40) };
+    replica.reported(STREAM, vec![(key.clone(), Report::Held(copy))], Some(1), at(3)).unwrap();
+    assert_eq!(evicted(&mut replica), []);
+    replica.relist(scope, vec![object(4, 40, "kept")], ResourceVersion(60), at(4)).unwrap();
+    assert_eq!(evicted(&mut replica), []);
+    replica.apply(scope, object(5, 61, "new"), at(5));
+    assert_eq!(evicted(&mut replica), [Fate::Stale { below: 5 }]);
 }

@@ -209,15 +209,21 @@ impl Replica {
         let Some(held) = self.agents.get_mut(&agent).and_then(|a| a.held_mut(key)) else {
             return;
         };
-        let waiting = &mut self.scopes[scope.0].waiting;
+        let watched = &mut self.scopes[scope.0];
         if let Some(until) = held.waits_for.take() {
-            waiting.remove(&(until, agent, key.clone()));
+            watched.waiting.remove(&(until, agent, key.clone()));
         }
-        match compare(&held.holding, truth, position) {
+        let verdict = if watched.must_list() {
+            // What a list will show may be older than what is known now.
+            Verdict::Wait(held.holding.resource_version)
+        } else {
+            compare(&held.holding, truth, position)
+        };
+        match verdict {
             Verdict::Keep => {}
             Verdict::Wait(until) => {
                 held.waits_for = Some(until);
-                waiting.insert((until, agent, key.clone()));
+                watched.waiting.insert((until, agent, key.clone()));
             }
             Verdict::Evict(state) => self.evict(key, agent, state, now),
         }
