@@ -28,8 +28,8 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an agent may take to read a message. Nobody else waits for it; it only has no lease meanwhile.
 /// A connection on which nothing is read at all is given up after as long.
 const READ_DEADLINE: Duration = Duration::from_secs(20);
-/// Messages that are taken out of the replica in one go. Only an agent itself can make more signals than they name come again and
-/// again: it is told to drop a session once for each copy of it that it reports.
+/// Messages that are taken out of the replica in one go. Only an agent itself can make more signals than they name come
+/// again and again: it is told to drop a session once for each copy of it that it reports.
 const IN_ONE_GO: usize = 32;
 
 /// Where a stream's messages go out.
@@ -155,8 +155,8 @@ impl Attach {
 
     async fn send(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Ended> {
         loop {
-            // A lease follows all signals that wait. If they were taken one message at a time, those that come while one is sent would
-            // come before the lease too, and without an end to them there would be none.
+            // A lease follows all signals that wait. If they were taken one message at a time, those that come while
+            // one is sent would come before the lease too, and without an end to them there would be none.
             let waiting: Vec<_> = self.shared.with(|replica, _| {
                 iter::from_fn(|| replica.drain(stream.id, MAX_SESSIONS_PER_MESSAGE)).take(IN_ONE_GO).collect()
             });

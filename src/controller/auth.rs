@@ -118,8 +118,9 @@ impl Looks {
             Ok(()) => self.unanswered = 0,
             // Nobody has looked, as too many ask: soon again, since what was taken away must not last.
             Err(Denied::Busy) => return Ok(AGAIN),
-            // While there is no API server, nothing is known against it, and the leases end by themselves; and one that has too much
-            // to do would have more of it from agents that lose their streams. But if it answers, and not this question, leases go on.
+            // While there is no API server, nothing is known against it, and the leases end by themselves; and one that
+            // has too much to do would have more of it from agents that lose their streams. But if it answers, and not
+            // this question, leases go on.
             Err(Denied::Unchecked(error)) => {
                 self.unanswered = if error.kind().passes() { 0 } else { self.unanswered + 1 };
                 if self.unanswered >= UNANSWERED {

@@ -16,8 +16,8 @@ const TARGET: usize = 16 << 20;
 /// Bytes of a page that are read, at most. The objects behind small ones may be large, and a page of the largest is more than
 /// this process has.
 const MOST_BYTES: u64 = 48 << 20;
-/// How long a page is waited for that follows others. Where a list goes on is forgotten after some five minutes, or more if the API
-/// server is away: whoever waited for that would hold the pages that came for nothing.
+/// How long a page is waited for that follows others. Where a list goes on is forgotten after some five minutes, or
+/// more if the API server is away: whoever waited for that would hold the pages that came for nothing.
 const LONGEST: Duration = Duration::from_mins(2);
 
 /// The size of the next page. It is remembered from one list to the next.
@@ -73,8 +73,8 @@ impl Paging {
         true
     }
 
-    /// Whether to ask again for a page that follows others, did not come for this reason, and has been missing for so long. To begin
-    /// the list anew would be to ask for all of them again.
+    /// Whether to ask again for a page that follows others, did not come for this reason, and has been missing for so
+    /// long. To begin the list anew would be to ask for all of them again.
     pub fn may_come(kind: ApiErrorKind, missing: Duration) -> bool {
         kind.passes() && missing < LONGEST
     }

@@ -1,10 +1,11 @@
 //! The API server's answers about tokens: asked for seldom, used for a short time.
 //!
-//! A stream's token is checked when the stream is opened, and whoever reaches the port can open streams. So answers are
-//! used again for a few seconds, an answer that is being waited for is waited for by all who ask the same, what got none is not asked
-//! again at once, and questions come out of token buckets: one for tokens that were good before, of which each namespace gets a part only, and one for all
-//! others, of which each address gets a part only. A flood of made-up tokens does not empty the first one, so who was let in before
-//! can come back with the same token; nor, if it comes from one address, the second, so others get in with new ones.
+//! A stream's token is checked when the stream is opened, and whoever reaches the port can open streams. So answers
+//! are used again for a few seconds, an answer that is being waited for is waited for by all who ask the same, what
+//! got none is not asked again at once, and questions come out of token buckets: one for tokens that were good before,
+//! of which each namespace gets a part only, and one for all others, of which each address gets a part only. A flood
+//! of made-up tokens does not empty the first one, so who was let in before can come back with the same token; nor, if
+//! it comes from one address, the second, so others get in with new ones.
 //!
 //! What is kept is a hash of each token, never the token.
 
@@ -23,7 +24,8 @@ use crate::core::time::Time;
 
 /// How long an answer is used: the time for which a token that was revoked, or whose pod was deleted, still opens streams.
 pub const FRESH: Duration = Duration::from_secs(5);
-/// How long nothing is asked again that got no answer. Else all who wait for one would ask in turn, each for as long as a call may take.
+/// How long nothing is asked again that got no answer. Else all who wait for one would ask in turn, each for as long as
+/// a call may take.
 const RESPITE: Duration = Duration::from_secs(1);
 /// Of pods.
 const OF_PODS: Rates = Rates {
@@ -161,8 +163,8 @@ impl<T> Reviews<T> {
 }
 
 impl<T: Clone> Reviews<T> {
-    /// Who `token` belongs to, which came `from` an address: by an answer that is at most [`FRESH`] old, or by a new one from `ask`.
-    /// What group somebody is of who is let in, `welcome` says.
+    /// Who `token` belongs to, which came `from` an address: by an answer that is at most [`FRESH`] old, or by a new
+    /// one from `ask`. What group somebody is of who is let in, `welcome` says.
     pub async fn who<E: From<Busy>>(
         &self,
         token: &Token,

@@ -175,7 +175,7 @@ impl Watch {
                     continue;
                 }
                 Err(error) if params.continue_token.is_some() && Paging::may_come(error.kind(), wanted.elapsed()) => {
-                    info!(scope = %self.name(), %error, listed = reads.len(), "a page did not come: asking for it again");
+                    info!(scope = %self.name(), %error, listed = reads.len(), "a page did not come: asking again");
                     sleep(backoff.pause()).await;
                     continue;
                 }

@@ -35,8 +35,8 @@ fn watch(patience: Duration) -> Watch {
     }
 }
 
-/// An API server with so many sessions of so many bytes, which `fails` when so many are asked for the n-th time. It notes how
-/// many were.
+/// An API server with so many sessions of so many bytes, which `fails` when so many are asked for the n-th time. It
+/// notes how many were.
 async fn serve(
     count: u32,
     bytes: fn(u32) -> usize,

@@ -95,8 +95,8 @@ impl ApiError {
         &self.causes
     }
 
-    /// How long the API server asks to wait before the next try, if its `Status` says so. The header that says the same to who gets
-    /// none is not passed on by kube.
+    /// How long the API server asks to wait before the next try, if its `Status` says so. The header that says the same
+    /// to who gets none is not passed on by kube.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
