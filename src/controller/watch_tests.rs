@@ -105,6 +105,25 @@ async fn a_list_of_large_sessions_comes_in_pages_that_the_api_server_can_send() 
 }
 
 #[tokio::test]
+async fn what_was_listed_before_all_came_into_doubt_does_not_count() {
+    let watch = watch(Duration::from_hours(1));
+    let shared = watch.shared.clone();
+    let doubted = move |nth, _| {
+        if nth == 2 {
+            shared.with(|replica, _| replica.void());
+        }
+        None
+    };
+    let (client, asked) = serve(800, |_| 1, doubted).await;
+    let watch = Watch { client, ..watch };
+    let listed = watch.list(&mut Paging::default()).await;
+    assert!(matches!(listed, Err(WatchError::Doubted)), "{listed:?}");
+    assert_eq!((watch.shared.with(|replica, _| replica.sessions()), asked.lock().len()), (0, 2));
+    watch.list(&mut Paging::default()).await.unwrap();
+    assert_eq!(watch.shared.with(|replica, _| replica.sessions()), 800);
+}
+
+#[tokio::test]
 async fn a_page_that_does_not_come_at_once_costs_none_of_those_before_it() {
     let fails = |nth, _| match nth {
         2 => Some(http::StatusCode::TOO_MANY_REQUESTS.into_response()),

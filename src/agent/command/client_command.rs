@@ -231,7 +231,7 @@ pub fn help(_: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> {
         "NO-EVICT (ON|OFF)",
         "    Accepted, and changes nothing.",
         "NO-TOUCH (ON|OFF)",
-        "    Accepted, and changes nothing.",
+        "    What is read is only looked at: no later SET takes its difference from it.",
         "REPLY (ON|OFF|SKIP)",
         "    Control the replies sent to the current connection.",
         "SETINFO (LIB-NAME|LIB-VER) <value>",
