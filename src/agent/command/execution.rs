@@ -46,23 +46,13 @@ pub(super) enum Step {
     },
 }
 
-impl Step {
-    /// The keys that it is about.
-    pub fn keys(&self) -> &[Bytes] {
-        match self {
-            Self::Done(_) => &[],
-            Self::Keys { plan, .. } => plan.keys.as_slice(),
-        }
-    }
-}
-
 /// A transaction that is being carried out.
 pub(super) struct Execution<'a> {
     agent: &'a Agent,
     by: ClientId,
     now: Clock,
     watched: Vec<Watched>,
-    steps: &'a [Step],
+    steps: Vec<Step>,
     /// What must be known of each key.
     needs: BTreeMap<Bytes, Need>,
     /// What the keys were read as.
@@ -72,7 +62,7 @@ pub(super) struct Execution<'a> {
     /// Keys that could not be written.
     failed: BTreeMap<Bytes, Failure>,
     /// What it takes. What is read or answered anew takes the place of what was there before, and is not entered again.
-    carried: &'a Carried,
+    carried: Carried,
 }
 
 /// The state of a key in the workspace.
@@ -173,11 +163,11 @@ impl<'a> Execution<'a> {
         by: ClientId,
         now: Clock,
         watched: Vec<Watched>,
-        steps: &'a [Step],
-        carried: &'a Carried,
+        steps: Vec<Step>,
+        carried: Carried,
     ) -> Self {
         let mut needs = BTreeMap::new();
-        for step in steps {
+        for step in &steps {
             if let Step::Keys { plan, .. } = step {
                 for key in plan.keys.as_slice() {
                     let need = needs.entry(key.clone()).or_insert(Need::Unseen);
@@ -196,7 +186,7 @@ impl<'a> Execution<'a> {
         let outcome = self.carry_out().await.map_err(|refusal| self.of_part(refusal));
         drop(writing);
         // In any case: what was registered before must be settled.
-        settle(self.agent, self.by, self.steps);
+        settle(self.agent, self.by, &self.steps);
         outcome
     }
 
@@ -271,7 +261,7 @@ impl<'a> Execution<'a> {
         let mut slots: BTreeMap<Bytes, Slot> = BTreeMap::new();
         let mut answers = Vec::with_capacity(self.steps.len());
         let mut turn = Turn::begin();
-        for step in self.steps {
+        for step in &self.steps {
             let plan = match step {
                 Step::Done(reply) => {
                     budget.take(reply)?;

@@ -120,8 +120,6 @@ impl Flags {
     pub const NOT_QUEUED: Self = Self(1 << 13);
     /// Allowed to whoever has subscribed, in RESP2. Redis has no name for this.
     pub const LISTENER: Self = Self(1 << 14);
-    /// It says or changes how the connection is: within `EXEC`, it is carried out when all is written. Redis has no name for this.
-    pub const CONNECTION: Self = Self(1 << 15);
 
     /// Names, in the order in which Redis lists them.
     const NAMES: [(Self, &'static str); 13] = [

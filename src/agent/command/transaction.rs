@@ -179,8 +179,8 @@ pub(super) async fn exec(agent: &Agent, client: &mut Client) -> Result<Flow, Ref
     let budget = Budget::new(agent.commands.output_limit);
     let mut turn = Turn::begin();
     let mut steps = Vec::with_capacity(transaction.queue.len());
-    for queued in &transaction.queue {
-        let step = step(agent, client, queued, &now);
+    for queued in transaction.queue {
+        let step = step(agent, client, &queued, &now);
         let refused = match &step {
             Step::Done(reply) => {
                 budget.take(reply).err().or_else(|| (!carried.grow(reply.weight())).then_some(NO_ROOM))
@@ -195,62 +195,20 @@ pub(super) async fn exec(agent: &Agent, client: &mut Client) -> Result<Flow, Ref
         steps.push(step);
         turn.give_way().await;
     }
-    let execution = Execution::new(agent, client.id(), now, watched, &steps, &carried);
-    let Some(mut answers) = execution.run().await? else {
-        return Ok(Flow::Reply(Reply::NullArray));
-    };
-    conclude(agent, client, &transaction.queue, &steps, &mut answers).await?;
-    Ok(Flow::Reply(Reply::Array(answers)))
+    let by = client.id();
+    let answers = Execution::new(agent, by, now, watched, steps, carried).run().await?;
+    Ok(Flow::Reply(answers.map_or(Reply::NullArray, Reply::Array)))
 }
 
-/// All is written: carries out what is about the connection.
-async fn conclude(
-    agent: &Agent,
-    client: &mut Client,
-    queue: &[Queued],
-    steps: &[Step],
-    answers: &mut [Reply],
-) -> Result<(), Refusal> {
-    // It is too late for anything but the end of the connection.
-    let budget = Budget::new(agent.commands.output_limit);
-    let mut turn = Turn::begin();
-    let mut is_as_before = true;
-    for (queued, answer) in queue.iter().zip(answers).filter(|(queued, _)| queued.is_about_connection()) {
-        *answer = queued.run_now(agent, client);
-        budget.take(answer)?;
-        is_as_before = false;
-        turn.give_way().await;
-    }
-    if !is_as_before && client.is_tracked() {
-        // What it has read may not have been registered for it then: nobody vouches for that.
-        for key in steps.iter().flat_map(Step::keys) {
-            agent.tracking.read(client.id(), key, None);
-        }
-    }
-    Ok(())
-}
-
-impl Queued {
-    fn is_about_connection(&self) -> bool {
-        self.command.flags.has(Flags::CONNECTION)
-    }
-
-    /// Carries out what never waits.
-    fn run_now(&self, agent: &Agent, client: &mut Client) -> Reply {
-        match run_now(agent, client, self.command, &self.args) {
-            Flow::Reply(reply) | Flow::Close(Some(reply)) => reply,
-            Flow::Replies(replies) => Reply::Array(replies),
-            Flow::None | Flow::TooLarge | Flow::Close(None) => Reply::Null,
-        }
-    }
-}
-
-/// What is to do for one command. What needs no key is answered right away: nothing else depends on it. But the connection must
-/// stay as it is if the transaction comes to nothing.
+/// What is to do for one command. What needs no key is done right away: nothing else depends on it.
 fn step(agent: &Agent, client: &mut Client, queued: &Queued, now: &Clock) -> Step {
     let Queued { command, args } = queued;
     let Run::Keys(parse) = command.run else {
-        return Step::Done(if queued.is_about_connection() { Reply::Null } else { queued.run_now(agent, client) });
+        return Step::Done(match run_now(agent, client, command, args) {
+            Flow::Reply(reply) | Flow::Close(Some(reply)) => reply,
+            Flow::Replies(replies) => Reply::Array(replies),
+            Flow::None | Flow::TooLarge | Flow::Close(None) => Reply::Null,
+        });
     };
     match parse(args, now) {
         Ok(plan) => {

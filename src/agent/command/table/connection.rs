@@ -8,8 +8,6 @@ const ALWAYS: Flags = Flags::NOSCRIPT.and(Flags::LOADING).and(Flags::STALE);
 const ALWAYS_FAST: Flags = ALWAYS.and(Flags::FAST);
 /// Those that work without a password, too.
 const FOR_ALL: Flags = ALWAYS_FAST.and(Flags::NO_AUTH).and(Flags::ALLOW_BUSY);
-/// Those that one begins with.
-const GREETING: Flags = FOR_ALL.and(Flags::CONNECTION);
 /// Those that end things, whatever state the connection is in.
 const ENDS: Flags = FOR_ALL.and(Flags::NOT_QUEUED).and(Flags::LISTENER);
 const TRANSACTION: Flags = ALWAYS_FAST.and(Flags::ALLOW_BUSY);
@@ -32,11 +30,11 @@ const fn channels(name: &'static str, arity: i32, run: Run) -> Command {
 }
 
 const fn client(full_name: &'static str, name: &'static str, arity: i32, run: Run) -> Command {
-    row(name, arity, ALWAYS.and(Flags::CONNECTION), run).full_name(full_name)
+    row(name, arity, ALWAYS, run).full_name(full_name)
 }
 
 pub(super) const ROWS: [Command; 17] = [
-    row("auth", -2, GREETING, Run::Now(connection::auth))
+    row("auth", -2, FOR_ALL, Run::Now(connection::auth))
         .doc("Authenticate to the server", "1.0.0")
         .differs("There is one user, `default`."),
     Command::new("client", -2, Flags::NONE, Run::Container(None))
@@ -46,7 +44,7 @@ pub(super) const ROWS: [Command; 17] = [
         .subcommands(&CLIENT),
     row("echo", 2, Flags::LOADING.and(Flags::STALE).and(Flags::FAST), Run::Now(connection::echo))
         .doc("Echo the given string", "1.0.0"),
-    row("hello", -1, GREETING, Run::Now(connection::hello)).doc("Handshake with Redis", "6.0.0"),
+    row("hello", -1, FOR_ALL, Run::Now(connection::hello)).doc("Handshake with Redis", "6.0.0"),
     row("ping", -1, Flags::FAST.and(Flags::LISTENER), Run::Now(connection::ping))
         .doc("Ping the server", "1.0.0")
         .tips(&["request_policy:all_shards", "response_policy:all_succeeded"]),

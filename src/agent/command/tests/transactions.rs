@@ -4,7 +4,7 @@ use http::Method;
 use serde_json::json;
 
 use crate::agent::testing::{Bench, Guest, bulk};
-use crate::resp::{Protocol, Reply};
+use crate::resp::Reply;
 
 /// A client is about to add one to a field of `a` and of `b`, each with one `EXEC`.
 async fn counts_in_both() -> (Bench, Guest) {
@@ -107,70 +107,6 @@ async fn a_watch_that_fails_watches_nothing_more_than_before() {
     assert!(text.starts_with("TRYAGAIN "), "{text}");
     let watched: Vec<_> = guest.client.watched.iter().map(|watched| watched.key.clone()).collect();
     assert_eq!(watched, ["before"]);
-}
-
-/// Whether it is a watched session that changed or anything else: the transaction comes to nothing.
-#[tokio::test(start_paused = true)]
-async fn a_transaction_that_comes_to_nothing_leaves_the_connection_as_it_was() {
-    for (last, code) in
-        [("HGET k n", ""), ("HSET k n 1", ""), ("HSET other n 1", "TRYAGAIN "), ("NOSUCH", "EXECABORT ")]
-    {
-        let bench = Bench::new();
-        let mut guest = bench.guest();
-        guest.asks("HSET k n 0").await;
-        let commands = ["WATCH k", "MULTI", "CLIENT SETNAME a", "CLIENT TRACKING ON", "CLIENT NO-TOUCH ON", "HELLO 3"];
-        for command in commands.into_iter().chain([last]) {
-            guest.asks(command).await;
-        }
-        bench.api.merge("k", &json!({"spec": {"metadata": {"n": "others"}}}));
-        bench.api.is_down(code == "TRYAGAIN ");
-        match guest.asks("EXEC").await {
-            Reply::NullArray => assert_eq!(code, "", "{last}"),
-            Reply::Error(text) => assert!(!code.is_empty() && text.starts_with(code), "{last}: {text}"),
-            other => panic!("{last}: {other:?}"),
-        }
-        let client = &guest.client;
-        assert_eq!((client.handle().name(), client.handle().protocol()), ("".into(), Protocol::Resp2), "{last}");
-        assert!(client.tracking.is_none() && !client.only_looks, "{last}");
-    }
-}
-
-#[tokio::test]
-async fn what_is_about_the_connection_is_carried_out_in_its_order() {
-    let bench = Bench::new();
-    let mut guest = bench.guest();
-    let commands =
-        ["HSET k n 0", "MULTI", "CLIENT SETNAME a", "HGET k n", "CLIENT GETNAME", "CLIENT SETNAME b", "HELLO x"];
-    for command in commands {
-        guest.asks(command).await;
-    }
-    let refused = Reply::Error("ERR Protocol version is not an integer or out of range".into());
-    let answers = vec![Reply::OK, bulk("0"), bulk("a"), Reply::OK, refused];
-    assert_eq!(guest.asks("EXEC").await, Reply::Array(answers));
-    assert_eq!(guest.client.handle().name(), "b");
-}
-
-/// It tracks since after the read: what changed in between, nobody told it.
-#[tokio::test]
-async fn what_was_read_before_tracking_began_is_not_to_be_kept() {
-    for commands in [
-        &["MULTI", "CLIENT TRACKING ON", "HGET k n"][..],
-        &["CLIENT TRACKING ON OPTIN", "MULTI", "CLIENT CACHING YES", "HGET k n"],
-        &["CLIENT TRACKING ON", "MULTI", "CLIENT TRACKING OFF", "CLIENT TRACKING ON", "HGET k n"],
-    ] {
-        let bench = Bench::new();
-        let mut guest = bench.guest();
-        for command in ["HELLO 3", "HSET k n 0"].iter().chain(commands) {
-            guest.asks(command).await;
-        }
-        assert!(matches!(guest.asks("EXEC").await, Reply::Array(_)), "{commands:?}");
-        assert!(guest.heard().contains("invalidate"), "{commands:?}");
-        // From now on it is told of changes.
-        guest.asks("CLIENT CACHING YES").await;
-        guest.asks("HGET k n").await;
-        bench.guest().asks("HSET k n 1").await;
-        assert!(guest.heard().contains("invalidate"), "{commands:?}");
-    }
 }
 
 #[tokio::test]
