@@ -201,19 +201,6 @@ impl Store {
             ((), None)
         });
     }
-
-    /// No pod serves anything older than this state of the session any more.
-    pub(super) fn confirmed(&self, of: &Session) {
-        self.change(of.name(), |state, _, _| {
-            state.shard.confirmed(of.name(), of.copy());
-            ((), None)
-        });
-    }
-
-    /// Whether that is known of this state, which need not be confirmed again then.
-    pub(super) fn is_confirmed(&self, of: &Session) -> bool {
-        self.look(of.name(), |shard| shard.is_confirmed(of.name(), of.copy()))
-    }
 }
 
 #[cfg(test)]

@@ -243,10 +243,6 @@ impl Shared {
         if only_if_unchanged && session.digest() != base.digest() {
             return Err(WriteError::Changed);
         }
-        // What was written by an earlier attempt may not be visible everywhere yet. Once it is, it stays so.
-        if self.store.is_confirmed(&session) {
-            return Ok(session);
-        }
         self.visible(session, Instant::now(), visibility, false).await
     }
 
@@ -347,7 +343,6 @@ impl Shared {
                 digest: (!outdates_equal).then(|| session.digest()),
             };
             self.confirmer.confirm(session.name(), &barrier, answered).await;
-            self.store.confirmed(&session);
         }
         Ok(session)
     }

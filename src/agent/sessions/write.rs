@@ -135,8 +135,7 @@ impl Sessions {
         self.inner.write(base, map, form, ttl, exact, false).await
     }
 
-    /// The same for a command that names only fields that are true only in this pod: it waits for no other one, unless a use is written
-    /// with it that nobody could be told of.
+    /// The same for a command that names only fields that are true only in this pod: it waits for no other one.
     pub async fn replace_local(&self, base: &Entry, map: Metadata, exact: Exact) -> Result<Option<Entry>, Failure> {
         check_limits(&map)?;
         self.inner.write(base, map, None, Ttl::Keep, exact, true).await

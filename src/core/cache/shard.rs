@@ -116,8 +116,6 @@ struct Entry {
     /// Where it stands in the recency queue.
     queued: Time,
     footprint: usize,
-    /// No pod serves the session as it was before this generation.
-    confirmed: u64,
 }
 
 impl Entry {
@@ -351,7 +349,6 @@ impl Shard {
                 renewed: Renewed::new(renewal),
                 queued: now,
                 footprint,
-                confirmed: 0,
             },
         );
         self.make_room(reporter);

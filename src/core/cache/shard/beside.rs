@@ -239,20 +239,6 @@ impl Shard {
         }
     }
 
-    /// No pod serves anything older of the session than the copy `of` any more.
-    pub fn confirmed(&mut self, name: &str, of: &Copy) {
-        if self.entry_of(name, of).is_some()
-            && let Some(entry) = self.entries.get_mut(name)
-        {
-            entry.confirmed = entry.confirmed.max(of.generation);
-        }
-    }
-
-    /// Whether that is known of the copy `of`, as long as it is held: it stays so, since no pod goes back.
-    pub fn is_confirmed(&self, name: &str, of: &Copy) -> bool {
-        self.entry_of(name, of).is_some_and(|entry| entry.confirmed >= of.generation)
-    }
-
     /// The copy with just this metadata, if it is the one that is held.
     fn entry_of(&self, name: &str, of: &Copy) -> Option<&Entry> {
         let same = |digest: Digest| digest == of.digest;

@@ -427,34 +427,3 @@ fn a_write_after_which_no_copy_is_held_forgets_no_renewal() {
     let of = world.give();
     assert_eq!(world.shard.renewal("s", &of), Some(renewal));
 }
-
-#[test]
-fn what_is_visible_everywhere_stays_so_until_it_changes() {
-    let mut world = World::new(AGENT);
-    let first = copy(A, 1, "x");
-    world.restore(first.clone());
-    assert!(!world.shard.is_confirmed("s", &first), "others may serve what it was before");
-    world.shard.confirmed("s", &first);
-    assert!(world.shard.is_confirmed("s", &first));
-    // Others may have something in between of what is the same again, and of what is another one anyway.
-    for later in [copy(A, 3, "x"), copy(A, 4, "y"), copy(B, 5, "y")] {
-        world.restore(later.clone());
-        assert!(!world.shard.is_confirmed("s", &later), "{later:?}");
-        world.shard.confirmed("s", &first);
-        assert!(!world.shard.is_confirmed("s", &later), "{later:?}: it is not what was confirmed");
-        world.shard.confirmed("s", &later);
-        assert!(world.shard.is_confirmed("s", &later), "{later:?}");
-    }
-    // What came between may have been what another pod has, if etcd was restored from a backup.
-    let earlier = copy(B, 3, "y");
-    world.restore(earlier.clone());
-    assert!(!world.shard.is_confirmed("s", &earlier));
-    world.restore(copy(B, 5, "y"));
-    world.shard.confirmed("s", &copy(B, 5, "y"));
-    // It is known as long as the copy is held.
-    let last = copy(B, 5, "y");
-    world.evict(stale(&copy(B, 6, "z")));
-    assert!(!world.shard.is_confirmed("s", &last));
-    world.restore(copy(B, 6, "z"));
-    assert!(!world.shard.is_confirmed("s", &copy(B, 6, "z")));
-}

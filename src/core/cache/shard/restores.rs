@@ -108,10 +108,6 @@ impl Shard {
             // The object may have changed in what is not compared: whoever names the state that it means needs the latest one.
             let later = found.resource_version > entry.copy.resource_version;
             if (later || entry.copy.generation != found.generation) && Rule::AdoptGeneration.on() {
-                if found.generation < entry.copy.generation {
-                    // Etcd was restored from a backup: another pod may have what came between.
-                    entry.confirmed = 0;
-                }
                 let before = entry.copy.footprint();
                 entry.copy =
                     Arc::new(Copy { name: entry.copy.name.clone(), metadata: entry.copy.metadata.clone(), ..found });
