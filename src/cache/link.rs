@@ -197,13 +197,14 @@ impl Link {
         convert::bounded(signals.evictions.len() + signals.barriers.len())?;
         for eviction in signals.evictions {
             let (name, state) = convert::eviction(&eviction)?;
-            self.shared.store.evict(name, state);
-            self.outbox.done(eviction.session, eviction.signal);
+            let kept = self.shared.store.evict(name, state);
+            self.outbox.done(v1::Acknowledgement { session: eviction.session, signal: eviction.signal, kept });
         }
         for barrier in signals.barriers {
             let (name, state) = convert::barrier(barrier.state.as_ref())?;
             self.shared.store.barrier(name, state);
-            self.outbox.done(name.to_owned(), barrier.signal);
+            let session = name.to_owned();
+            self.outbox.done(v1::Acknowledgement { session, signal: barrier.signal, kept: false });
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ struct Inventory {
 pub(super) struct Outbox {
     stream: StreamId,
     inventory: Option<Inventory>,
-    done: VecDeque<(String, u64)>,
+    done: VecDeque<v1::Acknowledgement>,
     lease_returned: bool,
     heartbeat_due: bool,
     heartbeats: VecDeque<(u64, Time)>,
@@ -80,8 +80,8 @@ impl Outbox {
     }
 
     /// A signal was carried out.
-    pub fn done(&mut self, session: String, signal: u64) {
-        self.done.push_back((session, signal));
+    pub fn done(&mut self, done: v1::Acknowledgement) {
+        self.done.push_back(done);
     }
 
     /// The replica's lease has ended here.
@@ -180,9 +180,7 @@ impl Outbox {
 
     fn acknowledgements(&mut self) -> Message {
         let some = self.done.len().min(MAX_SESSIONS_PER_MESSAGE);
-        let done = self.done.drain(..some);
-        let done = done.map(|(session, signal)| v1::Acknowledgement { session, signal });
-        Message::Acknowledgements(v1::Acknowledgements { done: done.collect() })
+        Message::Acknowledgements(v1::Acknowledgements { done: self.done.drain(..some).collect() })
     }
 
     fn inventory(&mut self, mut inventory: Inventory, store: &Store) -> Message {

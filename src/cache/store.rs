@@ -200,13 +200,14 @@ impl Store {
         shard.has_met(name) || self.events.has_departed(name)
     }
 
-    /// An eviction came in.
-    pub fn evict(&self, name: &str, eviction: Barrier) {
+    /// An eviction came in. Whether the copy that it means lives on, by an own write.
+    pub fn evict(&self, name: &str, eviction: Barrier) -> bool {
         self.signal(name, |shard, tell| shard.evict(name, eviction, tell));
         // Its copy may have gone before.
         if eviction.mark.fate == Fate::Gone {
             self.events.gone(&name.into(), eviction.mark.uid);
         }
+        self.look(name, |shard| shard.outlives(name, eviction.mark))
     }
 
     /// A barrier came in: when this returns, nothing older than its state is served.

@@ -190,14 +190,14 @@ impl Attach {
                 agent_message::Message::Reports(reports) => self.reports(stream, &namespace, &reports)?,
                 agent_message::Message::Acknowledgements(acks) => {
                     convert::bounded(acks.done.len())?;
-                    let keys = acks.done.iter().map(|ack| {
+                    let done = acks.done.iter().map(|ack| {
                         let name = convert::session_name(&ack.session)?;
-                        Ok((SessionKey::new(namespace.clone(), name), SignalId(ack.signal)))
+                        Ok((SessionKey::new(namespace.clone(), name), SignalId(ack.signal), ack.kept))
                     });
-                    let keys = keys.collect::<Result<Vec<_>, Malformed>>()?;
+                    let done = done.collect::<Result<Vec<_>, Malformed>>()?;
                     self.shared.with(|replica, now| {
-                        for (key, signal) in keys {
-                            replica.acknowledged(stream, &key, signal, now);
+                        for (key, signal, kept) in done {
+                            replica.acknowledged(stream, &key, signal, kept, now);
                         }
                     });
                 }
@@ -323,7 +323,13 @@ mod tests {
         let mut signal = || {
             copies += 1;
             let key = SessionKey::new("ns", format!("s-{copies}").as_str());
-            let held = Holding { uid: Uid::from_u128(1), generation: 1, digest, resource_version: ResourceVersion(1) };
+            let held = Holding {
+                uid: Uid::from_u128(1),
+                generation: 1,
+                digest,
+                resource_version: ResourceVersion(1),
+                since: 1,
+            };
             shared
                 .with(|replica, now| replica.reported(stream.id, vec![(key, Report::Held(held))], None, now))
                 .unwrap();

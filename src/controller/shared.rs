@@ -157,7 +157,8 @@ mod tests {
         };
         let (old, new) = (object(1, "old"), object(2, "new"));
         let Kind::Session(summary) = &old.kind else { panic!() };
-        let held = Holding { uid, generation: 1, digest: summary.digest, resource_version: ResourceVersion(1) };
+        let held =
+            Holding { uid, generation: 1, digest: summary.digest, resource_version: ResourceVersion(1), since: 1 };
         let stream = shared.open_stream();
         shared.with(|replica, now| {
             replica.relist(scope, vec![old], ResourceVersion(1), now).unwrap();
@@ -180,7 +181,7 @@ mod tests {
             }
         };
         // The agent is quicker.
-        shared.with(|replica, now| replica.acknowledged(stream.id, &key, signal, now));
+        shared.with(|replica, now| replica.acknowledged(stream.id, &key, signal, false, now));
         drop(held_up);
         bringing.join().unwrap();
         assert_eq!(*scribe.0.lock(), ["changed", "settled"]);

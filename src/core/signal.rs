@@ -41,6 +41,12 @@ impl Mark {
             }
     }
 
+    /// Whether a copy of `uid` that has been there [since](crate::core::cache::Holding::since) this generation lives on in spite of
+    /// this eviction: an own write has taken the stale state's place, or is about to.
+    pub fn is_outlived_by(&self, uid: Uid, since: u64) -> bool {
+        matches!(self.fate, Fate::Stale { .. }) && self.drops(uid, since)
+    }
+
     /// Copies of `uid` below this generation are outdated: all that there can be, unless it is known to live.
     pub fn outdates(&self, uid: Uid) -> u64 {
         match self.fate {
@@ -106,6 +112,15 @@ mod tests {
         assert!(m.drops(A, 2));
         assert!(!m.drops(A, 3));
         assert!(!m.drops(B, 1));
+    }
+
+    #[test]
+    fn what_was_there_before_and_still_is_outlives_what_is_stale_and_not_what_is_gone() {
+        let stale = mark(A, Fate::Stale { below: 3 }, 10);
+        assert!(stale.is_outlived_by(A, 2));
+        assert!(!stale.is_outlived_by(A, 3), "it was restored afterwards");
+        assert!(!stale.is_outlived_by(B, 2));
+        assert!(!mark(A, Fate::Gone, 10).is_outlived_by(A, 2));
     }
 
     #[test]

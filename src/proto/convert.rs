@@ -109,11 +109,13 @@ pub fn reports(
             generation: h.generation,
             digest: digest(&h.digest)?,
             resource_version: ResourceVersion(h.resource_version),
+            since: if h.since == 0 { h.generation } else { h.since },
         };
         Ok((key(&h.session)?, Report::Held(holding)))
     });
     let released = message.released.iter().map(|name| Ok((key(name)?, Report::Released)));
-    let reports = held.chain(released).collect::<Result<_, Malformed>>()?;
+    // What goes makes room for what comes.
+    let reports = released.chain(held).collect::<Result<_, Malformed>>()?;
     Ok((reports, message.complete.then_some(message.through)))
 }
 
@@ -128,6 +130,7 @@ pub fn reports_message(reports: impl IntoIterator<Item = (Arc<str>, Report)>, th
                 generation: h.generation,
                 digest: Bytes::copy_from_slice(h.digest.as_bytes()),
                 resource_version: h.resource_version.0,
+                since: h.since,
             }),
             Report::Released => message.released.push(name.to_string()),
         }
@@ -241,8 +244,9 @@ mod tests {
             generation: 3,
             digest: Digest::of(&Metadata::new()),
             resource_version: ResourceVersion(9),
+            since: 2,
         };
-        let sent = [(Arc::from("a"), Report::Held(holding)), (Arc::from("b"), Report::Released)];
+        let sent = [(Arc::from("b"), Report::Released), (Arc::from("a"), Report::Held(holding))];
         let (got, through) = reports(&reports_message(sent.clone(), Some(5)), &"ns".into()).unwrap();
         assert_eq!(through, Some(5));
         let sent: Vec<_> = sent.into_iter().map(|(n, r)| (SessionKey::new("ns", &*n), r)).collect();

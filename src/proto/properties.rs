@@ -62,9 +62,10 @@ fn bytes(right: usize) -> impl Strategy<Value = Bytes> {
 
 prop_compose! {
     fn holding()(
-        session in name(), uid in bytes(16), generation: u64, digest in bytes(32), resource_version: u64
+        session in name(), uid in bytes(16), generation: u64, digest in bytes(32), resource_version: u64,
+        since: u64
     ) -> v1::Holding {
-        v1::Holding { session, uid, generation, digest, resource_version }
+        v1::Holding { session, uid, generation, digest, resource_version, since }
     }
 }
 
@@ -93,7 +94,8 @@ fn said() -> impl Strategy<Value = v1::AgentMessage> {
     });
     let reports = (vec(holding(), 0..4), vec(name(), 0..4), any::<u64>(), any::<bool>())
         .prop_map(|(held, released, through, complete)| v1::Reports { held, released, through, complete });
-    let ack = (name(), any::<u64>()).prop_map(|(session, signal)| v1::Acknowledgement { session, signal });
+    let ack = (name(), any::<u64>(), any::<bool>());
+    let ack = ack.prop_map(|(session, signal, kept)| v1::Acknowledgement { session, signal, kept });
     let renewal = (name(), bytes(16), any::<u64>());
     let renewal = renewal.prop_map(|(session, uid, idle_millis)| v1::Renewal { session, uid, idle_millis });
     let confirm = (any::<u64>(), proptest::option::of(state()));
@@ -243,6 +245,7 @@ fn the_most_sessions_fit_into_the_longest_message() {
         generation: u64::MAX,
         digest: vec![1; 32].into(),
         resource_version: u64::MAX,
+        since: u64::MAX,
     });
     let reports = v1::Reports { held: held.collect(), released: vec![], through: u64::MAX, complete: true };
     let message = v1::AgentMessage { message: Some(agent_message::Message::Reports(reports)) };

@@ -22,6 +22,9 @@ pub struct Holding {
     pub digest: Digest,
     /// The resourceVersion that was read.
     pub resource_version: ResourceVersion,
+    /// The generation that the copy was restored at. Own writes and validations have carried it on to what it is: it was not dropped
+    /// meanwhile.
+    pub since: u64,
 }
 
 /// News about one session.
@@ -125,6 +128,7 @@ mod tests {
             generation,
             digest: Digest::of(&Metadata::new()),
             resource_version: ResourceVersion(generation),
+            since: generation,
         }
     }
 

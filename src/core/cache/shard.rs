@@ -111,11 +111,26 @@ struct Entry {
     suspended: Option<u64>,
     /// Cover until a replica has processed that number.
     provisional: Provisional,
-    local: Option<Arc<LocalValues>>,
+    carried: Carried,
     renewed: Renewed,
     /// Where it stands in the recency queue.
     queued: Time,
     footprint: usize,
+}
+
+/// What an own write leaves as it was, if nobody else's change is in its answer.
+#[derive(Clone, Debug)]
+struct Carried {
+    local: Option<Arc<LocalValues>>,
+    /// The generation that the copy was restored at.
+    since: u64,
+}
+
+impl Carried {
+    /// Nothing: the copy is a new one.
+    fn anew(copy: &Copy) -> Self {
+        Self { local: None, since: copy.generation }
+    }
 }
 
 impl Entry {
@@ -125,6 +140,11 @@ impl Entry {
     /// evictions that are still to come.
     fn equals(&self, state: Barrier) -> bool {
         self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on()
+    }
+
+    /// What replicas are told of it.
+    fn holding(&self) -> Holding {
+        holding(&self.copy, self.carried.since)
     }
 }
 
@@ -263,7 +283,7 @@ impl Shard {
 
     /// Holdings with a sequence number up to `through`, for a new stream's inventory.
     pub fn inventory(&self, through: u64) -> impl Iterator<Item = (&Arc<str>, Holding)> {
-        self.entries.iter().filter(move |(_, e)| e.sequence <= through).map(|(name, e)| (name, holding(&e.copy)))
+        self.entries.iter().filter(move |(_, e)| e.sequence <= through).map(|(name, e)| (name, e.holding()))
     }
 
     /// Sessions for which a restore or a write is in flight.
@@ -310,11 +330,11 @@ impl Shard {
         name: &str,
         mut copy: Copy,
         provisional: Provisional,
-        local: Option<Arc<LocalValues>>,
+        carried: Carried,
         now: Time,
         reporter: &mut impl Reporter,
     ) -> (Arc<Copy>, Option<Arc<Copy>>) {
-        let footprint = copy.footprint() + local.as_deref().map_or(0, footprint_of);
+        let footprint = copy.footprint() + carried.local.as_deref().map_or(0, footprint_of);
         let old = self.take(name);
         if let Some((key, _)) = &old {
             copy.name = key.clone();
@@ -324,12 +344,10 @@ impl Shard {
         let copy = Arc::new(copy);
         let old = old.map(|(_, entry)| entry);
         let given = old.as_ref().is_some_and(|old| self.replaced(&key, old, &copy));
+        let sequence = reporter.held(&key, holding(&copy, carried.since));
         let sequence = match &old {
-            Some(old) if !Rule::NewCopyNewSequence.on() => {
-                reporter.held(&key, holding(&copy));
-                old.sequence
-            }
-            _ => reporter.held(&key, holding(&copy)),
+            Some(old) if !Rule::NewCopyNewSequence.on() => old.sequence,
+            _ => sequence,
         };
         self.bytes += footprint;
         self.recency.insert(now, key.clone());
@@ -344,7 +362,7 @@ impl Shard {
                 sequence,
                 provisional,
                 suspended: None,
-                local,
+                carried,
                 used,
                 renewed: Renewed::new(renewal),
                 queued: now,
@@ -418,8 +436,9 @@ fn older(copy: &Copy, than: &Copy) -> bool {
     if copy.uid == than.uid { copy.generation < than.generation } else { copy.resource_version < than.resource_version }
 }
 
-fn holding(copy: &Copy) -> Holding {
-    Holding { uid: copy.uid, generation: copy.generation, digest: copy.digest, resource_version: copy.resource_version }
+fn holding(copy: &Copy, since: u64) -> Holding {
+    let Copy { uid, generation, digest, resource_version, .. } = *copy;
+    Holding { uid, generation, digest, resource_version, since }
 }
 
 fn dropped(copy: Arc<Copy>, reason: DropReason, used: Time) -> Dropped {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::HashMap as FastMap;
+use hashbrown::{HashMap as FastMap, HashSet as FastSet};
 use thiserror::Error;
 
 use super::holdings::Held;
@@ -215,7 +215,7 @@ impl Replica {
         }
         let over = self.agents.get(&id).is_none_or(|a| a.remembered_until <= now);
         if over || !Rule::RememberAgents.on() {
-            self.lease_over(id);
+            self.leases_over(&FastSet::from_iter([id]));
             self.confirm_ready(now);
         }
     }
@@ -244,13 +244,13 @@ impl Replica {
         self.wake(Some(stream));
     }
 
-    /// The agent has done what the signal `id` asked for.
-    pub fn acknowledged(&mut self, stream: StreamId, key: &SessionKey, signal: SignalId, now: Time) {
+    /// The agent has done what the signal `id` asked for; it has `kept` a copy that an own write carries on.
+    pub fn acknowledged(&mut self, stream: StreamId, key: &SessionKey, signal: SignalId, kept: bool, now: Time) {
         let Some(&agent) = self.by_stream.get(&stream) else {
             return;
         };
         self.confirm_acknowledged(agent, signal, now);
-        self.round_acknowledged(agent, key, signal, now);
+        self.round_acknowledged(agent, key, signal, kept, now);
     }
 
     /// The agent has given back what it was leased over this stream: nothing that it serves rests on that.
@@ -307,9 +307,15 @@ impl Replica {
         agent.answer_heartbeat(lease)
     }
 
-    /// The agent's last lease has ended. If it is not connected either, it is forgotten.
-    pub(super) fn lease_over(&mut self, id: AgentId) {
-        self.confirm_forget(id);
+    /// The last leases of these agents have ended. Those that are not connected either are forgotten.
+    pub(super) fn leases_over(&mut self, ids: &FastSet<AgentId>) {
+        self.confirm_forget(ids);
+        for id in ids {
+            self.forget_if_gone(*id);
+        }
+    }
+
+    fn forget_if_gone(&mut self, id: AgentId) {
         let Some(agent) = self.agents.get(&id) else {
             return;
         };

@@ -14,6 +14,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hashbrown::HashSet as FastSet;
 use thiserror::Error;
 
 use super::{AgentId, AgentName, Replica, ScopeId, SignalId};
@@ -130,10 +131,14 @@ impl Replica {
         }
     }
 
-    /// The agent has no lease of this replica any more: nobody needs to wait for it.
-    pub(super) fn confirm_forget(&mut self, agent: AgentId) {
+    /// These agents have no lease of this replica any more: nobody needs to wait for them. All at once, since a watch that stands
+    /// still ends the leases of all agents together, and leaves all confirmations under way.
+    pub(super) fn confirm_forget(&mut self, agents: &FastSet<AgentId>) {
+        if agents.is_empty() {
+            return;
+        }
         for confirmation in self.confirmations.values_mut() {
-            confirmation.waiting.remove(&agent);
+            confirmation.waiting.retain(|agent| !agents.contains(agent));
         }
     }
 

@@ -6,9 +6,9 @@ use crate::core::signal::Fate;
 /// Sums since the replica started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Copies that were evicted because the session's metadata differ.
+    /// Copies that were dropped because the session's metadata differ.
     pub stale: u64,
-    /// Copies that were evicted because the session is gone.
+    /// Copies that were dropped because the session is gone.
     pub gone: u64,
     /// Heartbeats that got a lease.
     pub leases: u64,

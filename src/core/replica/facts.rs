@@ -63,7 +63,7 @@ pub struct Settled {
     pub generation: Option<u64>,
     /// Metadata keys that changed.
     pub changed_keys: Vec<Arc<str>>,
-    /// Pods that were signalled, by name, sorted.
+    /// Pods that dropped a copy, or are silent, by name, sorted.
     pub pods: Vec<AgentName>,
     /// Those of them that did not acknowledge before their leases ended.
     pub silent: Vec<AgentName>,

@@ -92,8 +92,7 @@ impl Replica {
         known.evictions.insert(key.clone(), (id, state));
         let stream = known.stream;
         self.wake(stream);
-        self.counts.evicted(fate);
-        self.round_evicted(key, agent, id, now);
+        self.round_evicted(key, agent, (id, fate), now);
     }
 
     fn hold(&mut self, id: AgentId, key: &SessionKey, holding: Holding, now: Time) -> Result<(), Full> {
@@ -116,8 +115,9 @@ impl Replica {
             self.held.add(agent.namespace(), agent.name());
             self.entries.entry(key.clone()).or_default().holders.push(id);
         }
-        if let Some((signal, _)) = settled {
-            self.round_acknowledged(id, key, signal, now);
+        if let Some((signal, state)) = settled {
+            let kept = state.mark.is_outlived_by(holding.uid, holding.since);
+            self.round_acknowledged(id, key, signal, kept, now);
         }
         if Rule::CompareOnReport.on() {
             let position = self.position(scope);
@@ -146,7 +146,7 @@ impl Replica {
             }
         }
         if let Some((signal, _)) = settled {
-            self.round_acknowledged(id, key, signal, now);
+            self.round_acknowledged(id, key, signal, false, now);
         }
     }
 }

@@ -150,7 +150,7 @@ fn nobody_is_waited_for_longer_than_a_lease() {
     bench.confirm(asker, 10).unwrap();
     let first = bench.replica.drain(asker, 10);
     let Some(Outgoing::Signals { barriers, .. }) = first else { panic!("expected a barrier, not {first:?}") };
-    bench.replica.acknowledged(asker, &key(), barriers[0].1, bench.now);
+    bench.replica.acknowledged(asker, &key(), barriers[0].1, false, bench.now);
     bench.pass(Duration::ZERO);
     // It takes one lease after the other, and never acknowledges.
     let begun = bench.now;
@@ -237,7 +237,13 @@ fn an_instance_is_one_of_its_pod() {
 
 /// A copy of the first generation.
 fn held() -> Holding {
-    Holding { uid: UID, generation: 1, digest: Digest::of(&Metadata::new()), resource_version: ResourceVersion(10) }
+    Holding {
+        uid: UID,
+        generation: 1,
+        digest: Digest::of(&Metadata::new()),
+        resource_version: ResourceVersion(10),
+        since: 1,
+    }
 }
 
 #[test]
@@ -300,7 +306,7 @@ fn keys_that_change_while_somebody_does_not_obey_are_not_collected_for_ever() {
     assert_eq!(bench.replica.awaited(&key()), 1);
     bench.replica.take_facts();
     bench.replica.reported(silent, vec![(key(), Report::Released)], Some(2), bench.now).unwrap();
-    bench.replica.acknowledged(silent, &key(), SignalId(u64::MAX), bench.now);
+    bench.replica.acknowledged(silent, &key(), SignalId(u64::MAX), false, bench.now);
     let facts = bench.replica.take_facts();
     let [Fact::Settled(settled)] = &facts[..] else { panic!("{facts:?}") };
     assert_eq!(settled.changed_keys.len(), 256);

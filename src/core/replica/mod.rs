@@ -39,6 +39,8 @@ mod limit_tests;
 #[cfg(test)]
 mod registry_tests;
 #[cfg(test)]
+mod rounds_tests;
+#[cfg(test)]
 mod tests;
 
 pub use agents::{AgentName, Hello, InstanceId, Outgoing, Refusal};
@@ -231,11 +233,8 @@ impl Replica {
 
     /// Time passes: what was remembered until now is forgotten.
     pub fn poll(&mut self, now: Time) {
-        let over: Vec<AgentId> =
-            self.agents.iter().filter(|(_, agent)| agent.remembered_until() <= now).map(|(id, _)| *id).collect();
-        for id in over {
-            self.lease_over(id);
-        }
+        let over = self.agents.iter().filter(|(_, agent)| agent.remembered_until() <= now).map(|(id, _)| *id).collect();
+        self.leases_over(&over);
         self.poll_rounds(now);
         self.poll_confirmations(now);
     }

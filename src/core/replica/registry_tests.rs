@@ -104,7 +104,7 @@ impl Bench {
         };
         while let Some(outgoing) = self.replica.drain(STREAM, 10) {
             for (key, signal, _) in agent(outgoing) {
-                self.replica.acknowledged(STREAM, &key, signal, self.now);
+                self.replica.acknowledged(STREAM, &key, signal, false, self.now);
             }
         }
         match self.replica.drain(StreamId(7), 10) {

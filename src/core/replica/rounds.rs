@@ -11,6 +11,7 @@ use super::agents::Agent;
 use super::{AgentId, AgentName, Fact, Late, Replica, Settled, SignalId, Truth};
 use crate::core::lease::with_drift;
 use crate::core::session::{SessionKey, Uid};
+use crate::core::signal::Fate;
 use crate::core::time::Time;
 
 /// An acknowledgement is late after this part of a lease.
@@ -40,9 +41,18 @@ struct Round {
     started: Time,
     due: Time,
     next: Next,
-    waiting: BTreeMap<AgentId, (SignalId, AgentName)>,
+    waiting: BTreeMap<AgentId, Waiting>,
+    /// Pods that have dropped a copy, or are silent.
     pods: BTreeSet<AgentName>,
     silent: BTreeSet<AgentName>,
+}
+
+/// Who is waited for, and why.
+#[derive(Debug)]
+struct Waiting {
+    signal: SignalId,
+    fate: Fate,
+    pod: AgentName,
 }
 
 impl Round {
@@ -90,24 +100,21 @@ impl Rounds {
         })
     }
 
-    fn wait(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId, name: AgentName) {
+    fn wait(&mut self, key: &SessionKey, agent: AgentId, waiting: Waiting) {
         if let Some(round) = self.by_key.get_mut(key) {
-            round.pods.insert(name.clone());
-            round.waiting.insert(agent, (signal, name));
+            round.waiting.insert(agent, waiting);
             self.by_agent.entry(agent).or_default().insert(key.clone());
         }
     }
 
-    /// The round waits for this agent no more, if it was signalled no later than with `signal`. False if it goes on waiting,
-    /// or did not wait.
-    fn wait_no_more(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId) -> bool {
-        let waiting = self.by_key.get_mut(key).map(|round| &mut round.waiting);
-        let Some(waiting) = waiting.filter(|w| w.get(&agent).is_some_and(|(last, _)| *last <= signal)) else {
-            return false;
-        };
-        waiting.remove(&agent);
+    /// The round waits for this agent no more, if it was signalled no later than with `signal`. `None` if it goes on waiting, or did
+    /// not wait.
+    fn wait_no_more(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId) -> Option<Waiting> {
+        let round = self.by_key.get_mut(key)?;
+        round.waiting.get(&agent).filter(|waiting| waiting.signal <= signal)?;
+        let waited = round.waiting.remove(&agent);
         self.forget(key, agent);
-        true
+        waited
     }
 
     fn forget(&mut self, key: &SessionKey, agent: AgentId) {
@@ -149,8 +156,14 @@ impl Rounds {
 }
 
 impl Replica {
-    pub(super) fn round_evicted(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId, now: Time) {
-        let Some(name) = self.agents.get(&agent).map(|a| a.name().clone()) else {
+    pub(super) fn round_evicted(
+        &mut self,
+        key: &SessionKey,
+        agent: AgentId,
+        (signal, fate): (SignalId, Fate),
+        now: Time,
+    ) {
+        let Some(pod) = self.agents.get(&agent).map(|a| a.name().clone()) else {
             return;
         };
         let Some(uid) = self.agents.get_mut(&agent).and_then(|a| a.held_mut(key)).map(|h| h.holding.uid) else {
@@ -159,13 +172,29 @@ impl Replica {
         let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
         let round = self.rounds.begun(key, uid, generation, self.config.lease, now);
         (round.uid, round.generation) = (uid, generation);
-        self.rounds.wait(key, agent, signal, name);
+        self.rounds.wait(key, agent, Waiting { signal, fate, pod });
     }
 
-    pub(super) fn round_acknowledged(&mut self, agent: AgentId, key: &SessionKey, signal: SignalId, now: Time) {
-        if self.rounds.wait_no_more(key, agent, signal) {
-            self.settle(key, now);
+    /// The agent has obeyed. A copy that it has `kept` is carried on by an own write: nobody lost anything, and who writes is not
+    /// among those that a change has evicted.
+    pub(super) fn round_acknowledged(
+        &mut self,
+        agent: AgentId,
+        key: &SessionKey,
+        signal: SignalId,
+        kept: bool,
+        now: Time,
+    ) {
+        let Some(Waiting { fate, pod, .. }) = self.rounds.wait_no_more(key, agent, signal) else {
+            return;
+        };
+        if !kept {
+            self.counts.evicted(fate);
+            if let Some(round) = self.rounds.by_key.get_mut(key) {
+                round.pods.insert(pod);
+            }
         }
+        self.settle(key, now);
     }
 
     /// The agent has told all that it holds over a new stream. What it was signalled over an older one, up to
@@ -173,7 +202,7 @@ impl Replica {
     pub(super) fn round_reconnected(&mut self, agent: AgentId, before: SignalId, now: Time) {
         let awaited: Vec<SessionKey> = self.rounds.by_agent.get(&agent).into_iter().flatten().cloned().collect();
         for key in awaited {
-            self.round_acknowledged(agent, &key, before, now);
+            self.round_acknowledged(agent, &key, before, false, now);
         }
     }
 
@@ -256,7 +285,7 @@ impl Replica {
             return;
         };
         let until = round.waiting.keys().filter_map(|id| self.agents.get(id)).map(Agent::remembered_until).max();
-        let pods: BTreeSet<AgentName> = round.waiting.values().map(|(_, name)| name.clone()).collect();
+        let pods: BTreeSet<AgentName> = round.waiting.values().map(|waiting| waiting.pod.clone()).collect();
         let late = Late {
             key: key.clone(),
             uid: self.truth(key).map_or(round.uid, |truth| truth.uid),
@@ -277,8 +306,11 @@ impl Replica {
         let until = |id: &AgentId| self.agents.get(id).map_or(Time::ZERO, Agent::remembered_until);
         let silent: Vec<AgentId> = round.waiting.keys().filter(|id| until(id) <= now).copied().collect();
         let leased = round.waiting.keys().map(until).max().filter(|until| *until > now);
-        for agent in &silent {
-            round.silent.extend(round.waiting.remove(agent).map(|(_, name)| name));
+        for Waiting { pod, fate, .. } in silent.iter().filter_map(|agent| round.waiting.remove(agent)) {
+            // If it lives on, it will drop its copy when its lease ends.
+            self.counts.evicted(fate);
+            round.pods.insert(pod.clone());
+            round.silent.insert(pod);
         }
         for agent in silent {
             self.rounds.forget(key, agent);

@@ -44,6 +44,7 @@ fn held(resource_version: u64) -> Report {
         generation: 1,
         digest: Digest::of(&Metadata::new()),
         resource_version: ResourceVersion(resource_version),
+        since: 1,
     })
 }
 
@@ -131,8 +132,8 @@ fn strangers_change_nothing() {
     let (stranger, key) = (StreamId(99), SessionKey::new("a", "s"));
     replica.reported(stranger, vec![(key.clone(), held(60))], Some(7), at(2)).unwrap();
     replica.heartbeat(stranger, 1, at(2));
-    replica.acknowledged(stranger, &key, SignalId(5), at(2));
-    replica.acknowledged(STREAM, &key, SignalId(5), at(2));
+    replica.acknowledged(stranger, &key, SignalId(5), false, at(2));
+    replica.acknowledged(STREAM, &key, SignalId(5), false, at(2));
     replica.lease_returned(stranger);
     replica.stream_closed(stranger, at(2));
     assert_eq!(replica.drain(stranger, 9), None);
@@ -156,7 +157,7 @@ fn a_pod_that_another_replica_told_first_is_counted_when_the_watch_shows_the_cha
     let old = object(1, 51, "old");
     let Kind::Session(summary) = &old.kind else { panic!() };
     let digest = summary.digest;
-    let holding = Holding { uid: old.uid, generation: 1, digest, resource_version: ResourceVersion(51) };
+    let holding = Holding { uid: old.uid, generation: 1, digest, resource_version: ResourceVersion(51), since: 1 };
     replica.apply(scope, old, at(2));
     replica.reported(STREAM, vec![(key.clone(), Report::Held(holding))], Some(1), at(2)).unwrap();
     replica.take_facts();
@@ -251,8 +252,13 @@ fn what_is_in_doubt_evicts_nothing() {
     replica.apply(scope, object(5, 51, "lost"), at(2));
     replica.marker_found(scope, Found::LongAgo);
     let restored = Digest::of(&Metadata::from([("k".into(), "kept".into())]));
-    let copy =
-        Holding { uid: Uid::from_u128(1), generation: 4, digest: restored, resource_version: ResourceVersion(40) };
+    let copy = Holding {
+        uid: Uid::from_u128(1),
+        generation: 4,
+        digest: restored,
+        resource_version: ResourceVersion(40),
+        since: 4,
+    };
     replica.reported(STREAM, vec![(key.clone(), Report::Held(copy))], Some(1), at(3)).unwrap();
     assert_eq!(evicted(&mut replica), []);
     replica.relist(scope, vec![object(4, 40, "kept")], ResourceVersion(60), at(4)).unwrap();

@@ -232,7 +232,7 @@ impl Sim {
                 let read = if Rule::ReadClockLate.on() { now } else { replica.gauge };
                 replica.core.heartbeat(id, number, read);
             }
-            Up::Ack(key, signal) => replica.core.acknowledged(id, &key, signal, now),
+            Up::Ack(key, signal) => replica.core.acknowledged(id, &key, signal, false, now),
             Up::Confirm(request, key, barrier) => {
                 if replica.core.confirm(id, request, key, barrier, now).is_err() {
                     self.send_down(conn, Down::Refused);

@@ -162,6 +162,7 @@ pub fn holding(session: &str, uid: Uid) -> v1::Holding {
         generation: 1,
         digest: vec![7; 32].into(),
         resource_version: 1,
+        since: 0,
     }
 }
 

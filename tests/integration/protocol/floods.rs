@@ -116,8 +116,11 @@ fn a_flood_of_messages_costs_nobody_else_and_no_memory() {
     on_shared(async |shared| {
         let uid = Uid::from_u128(9);
         let names: Vec<String> = (0..MAX_SESSIONS_PER_MESSAGE).map(|n| format!("flooded-{n}")).collect();
-        let done =
-            names.iter().zip(1..).map(|(session, signal)| v1::Acknowledgement { session: session.clone(), signal });
+        let done = names.iter().zip(1..).map(|(session, signal)| v1::Acknowledgement {
+            session: session.clone(),
+            signal,
+            kept: false,
+        });
         let used = names.iter().map(|session| v1::Renewal {
             session: session.clone(),
             uid: uid.to_bytes().to_vec().into(),
@@ -226,7 +229,7 @@ async fn next_but_signals(agent: &mut Agent) -> Heard {
     loop {
         match agent.hear().await.unwrap() {
             Heard::Signals(signals) => {
-                let ack = |signal| v1::Acknowledgement { session: "any".into(), signal };
+                let ack = |signal| v1::Acknowledgement { session: "any".into(), signal, kept: false };
                 let evictions = signals.evictions.iter().map(|e| ack(e.signal));
                 let done = evictions.chain(signals.barriers.iter().map(|b| ack(b.signal))).collect();
                 agent.say(Said::Acknowledgements(v1::Acknowledgements { done })).await;

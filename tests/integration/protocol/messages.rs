@@ -26,7 +26,7 @@ fn reports(held: Vec<v1::Holding>, released: Vec<String>) -> Said {
 }
 
 fn ack(session: &str) -> v1::Acknowledgement {
-    v1::Acknowledgement { session: session.to_owned(), signal: 1 }
+    v1::Acknowledgement { session: session.to_owned(), signal: 1, kept: false }
 }
 
 fn renewal(session: &str, uid: &'static [u8]) -> v1::Renewal {

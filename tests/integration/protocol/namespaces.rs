@@ -21,6 +21,7 @@ async fn hold(agent: &Agent, object: &vmcp_session::api::VmcpSession, uid: Uid, 
         generation: object.metadata.generation.unwrap().try_into().unwrap(),
         digest: Digest::of(&metadata).as_bytes().to_vec().into(),
         resource_version: object.metadata.resource_version.as_deref().unwrap().parse().unwrap(),
+        since: 0,
     };
     agent.say(Said::Reports(v1::Reports { held: vec![held], released: vec![], through, complete: true })).await;
 }
@@ -83,7 +84,8 @@ fn nobody_acknowledges_for_another() {
         // The barriers of all have the same id: everybody else acknowledges that, and many more.
         let signal = silent.next_signals().await.barriers[0].signal;
         let near = (signal.saturating_sub(500)..signal + 500).chain([u64::MAX]);
-        let done: Vec<_> = near.map(|signal| v1::Acknowledgement { session: "owed".into(), signal }).collect();
+        let done: Vec<_> =
+            near.map(|signal| v1::Acknowledgement { session: "owed".into(), signal, kept: false }).collect();
         for other in [&mut stranger, &mut neighbour, &mut asker] {
             other.say(Said::Acknowledgements(v1::Acknowledgements { done: done.clone() })).await;
             other.leased().await;

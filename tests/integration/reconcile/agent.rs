@@ -72,7 +72,11 @@ impl Agent {
                         let session = |b: &v1::Barrier| b.state.as_ref().map(|s| s.session.clone()).unwrap_or_default();
                         let barriers = signals.barriers.iter().map(|b| (session(b), b.signal));
                         let all: Vec<_> = evictions.chain(barriers).collect();
-                        let done = all.iter().map(|(s, n)| v1::Acknowledgement { session: s.clone(), signal: *n });
+                        let done = all.iter().map(|(s, n)| v1::Acknowledgement {
+                            session: s.clone(),
+                            signal: *n,
+                            kept: false,
+                        });
                         let done = v1::Acknowledgements { done: done.collect() };
                         {
                             let mut heard = hears.lock();
@@ -110,6 +114,7 @@ impl Agent {
             generation: object["metadata"]["generation"].as_u64().unwrap(),
             digest: Digest::of(&metadata),
             resource_version,
+            since: object["metadata"]["generation"].as_u64().unwrap(),
         };
         self.sequence += 1;
         let name: Arc<str> = text(&object["metadata"]["name"]).into();
@@ -119,8 +124,11 @@ impl Agent {
 
     /// Acknowledges all signals about a session.
     pub async fn acknowledge(&self, session: &str) {
-        let done =
-            |(session, signal): &(String, u64)| v1::Acknowledgement { session: session.clone(), signal: *signal };
+        let done = |(session, signal): &(String, u64)| v1::Acknowledgement {
+            session: session.clone(),
+            signal: *signal,
+            kept: false,
+        };
         let done = self.heard.lock().signals.iter().filter(|(name, _)| name == session).map(done).collect();
         say(&self.outbox, agent_message::Message::Acknowledgements(v1::Acknowledgements { done })).await;
     }

@@ -50,7 +50,7 @@ impl fmt::Debug for Entry {
 
 impl Entry {
     fn beside(&self) -> Beside<'_> {
-        Beside { local: self.local.as_ref(), renewal: self.renewed.get() }
+        Beside { local: self.carried.local.as_ref(), renewal: self.renewed.get() }
     }
 }
 
@@ -88,7 +88,7 @@ impl Shard {
 
     /// The values that are true only inside this pod, beside the copy `of`.
     pub fn local(&self, name: &str, of: &Copy) -> Option<&Arc<LocalValues>> {
-        self.entry_of(name, of)?.local.as_ref()
+        self.entry_of(name, of)?.carried.local.as_ref()
     }
 
     /// Keeps a value that is true only inside this pod beside the copy `of`. False if that copy is not held any more.
@@ -96,7 +96,7 @@ impl Shard {
         let Some(entry) = self.entry_of(name, of) else {
             return false;
         };
-        let mut local = entry.local.as_deref().cloned().unwrap_or_default();
+        let mut local = entry.carried.local.as_deref().cloned().unwrap_or_default();
         local.insert(key.to_owned(), value.to_owned());
         self.put_local(name, local, reporter)
     }
@@ -114,7 +114,7 @@ impl Shard {
         let Some(entry) = self.entry_of(name, of) else {
             return LocalChange::NotHeld;
         };
-        let mut local = entry.local.as_deref().cloned().unwrap_or_default();
+        let mut local = entry.carried.local.as_deref().cloned().unwrap_or_default();
         if exact && local != *base {
             return LocalChange::Changed;
         }
@@ -129,11 +129,11 @@ impl Shard {
         let Some(entry) = self.entries.get_mut(name) else {
             return false;
         };
-        let bytes = entry.local.as_deref().map_or(0, footprint_of);
+        let bytes = entry.carried.local.as_deref().map_or(0, footprint_of);
         let footprint = entry.footprint - bytes + footprint_of(&local);
         self.bytes = self.bytes - entry.footprint + footprint;
         entry.footprint = footprint;
-        entry.local = (!local.is_empty()).then(|| Arc::new(local));
+        entry.carried.local = (!local.is_empty()).then(|| Arc::new(local));
         self.make_room(reporter);
         self.entries.contains_key(name)
     }

@@ -102,6 +102,35 @@ impl World {
     }
 }
 
+#[test]
+fn a_copy_outlives_what_an_own_write_carries_on_and_nothing_else() {
+    let (one, two) = (copy(A, 1, "one"), copy(A, 2, "two"));
+    let evicted = |world: &mut World| {
+        let dropped = world.evict(stale(&two)).is_some();
+        (dropped, world.shard.outlives("s", stale(&two).mark))
+    };
+    let restored = || {
+        let mut world = World::new(AGENT);
+        world.restore(one.clone());
+        world
+    };
+    assert_eq!(evicted(&mut restored()), (true, false));
+    let mut written = restored();
+    written.write(&two, &two);
+    assert_eq!(evicted(&mut written), (false, true));
+    let mut under_way = restored();
+    under_way.shard.write_sent("s", under_way.now);
+    assert_eq!(evicted(&mut under_way), (false, true));
+    let mut foreign = restored();
+    foreign.write(&two, &copy(A, 2, "what the client meant"));
+    assert_eq!(evicted(&mut foreign), (false, false), "clients have seen an eviction");
+    let mut again = restored();
+    // Another replica was faster.
+    again.evict(stale(&two));
+    again.restore(two.clone());
+    assert_eq!(evicted(&mut again), (false, false));
+}
+
 /// What other pods say of a state is hearsay: it keeps a copy that equals it, and brings none back.
 #[test]
 fn a_barrier_does_not_bring_back_what_waits_for_the_answer_to_an_own_write() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Join, Restored, Shard, dropped, older};
+use super::{Carried, Join, Restored, Shard, dropped, older};
 use crate::core::cache::copy::{Answer, Copy, DropReason, Observed};
 use crate::core::cache::flight::{FlightId, Restore};
 use crate::core::cache::reports::Reporter;
@@ -128,7 +128,8 @@ impl Shard {
             _ => DropReason::Stale,
         };
         let used = self.use_by_replacement(now);
-        let (copy, replaced) = self.adopt(name, found, cover, None, now, reporter);
+        let carried = Carried::anew(&found);
+        let (copy, replaced) = self.adopt(name, found, cover, carried, now, reporter);
         Restored::Serve { copy, validated: false, dropped: replaced.map(|copy| dropped(copy, reason, used)) }
     }
 

@@ -32,6 +32,11 @@ impl Shard {
         }
     }
 
+    /// Whether the copy that an eviction means was not dropped for it: an own write has taken its place, or decides on it.
+    pub fn outlives(&self, name: &str, mark: Mark) -> bool {
+        self.entries.get(name).is_some_and(|entry| mark.is_outlived_by(entry.copy.uid, entry.carried.since))
+    }
+
     /// A barrier came in: when this returns, nothing older than its state is served. A copy that equals it stays as it is: who
     /// speaks of the state is another pod, which may say anything, so a copy that is not served is not served again for that.
     pub fn barrier(&mut self, name: &str, state: Barrier, reporter: &mut impl Reporter) -> Option<Dropped> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Shard, Written, dropped, older};
+use super::{Carried, Shard, Written, dropped, older};
 use crate::core::cache::copy::{DropReason, Dropped, Observed};
 use crate::core::cache::flight::{FlightId, Write};
 use crate::core::cache::reports::Reporter;
@@ -76,8 +76,9 @@ impl Shard {
             cover = self.leases.provisional(self.lease_length, now);
         }
         let same_uid = known.is_some_and(|k| k.uid == found.uid);
-        let local = self.entries.get(name).and_then(|e| e.local.clone()).filter(|_| same_uid && !foreign);
-        let (copy, replaced) = self.adopt(name, found, cover, local, now, reporter);
+        let carried = self.entries.get(name).filter(|_| same_uid && !foreign).map(|e| e.carried.clone());
+        let carried = carried.unwrap_or_else(|| Carried::anew(&found));
+        let (copy, replaced) = self.adopt(name, found, cover, carried, now, reporter);
         let used = self.use_by_replacement(now);
         let reason = if same_uid { DropReason::Foreign } else { DropReason::Gone };
         Written {
