@@ -45,13 +45,22 @@ pub struct Note {
 }
 
 impl Note {
-    /// The map has changed, and every pod that held a copy has dropped it. `keys` are names.
-    pub fn metadata_changed<'a>(keys: impl IntoIterator<Item = &'a str>, pods: usize, took: Duration) -> Self {
-        let evicted = match pods {
+    /// The map has changed, and every pod that held a copy has dropped it: that many, of which so many were `silent` until their
+    /// leases had ended. `keys` are names.
+    pub fn metadata_changed<'a>(
+        keys: impl IntoIterator<Item = &'a str>,
+        pods: usize,
+        silent: usize,
+        took: Duration,
+    ) -> Self {
+        let mut evicted = match pods {
             0 => "no pod held a copy".to_owned(),
             1 => format!("1 pod dropped its copy in {}", human(took)),
             _ => format!("{pods} pods dropped their copies in {}", human(took)),
         };
+        if silent > 0 {
+            evicted = format!("{evicted}, {silent} of them because the lease has ended");
+        }
         let keys = list(keys, MAX_KEYS, NOTE_LIMIT - 192);
         Self {
             kind: EventType::Normal,
@@ -173,19 +182,24 @@ mod tests {
     #[test]
     fn metadata_changed_reads_well() {
         let took = Duration::from_micros(1940);
-        let note = Note::metadata_changed(["a", "b"], 3, took);
+        let note = Note::metadata_changed(["a", "b"], 3, 0, took);
         assert_eq!(note.text, "3 pods dropped their copies in 1.9 ms; changed keys: a, b");
+        let note = Note::metadata_changed(["a"], 3, 1, Duration::from_secs(15));
+        assert_eq!(
+            note.text,
+            "3 pods dropped their copies in 15.0 s, 1 of them because the lease has ended; changed keys: a"
+        );
         assert_eq!((note.kind, note.reason), (EventType::Normal, "MetadataChanged"));
-        let note = Note::metadata_changed(["a"], 1, took);
+        let note = Note::metadata_changed(["a"], 1, 0, took);
         assert_eq!(note.text, "1 pod dropped its copy in 1.9 ms; changed keys: a");
-        let note = Note::metadata_changed([], 0, took);
+        let note = Note::metadata_changed([], 0, 0, took);
         assert_eq!(note.text, "no pod held a copy; changed keys: none");
     }
 
     #[test]
     fn sixteen_keys_and_then_how_many_more() {
         let keys: Vec<String> = (0..20).map(|number| format!("k{number:02}")).collect();
-        let note = Note::metadata_changed(keys.iter().map(String::as_str), 1, Duration::ZERO);
+        let note = Note::metadata_changed(keys.iter().map(String::as_str), 1, 0, Duration::ZERO);
         assert!(note.text.ends_with("k14, k15 and 4 more"), "{}", note.text);
     }
 
@@ -243,7 +257,7 @@ mod tests {
             managers in prop::collection::vec("\\PC{0,128}", 0..20),
         ) {
             let names = || names.iter().map(String::as_str);
-            let changed = Note::metadata_changed(names(), usize::MAX, Duration::MAX);
+            let changed = Note::metadata_changed(names(), usize::MAX, usize::MAX, Duration::MAX);
             prop_assert!(changed.text.len() <= NOTE_LIMIT - 64, "{}", changed.text.len());
             let managers = managers.iter().map(String::as_str);
             let storm = Note::eviction_storm(u64::MAX, Duration::from_mins(10), names(), managers);

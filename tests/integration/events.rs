@@ -60,7 +60,7 @@ async fn events_are_taken_shown_merged_and_limited() {
     let longest = session(&plane, &name).await;
     let keys: Vec<String> = (0..256).map(|n| format!("{n:03}{}", "ключ".repeat(62))).collect();
     let keys = || keys.iter().map(String::as_str);
-    writer.note(longest.clone(), Note::metadata_changed(keys(), 3, Duration::from_micros(1900)));
+    writer.note(longest.clone(), Note::metadata_changed(keys(), 3, 0, Duration::from_micros(1900)));
     let managers = ["kubectl-edit", "agent"];
     writer.note(longest.clone(), Note::eviction_storm(12, Duration::from_mins(1), keys(), managers));
     writer.note(longest.clone(), Note::pods_unreachable(["pod-0"], Duration::from_secs(5), Duration::from_secs(10)));
@@ -76,7 +76,7 @@ async fn events_are_taken_shown_merged_and_limited() {
     // Far too many at once: a few are written, the rest is told by as many more as time allows.
     let busy = session(&plane, "busy").await;
     for change in 0..100 {
-        writer.note(busy.clone(), Note::metadata_changed([format!("k{change}").as_str()], 1, Duration::ZERO));
+        writer.note(busy.clone(), Note::metadata_changed([format!("k{change}").as_str()], 1, 0, Duration::ZERO));
     }
     eventually(SOON, "the last change is told", async || {
         notes(&plane, &busy, "MetadataChanged").await.iter().any(|note| note.contains("keys: k99")).then_some(())

@@ -97,7 +97,7 @@ async fn pods_that_do_not_answer_are_waited_for_and_named() {
 
     // One is gone, and its lease ends; the other has leases, and does not obey.
     let status = setup.status("s", 2).await;
-    let message = "1 pod has not confirmed that it has dropped its old copy";
+    let message = "2 pods have not confirmed that they have dropped their old copies";
     assert_eq!(condition(&status), ("False", "WaitingForPods", message, 2));
     stubborn.acknowledge("s").await;
     setup.plane.kubectl(&["wait", "--for=condition=Synced", "--timeout=10s", "vmcps/s"]).await.unwrap();

@@ -24,7 +24,7 @@ fn session() -> SessionRef {
 }
 
 fn note() -> Note {
-    Note::metadata_changed(["k"], 1, Duration::from_millis(1))
+    Note::metadata_changed(["k"], 1, 0, Duration::from_millis(1))
 }
 
 fn writer(

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::api::MAX_CHANGED_KEYS;
 use crate::core::lease::with_drift;
-use crate::core::replica::Settled;
+use crate::core::replica::{LATE_PART, Settled};
 use crate::core::session::{SessionKey, Uid};
 use crate::core::time::Time;
 
@@ -36,7 +36,7 @@ pub struct Eviction {
 pub enum Verdict {
     /// Nobody serves anything older.
     Settled(Option<Eviction>),
-    /// Somebody who may serve something older has not acknowledged for longer than a lease.
+    /// Somebody who may serve something older is late to acknowledge.
     Waiting,
 }
 
@@ -282,8 +282,8 @@ impl Entry {
             }
             return Ok(Verdict::Settled(self.eviction.clone()));
         }
-        // Whoever is silent is given up after a lease, so that this is for pods that are there and do not obey.
-        let patience = self.since + with_drift(lease) + Duration::from_secs(1);
+        // Until then the status speaks of an older generation, and people would take its word for this one.
+        let patience = self.since + lease / LATE_PART;
         if now < patience { Err(patience) } else { Ok(Verdict::Waiting) }
     }
 }

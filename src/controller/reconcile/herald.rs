@@ -106,7 +106,7 @@ impl Herald {
             return;
         }
         let keys = changed_keys.iter().map(AsRef::as_ref);
-        self.events.note(session.clone(), Note::metadata_changed(keys, pods.len(), *took));
+        self.events.note(session.clone(), Note::metadata_changed(keys, pods.len(), silent.len(), *took));
         if let Some(storm) = self.storms.lock().evicted(session.uid, changed_keys, now()) {
             self.measured.storms.inc();
             warn!(session = %key, rounds = storm.rounds, keys = storm.keys.join(","), "evicted again and again");

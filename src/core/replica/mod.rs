@@ -54,6 +54,7 @@ pub use truth::{Kind, Object, StaleList};
 use agents::Agent;
 use confirm::Confirmation;
 use moved_on::MovedOn;
+pub use rounds::LATE_PART;
 use rounds::Rounds;
 use scope::Scope;
 

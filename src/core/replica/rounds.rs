@@ -14,8 +14,8 @@ use crate::core::session::{SessionKey, Uid};
 use crate::core::signal::Fate;
 use crate::core::time::Time;
 
-/// An acknowledgement is late after this part of a lease.
-const LATE_PART: u32 = 5;
+/// An acknowledgement is late after this part of a lease: it takes milliseconds.
+pub const LATE_PART: u32 = 5;
 
 /// Keys that one round names: as many as a map can have. A pod that does not obey keeps its round open for as long as it has
 /// leases, and every change meanwhile may bring other keys.

@@ -94,12 +94,12 @@ fn a_later_generation_that_is_seen_first_may_have_older_copies() {
 fn who_does_not_obey_is_waited_for_and_then_named_once() {
     let mut progress = progress();
     progress.changed(&key(), A, 2, false, at(0));
-    assert_eq!(next(&mut progress, 11_099), None);
-    assert_eq!(next(&mut progress, 11_100), Some((2, Verdict::Waiting)));
-    assert_eq!(next(&mut progress, 20_000), None);
-    done(&mut progress, 2, 21_000);
-    assert_eq!(next(&mut progress, 21_000), Some((2, NOBODY)), "it is corrected at once");
-    assert_eq!(next(&mut progress, 22_000), None);
+    assert_eq!(next(&mut progress, 1_999), None);
+    assert_eq!(next(&mut progress, 2_000), Some((2, Verdict::Waiting)), "a fifth of a lease");
+    assert_eq!(next(&mut progress, 10_100), None);
+    done(&mut progress, 2, 10_101);
+    assert_eq!(next(&mut progress, 10_101), Some((2, NOBODY)), "it is corrected at once");
+    assert_eq!(next(&mut progress, 11_000), None);
 }
 
 #[test]
