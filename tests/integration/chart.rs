@@ -233,13 +233,29 @@ async fn a_typing_error_in_the_values_is_refused() {
         "injection.webhook.port=7070",
         "injection.agent.runAsUser=0",
         "injection.agent.program=vmcp-session",
-        "injection.agent.adminListen=foo:8079",
-        "injection.agent.adminListen=:65536",
         "injection.agent.env[0].vlaue=x",
         "injection.agent.resources.limits.memroy=1Gi",
     ] {
         let refused = plane.helm(&["template", "release", CHART, "--set", wrong]).await.unwrap_err().to_string();
         assert!(refused.contains("values don't meet the specifications"), "{wrong}: {refused}");
+    }
+}
+
+/// A pattern that took what the agent does not would make pods that never start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_agents_could_not_listen_at_is_refused() {
+    let plane = plane().await;
+    let texts = "127.0.0.1:8079 255.255.255.255:65535 [::]:9000 [::1]:1 [fe80::1:2]:80 [1:2:3:4:5:6:7:8]:80 \
+                 [1:2:3:4:5:6:7::]:80 [::2:3:4:5:6:7:8]:80 300.1.1.1:80 256.0.0.1:80 1.2.3:80 1.2.3.4.5:80 01.2.3.4:80 \
+                 [:::]:80 [::1::]:80 [1:2]:80 [1:2:3:4:5:6:7:8:9]:80 [12345::]:80 foo:8079 127.0.0.1:65536 127.0.0.1";
+    for text in texts.split_whitespace() {
+        let set = format!("injection.agent.adminListen={text}");
+        let made = plane.helm(&["template", "release", CHART, "--set", &set]).await;
+        let fits = text.parse::<std::net::SocketAddr>().is_ok();
+        let (taken, refused) = (made.is_ok(), made.err().map(|error| error.to_string()).unwrap_or_default());
+        assert_eq!(taken, fits, "{text}: {refused}");
+        let says = format!("injection.agent.adminListen is '{text}': expected an address with a port, as in");
+        assert!(fits || refused.contains(&says), "{text}: {refused}");
     }
 }
 

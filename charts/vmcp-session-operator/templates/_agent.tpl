@@ -118,7 +118,13 @@ configMap: {name: {{ include "vmcp.bundle" . }}, items: [{key: ca.crt, path: ca.
 
 {{- /* Where the agents' admin endpoints are. Prometheus is let in if it is told to come. */ -}}
 {{- define "vmcp.agent.admin" -}}
-{{- .Values.injection.agent.adminListen | default (.Values.metrics.podMonitor.create | ternary ":8079" "127.0.0.1:8079") -}}
+{{- $said := .Values.injection.agent.adminListen -}}
+{{- range include "vmcp.agent.options" . | fromYamlArray -}}
+{{- if and $said (eq .name "admin-listen") (not (regexMatch .matches $said)) -}}
+{{- fail (printf "injection.agent.adminListen is '%s': expected %s" $said .expected) -}}
+{{- end -}}
+{{- end -}}
+{{- $said | default (.Values.metrics.podMonitor.create | ternary ":8079" "127.0.0.1:8079") -}}
 {{- end -}}
 
 {{- /* By which Prometheus finds it, if it is told to come. */ -}}

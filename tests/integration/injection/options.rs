@@ -137,6 +137,7 @@ async fn what_an_agent_could_not_use_is_refused_with_what_would_be_right() {
         ("listen", "none", "nobody could connect"),
         ("listen", "127.0.0.1:65536", "agent-listen is '127.0.0.1:65536': expected a loopback address"),
         ("admin-listen", ":65536", "agent-admin-listen is ':65536': expected an address with a port"),
+        ("admin-listen", "300.1.1.1:80", "agent-admin-listen is '300.1.1.1:80': expected an address with a port"),
     ] {
         let refused = cluster.admit("asking", &asking(&[(name, value)])).await.unwrap_err();
         assert!(refused.contains(says), "{refused}");
