@@ -46,9 +46,9 @@ async fn promtool(args: &[&str]) -> (String, bool) {
 }
 
 /// A Prometheus that asks programs every second.
-struct Prometheus {
+pub(crate) struct Prometheus {
     url: String,
-    _process: Process,
+    process: Process,
     _folder: tempfile::TempDir,
     _ip: LoopbackAddr,
 }
@@ -56,13 +56,17 @@ struct Prometheus {
 impl Prometheus {
     /// Each target is a job, a pod, and an address. They get the labels that monitors of the Prometheus operator give.
     fn start(targets: &[(&str, &str, SocketAddr)]) -> Self {
-        let (folder, ip) = (tempfile::tempdir().unwrap(), LoopbackAddr::claim().unwrap());
-        let address = ip.free_socket().unwrap();
         let job = |(job, pod, address): &(&str, &str, SocketAddr)| {
             let labels = json!({"job": job, "pod": pod, "namespace": "n", "container": "c", "endpoint": "metrics"});
             json!({"job_name": pod, "static_configs": [{"targets": [address.to_string()], "labels": labels}]})
         };
-        let jobs: Vec<Value> = targets.iter().map(job).collect();
+        Self::with_jobs(&targets.iter().map(job).collect::<Vec<_>>())
+    }
+
+    /// Jobs as in `scrape_configs`.
+    pub(crate) fn with_jobs(jobs: &[Value]) -> Self {
+        let (folder, ip) = (tempfile::tempdir().unwrap(), LoopbackAddr::claim().unwrap());
+        let address = ip.free_socket().unwrap();
         let config = json!({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs});
         let file = folder.path().join("prometheus.yml");
         fs::write(&file, config.to_string()).unwrap();
@@ -70,13 +74,19 @@ impl Prometheus {
             .arg(format!("--config.file={}", file.display()))
             .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
             .arg(format!("--web.listen-address={address}"))
+            // Why a target is down is told at this level.
+            .arg("--log.level=debug")
             .spawn()
             .unwrap();
-        Self { url: format!("http://{address}"), _process: process, _folder: folder, _ip: ip }
+        Self { url: format!("http://{address}"), process, _folder: folder, _ip: ip }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
     }
 
     /// Asks until there is an answer that is not empty.
-    async fn answers(&self, query: &str) {
+    pub(crate) async fn answers(&self, query: &str) {
         let what = format!("there is an answer to {query}");
         eventually(PATIENCE, &what, async || {
             let (said, well) = promtool(&["query", "instant", "--format=json", &self.url, query]).await;

@@ -1,6 +1,7 @@
 //! Metrics for those only who may read them.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,11 +9,14 @@ use k8s_openapi::api::rbac::v1::PolicyRule;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
 use testkit::{AuditMark, ClusterOptions, LoopbackAddr, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::chart::{objects, rendered};
+use crate::monitoring::Prometheus;
 use crate::world::{PATIENCE, World};
 
 /// For how long an answer of the API server is used, and how long that takes to notice a change.
@@ -158,4 +162,65 @@ async fn a_flood_of_scrapes_is_no_flood_on_the_api_server() {
     println!("200 made-up tokens: {reviews} reviews in {:?}, {busy} refused without", begun.elapsed());
     assert!(u64::try_from(reviews).unwrap() < most, "{reviews} reviews, at most {most} expected");
     assert!(busy > 0, "the flood was too slow to be one");
+}
+
+/// What the Prometheus operator makes of the endpoint of a `ServiceMonitor`: what it names is read from the cluster, and a file.
+async fn job(scraped: &Scraped, name: &str, endpoint: &Value, folder: &Path) -> Value {
+    let written = |file: String, text: String| {
+        std::fs::write(folder.join(&file), text).unwrap();
+        folder.join(file).display().to_string()
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("a text is missing in {endpoint}")).to_owned();
+    let named = async |kind: &str, at: &Value| {
+        let object = ["get", kind, &text(&at["name"]), "--namespace=vmcp-system", "--output=json"];
+        let object: Value = serde_json::from_str(&scraped.world.plane.kubectl(&object).await.unwrap()).unwrap();
+        text(&object["data"][text(&at["key"])])
+    };
+    let tls = &endpoint["tlsConfig"];
+    let authorities = named("configmap", &tls["ca"]["configMap"]).await;
+    let token = if endpoint["authorization"].is_null() {
+        assert_eq!(endpoint["bearerTokenFile"], "/var/run/secrets/kubernetes.io/serviceaccount/token");
+        scraped.token(&[]).await.trim_start_matches("Bearer ").to_owned()
+    } else {
+        let token = named("secret", &endpoint["authorization"]["credentials"]).await;
+        String::from_utf8(data_encoding::BASE64.decode(token.as_bytes()).unwrap()).unwrap()
+    };
+    json!({
+        "job_name": name,
+        "scheme": endpoint["scheme"],
+        "metrics_path": endpoint["path"],
+        "tls_config": {"server_name": tls["serverName"], "ca_file": written(format!("{name}-ca"), authorities)},
+        "authorization": {"credentials_file": written(format!("{name}-token"), token)},
+        "static_configs": [{"targets": [scraped.address.to_string()]}],
+    })
+}
+
+/// With the account's own token, and with one in a Secret: both are refused, until the account gets the right as docs/install.md says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prometheus_reads_them_as_the_chart_tells_it_to() {
+    let scraped = Scraped::start().await;
+    let plane = &scraped.world.plane;
+    let token = format!("--from-literal=token={}", scraped.token(&[]).await.trim_start_matches("Bearer "));
+    plane.kubectl(&["create", "secret", "generic", "prometheus-token", "-n", "vmcp-system", &token]).await.unwrap();
+    let (folder, mut jobs, mut role) = (tempfile::tempdir().unwrap(), Vec::new(), Value::Null);
+    for (name, more) in [("own", ""), ("secret", "prometheus-token")] {
+        let secret = format!("metrics.serviceMonitor.tokenSecret.name={more}");
+        let values = ["metrics.auth=true", "metrics.serviceMonitor.create=true", &secret];
+        let all = objects(&rendered(plane, &values).await);
+        let monitor = all.iter().find(|object| object["kind"] == "ServiceMonitor").unwrap();
+        jobs.push(job(&scraped, name, &monitor["spec"]["endpoints"][0], folder.path()).await);
+        let reader = |object: &&Value| object["metadata"]["name"] == "vmcp-session-controller-metrics-reader";
+        role = all.iter().find(reader).unwrap().clone();
+    }
+    let prometheus = Prometheus::with_jobs(&jobs);
+    prometheus.answers("count(up == 0) == 2").await;
+    let why = async || prometheus.log().contains("server returned HTTP status 403").then_some(());
+    eventually(PATIENCE, "the right is what is missing", why).await.unwrap();
+
+    plane.kubectl_with_input(&["create", "--filename=-"], &role.to_string()).await.unwrap();
+    let (role, account) = (role["metadata"]["name"].as_str().unwrap(), format!("{}:{}", READER.0, READER.1));
+    let binding = [&format!("--clusterrole={role}"), &format!("--serviceaccount={account}")];
+    plane.kubectl(&["create", "clusterrolebinding", "vmcp-metrics", binding[0], binding[1]]).await.unwrap();
+    prometheus.answers("count(up == 1) == 2").await;
+    prometheus.answers("count(vmcp_session_is_leader) == 2").await;
 }
