@@ -29,17 +29,23 @@ async fn plane() -> ControlPlane {
     plane
 }
 
+/// The command that shows what the chart makes of values.
+fn template<'a>(values: &'a [&'a str]) -> Vec<&'a str> {
+    let sets = values.iter().flat_map(|value| ["--set", value]);
+    ["template", "release", CHART, "--namespace=vmcp-system"].into_iter().chain(sets).collect()
+}
+
 /// What the chart makes of values.
 pub(crate) async fn rendered(plane: &ControlPlane, values: &[&str]) -> String {
-    let sets = values.iter().flat_map(|value| ["--set", value]);
-    let args: Vec<&str> = ["template", "release", CHART, "--namespace=vmcp-system"].into_iter().chain(sets).collect();
-    plane.helm(&args).await.unwrap()
+    plane.helm(&template(values)).await.unwrap()
 }
 
 /// Objects of a text with several YAML documents.
 pub(crate) fn objects(text: &str) -> Vec<Value> {
     let documents = text.split("\n---").filter(|document| document.lines().any(|line| line.starts_with("kind:")));
-    documents.map(|document| serde_norway::from_str(document.trim_start_matches("---")).unwrap()).collect()
+    // With its end of line: the last thing in it may be a block of text.
+    let whole = |document: &str| format!("{}\n", document.trim_start_matches("---"));
+    documents.map(|document| serde_norway::from_str(&whole(document)).unwrap()).collect()
 }
 
 /// Rules by the kind of their role, each as a text that does not depend on order.
@@ -108,6 +114,10 @@ async fn an_api_server_takes_it_with_whatever_values() {
     for values in matrix {
         let all = objects(&rendered(&plane, values).await);
         assert!(all.len() >= 8, "{values:?} makes {} objects", all.len());
+        // Helm 3 makes the same of it.
+        let of_helm3 = objects(&plane.helm3(&template(values)).await.unwrap());
+        let texts = |objects: &[Value]| objects.iter().map(Value::to_string).collect::<BTreeSet<_>>();
+        assert_eq!(texts(&of_helm3), texts(&all), "{values:?}");
         all.iter().filter(|o| o["kind"] == "NetworkPolicy").for_each(ports_are_numbers);
         let ours: Vec<&Value> = all.iter().filter(|o| !OF_OTHERS.contains(&o["kind"].as_str().unwrap())).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": ours}).to_string();
@@ -209,6 +219,7 @@ async fn the_authorities_reach_a_namespace_of_agents() {
 async fn a_typing_error_in_the_values_is_refused() {
     let plane = plane().await;
     plane.helm(&["lint", "--strict", CHART]).await.unwrap();
+    plane.helm3(&["lint", "--strict", CHART]).await.unwrap();
     for wrong in [
         "controler.replicas=3",
         "controller.replica=3",

@@ -91,6 +91,11 @@ impl ControlPlane {
         self.tool(self.shared().assets.program("helm")?, args).await
     }
 
+    /// The same with Helm 3.
+    pub async fn helm3(&self, args: &[&str]) -> Result<String> {
+        self.tool(self.shared().assets.program("helm3")?, args).await
+    }
+
     /// Runs kubectl as administrator and returns what it printed; an error when it fails. Another identity is given by
     /// `--kubeconfig`.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
