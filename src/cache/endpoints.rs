@@ -2,33 +2,23 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use rand::Rng;
-use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use super::search_list;
+use super::lookup::{Resolver, System, lookup};
 use super::shared::Shared;
 use super::stream::{self, Want};
-use crate::runtime::small_file;
 
 /// Streams at once. [`MAX_LEASES`](crate::core::lease::MAX_LEASES) of them give cover, the others help to confirm writes.
 const MOST: usize = 16;
-/// For one name to be resolved, and as much for it to be found in the search list.
-const RESOLVE: Duration = Duration::from_secs(5);
-/// Where the search list is.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Much more than there is.
-const MAX_RESOLV_CONF: u64 = 64 << 10;
 /// For replicas to hear that this agent leaves.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -39,7 +29,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut names = Names::default();
     loop {
         let round = async {
-            streams.want(&names.resolve(&shared.config.controllers).await);
+            streams.want(&names.resolve(&System, &shared.config.controllers).await);
             let jitter = rand::rng().random_range(0.9..1.0);
             let pause = sleep(shared.config.resolve_every.mul_f64(jitter));
             tokio::pin!(pause);
@@ -125,8 +115,8 @@ struct Names {
 }
 
 impl Names {
-    async fn resolve(&mut self, controllers: &[String]) -> BTreeSet<SocketAddr> {
-        let lookups = join_all(controllers.iter().map(|name| lookup(name))).await;
+    async fn resolve(&mut self, resolver: &impl Resolver, controllers: &[String]) -> BTreeSet<SocketAddr> {
+        let lookups = join_all(controllers.iter().map(|name| lookup(resolver, name))).await;
         for (name, addresses) in controllers.iter().zip(lookups) {
             match addresses {
                 Ok(addresses) => {
@@ -144,44 +134,30 @@ impl Names {
     }
 }
 
-/// Where `name` is, as `host:port`. The resolver may not have looked for it in the search list.
-async fn lookup(name: &str) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(address) = name.parse() {
-        return Ok(vec![address]);
-    }
-    let found = timeout(RESOLVE, lookup_host(name)).await;
-    let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(Iterator::collect);
-    if found.is_ok() {
-        return found;
-    }
-    // In a time of its own: a name server may take all of the first to find nothing.
-    timeout(RESOLVE, search(name)).await.ok().flatten().map_or(found, Ok)
-}
-
-/// The same in the domains of the search list.
-async fn search(name: &str) -> Option<Vec<SocketAddr>> {
-    let conf = small_file::load(Path::new(RESOLV_CONF), MAX_RESOLV_CONF).await.ok()?;
-    for name in search_list::names(name, &String::from_utf8_lossy(&conf)) {
-        if let Ok(found) = lookup_host(name).await {
-            return Some(found.collect());
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::lookup::tests::{Scripted, address};
     use super::*;
 
     #[tokio::test]
     async fn addresses_need_no_name_server_and_what_was_known_is_kept() {
         let mut names = Names::default();
-        let address: SocketAddr = "127.0.0.1:7070".parse().unwrap();
-        let found = names.resolve(&["127.0.0.1:7070".into(), "no such host:1".into()]).await;
-        assert_eq!(found, BTreeSet::from([address]));
-        names.known.insert("no such host:1".into(), vec!["127.0.0.2:1".parse().unwrap()]);
-        let found = names.resolve(&["127.0.0.1:7070".into(), "no such host:1".into()]).await;
-        assert_eq!(found.len(), 2, "{found:?}");
-        assert!(names.failing.contains("no such host:1"));
+        let controllers = ["127.0.0.1:7070".into(), "controller:1".into()];
+        let found = names.resolve(&Scripted::default(), &controllers).await;
+        assert_eq!(found, BTreeSet::from(["127.0.0.1:7070".parse().unwrap()]));
+        assert!(names.failing.contains("controller:1"));
+        let found = names.resolve(&Scripted::new("", &["controller:1"], &[]), &controllers).await;
+        assert!(found.len() == 2 && found.contains(&address()), "{found:?}");
+        assert!(names.failing.is_empty());
+        let kept = names.resolve(&Scripted::default(), &controllers).await;
+        assert_eq!(kept, found);
+        assert!(names.failing.contains("controller:1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_hangs_takes_no_other_with_it() {
+        let resolver = Scripted::new("", &["controller:1"], &["hangs:1"]);
+        let found = Names::default().resolve(&resolver, &["hangs:1".into(), "controller:1".into()]).await;
+        assert_eq!(found, BTreeSet::from([address()]));
     }
 }

@@ -65,6 +65,7 @@ mod flight;
 #[cfg(test)]
 mod flight_tests;
 mod link;
+mod lookup;
 mod options;
 mod outbox;
 mod respite;

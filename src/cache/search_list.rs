@@ -1,27 +1,45 @@
 //! The search list of `resolv.conf`, for names that the resolver takes for whole ones.
 //!
 //! musl's resolver, which a statically linked program has, does not look there for names with `ndots` dots or more. The
-//! name of the controllers' Service has two. A kubelet sets `ndots` to 5, but a pod may set it to less.
+//! name of the controllers' Service has two. A kubelet sets `ndots` to 5, but a pod may set it to less. Nor does it read long
+//! lines.
 
 /// Domains that are tried. A pod may have no more than that.
 const MOST: usize = 32;
+/// `ndots` of who says nothing of it.
+const NDOTS: usize = 1;
+/// A line with as many bytes is left out by musl.
+const TOO_LONG: usize = 255;
 
-/// `name`, as `host:port`, in each domain of the search list, in its order. Each host ends with a dot, so that no
-/// resolver adds more. One that ends with a dot already is in no other domain.
+/// `name`, as `host:port`, in each domain of the search list, in its order; none if the resolver has looked there itself.
+/// Each host ends with a dot, so that no resolver adds more. One that ends with a dot already is in no other domain.
 pub(super) fn names(name: &str, resolv_conf: &str) -> Vec<String> {
+    let list = list(resolv_conf);
     match name.rsplit_once(':') {
-        Some((host, port)) if !host.ends_with('.') => {
-            domains(resolv_conf).take(MOST).map(|domain| format!("{host}.{domain}.:{port}")).collect()
+        Some((host, port)) if !host.ends_with('.') && !is_searched(host, list, resolv_conf) => {
+            domains(list).take(MOST).map(|domain| format!("{host}.{domain}.:{port}")).collect()
         }
         _ => Vec::new(),
     }
 }
 
-/// Of several lines, the last one counts, as for all resolvers.
-fn domains(resolv_conf: &str) -> impl Iterator<Item = &str> {
-    let said = |line| ["search", "domain"].into_iter().find_map(|keyword| after(keyword, line));
-    let list = resolv_conf.lines().rev().find_map(said).unwrap_or_default();
-    list.split_whitespace().map(|domain| domain.trim_end_matches('.')).filter(|domain| !domain.is_empty())
+/// Whether every resolver looks for `host` in the search list. (glibc's always does: what it did not find there is asked
+/// for again if `ndots` is small.)
+fn is_searched(host: &str, list: &str, resolv_conf: &str) -> bool {
+    let options = resolv_conf.lines().filter_map(|line| after("options", line)).flat_map(str::split_whitespace);
+    let ndots = options.filter_map(|option| option.strip_prefix("ndots:")?.parse().ok()).next_back().unwrap_or(NDOTS);
+    host.matches('.').count() < ndots && list.len() < TOO_LONG
+}
+
+/// The line with the search list. Of several, the last one counts, as for all resolvers.
+fn list(resolv_conf: &str) -> &str {
+    let is_list = |line: &&str| ["search", "domain"].iter().any(|keyword| after(keyword, line).is_some());
+    resolv_conf.lines().rev().find(is_list).unwrap_or_default()
+}
+
+fn domains(list: &str) -> impl Iterator<Item = &str> {
+    let domains = list.split_whitespace().skip(1).map(|domain| domain.trim_end_matches('.'));
+    domains.filter(|domain| !domain.is_empty())
 }
 
 fn after<'a>(keyword: &str, line: &'a str) -> Option<&'a str> {
@@ -49,16 +67,42 @@ mod tests {
             "search a\ndomain b\r\n",
             "search b\n#search c\n; search d\n search e\nsearching f\n",
         ] {
-            assert_eq!(names("c:1", conf), ["c.b.:1"], "{conf}");
+            assert_eq!(names("c.d:1", conf), ["c.d.b.:1"], "{conf}");
         }
         for conf in ["", "search", "search \n", "options ndots:5"] {
-            assert_eq!(names("c:1", conf), [""; 0], "{conf}");
+            assert_eq!(names("c.d:1", conf), [""; 0], "{conf}");
         }
+    }
+
+    #[test]
+    fn what_the_resolver_has_looked_for_is_not_asked_for_again() {
+        let conf = |options: &str| format!("search b\n{options}");
+        for (name, options, is_again) in [
+            ("c:1", "", false),
+            ("c.d:1", "", true),
+            ("c.d.svc:1", "options ndots:5\n", false),
+            ("c.d.svc:1", "options timeout:1 ndots:3\n", false),
+            ("c.d.svc:1", "options ndots:2\n", true),
+            ("c.d.svc:1", "options ndots:5\noptions ndots:2", true),
+            ("c.d.svc:1", "#options ndots:5\noptions ndots:\n", true),
+            ("c:1", "options ndots:0\n", true),
+        ] {
+            assert_eq!(!names(name, &conf(options)).is_empty(), is_again, "{name} {options}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_musl_leaves_out_is_read_here() {
+        let list = format!("search {}", "d ".repeat((TOO_LONG - 7) / 2));
+        let conf = |list: &str| format!("{list}\noptions ndots:5\n");
+        assert_eq!(list.len(), TOO_LONG);
+        assert_eq!(names("c.d.svc:1", &conf(&list)).len(), MOST);
+        assert_eq!(names("c.d.svc:1", &conf(list.trim_end())).len(), 0);
     }
 
     #[test]
     fn no_more_domains_than_a_pod_may_have() {
         let conf = format!("search{}", " d".repeat(MOST + 1));
-        assert_eq!(names("c:1", &conf).len(), MOST);
+        assert_eq!(names("c.d:1", &conf).len(), MOST);
     }
 }
