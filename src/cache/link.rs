@@ -15,7 +15,8 @@ use super::outbox::Outbox;
 use super::shared::Shared;
 use super::stream::Ended;
 use super::transport::one_line;
-use crate::core::lease::{Grant, StreamId};
+use crate::core::lease::{Grant, StreamId, with_drift};
+use crate::core::signal::{Barrier, Fate};
 use crate::proto::PROTOCOL_VERSION;
 use crate::proto::convert::{self, Malformed};
 use crate::proto::v1::{self, agent_message, replica_message};
@@ -198,15 +199,25 @@ impl Link {
         for eviction in signals.evictions {
             let (name, state) = convert::eviction(&eviction)?;
             let kept = self.shared.store.evict(name, state);
+            self.told(name, state);
             self.outbox.done(v1::Acknowledgement { session: eviction.session, signal: eviction.signal, kept });
         }
         for barrier in signals.barriers {
             let (name, state) = convert::barrier(barrier.state.as_ref())?;
             self.shared.store.barrier(name, state);
+            self.told(name, state);
             let session = name.to_owned();
             self.outbox.done(v1::Acknowledgement { session, signal: barrier.signal, kept: false });
         }
         Ok(())
+    }
+
+    /// Whoever repeats the deletion here must not be told that there is nothing before no pod serves the session.
+    fn told(&self, name: &str, Barrier { mark, .. }: Barrier) {
+        if mark.fate == Fate::Gone {
+            let long = with_drift(self.shared.confirmer.longest_lease());
+            self.shared.unconfirmed.told_gone(name, mark.uid, mark.resource_version, long);
+        }
     }
 
     fn lease(&mut self, lease: &v1::Lease) {

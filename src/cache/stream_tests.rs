@@ -8,7 +8,7 @@ use tonic::Status;
 
 use crate::cache::scripted_replica::{Attached, LEASE, Replica, SOON, authorities, lease, settings, signals, state};
 use crate::cache::store::now;
-use crate::cache::{Cache, CacheConfig, Event};
+use crate::cache::{Cache, CacheConfig, Event, WriteOptions};
 use crate::core::cache::{Answer, Copy, Facts, Holding, Join, Observed, Report};
 use crate::core::digest::{Digest, Metadata};
 use crate::core::fields::Fields;
@@ -273,6 +273,37 @@ async fn a_confirmation_is_asked_again_on_a_stream_that_comes_back() {
     second.say(Say::Confirmed(v1::Confirmed { number, registered })).await;
     let how = timeout(SOON, confirmed).await.expect("before any lease has ended").unwrap();
     assert_eq!(how, crate::cache::confirm::Confirmed::Answered);
+}
+
+/// Some other cache deletes it, and confirms that. Whoever repeats the deletion here finds nothing.
+#[tokio::test]
+async fn what_a_replica_says_is_gone_is_confirmed_by_whoever_asks_and_once() {
+    let mut replica = Replica::start().await;
+    let cache = cache(&[&replica]);
+    let (mut stream, _) = replica.greet("r").await;
+    let gone = convert::state_message("s", &state(Fate::Gone));
+    let barrier = v1::Barrier { signal: 1, state: Some(gone) };
+    stream.say(Say::Signals(v1::Signals { barriers: vec![barrier], ..v1::Signals::default() })).await;
+    while !matches!(stream.hear().await, Said::Acknowledgements(_)) {}
+    timeout(SOON, cache.confirm_gone("other", WriteOptions::EVERYWHERE)).await.expect("of this nobody has said so");
+    let asking = {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.confirm_gone("s", WriteOptions::EVERYWHERE).await })
+    };
+    let asked = async {
+        loop {
+            if let Said::Confirm(request) = stream.hear().await {
+                return request;
+            }
+        }
+    };
+    let request = timeout(SOON, asked).await.expect("it is confirmed first");
+    assert_eq!(convert::barrier(request.state.as_ref()).unwrap(), ("s", state(Fate::Gone)));
+    assert!(!asking.is_finished());
+    let confirmed = v1::Confirmed { number: request.number, registered: vec!["r".to_owned()] };
+    stream.say(Say::Confirmed(confirmed)).await;
+    timeout(SOON, asking).await.expect("all have answered").unwrap();
+    timeout(SOON, cache.confirm_gone("s", WriteOptions::EVERYWHERE)).await.expect("it is confirmed");
 }
 
 #[tokio::test]

@@ -1,18 +1,22 @@
 //! Deletions that nobody has confirmed yet.
 //!
 //! A deletion whose answer was lost may have been done. Whoever repeats it finds nothing, and must not be told so before no
-//! pod serves the session any more (I8): what to confirm is kept here until somebody has.
+//! pod serves the session any more (I8): what to confirm is kept here until somebody has. So is what replicas say is gone:
+//! the deletion may have gone through another cache, whose user now asks this one.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::core::session::{ResourceVersion, Uid};
 
-/// Deletions that are remembered: more than can be under way. Of more, the oldest are forgotten.
+/// Deletions that are remembered, and as many of which replicas have told: more than can be under way. Of more, the oldest
+/// are forgotten.
 const MOST: usize = 8_192;
 
 /// A session that is being deleted, or may have been.
@@ -45,15 +49,59 @@ pub(super) struct Unconfirmed(Mutex<State>);
 struct State {
     known: BTreeMap<(Arc<str>, Uid), Known>,
     last: u64,
+    told: Told,
+}
+
+/// Sessions that replicas say are gone, with a resourceVersion at which each lived, and when that was first heard.
+#[derive(Debug, Default)]
+struct Told {
+    gone: BTreeMap<(Arc<str>, Uid), (ResourceVersion, Instant)>,
+    /// In the order in which they were heard of. Some may have been confirmed since.
+    order: VecDeque<(Instant, Arc<str>, Uid)>,
+}
+
+impl Told {
+    fn insert(&mut self, name: Arc<str>, uid: Uid, alive: ResourceVersion, heard: Instant) {
+        if let Entry::Vacant(entry) = self.gone.entry((name.clone(), uid)) {
+            entry.insert((alive, heard));
+            self.order.push_back((heard, name, uid));
+        }
+    }
+
+    /// Forgets what was heard before this, and what is too much.
+    fn forget(&mut self, before: Option<Instant>) {
+        while let Some((heard, ..)) = self.order.front()
+            && (self.order.len() > MOST || before.is_some_and(|before| *heard < before))
+            && let Some((heard, name, uid)) = self.order.pop_front()
+        {
+            let key = (name, uid);
+            // It may have been told again.
+            if self.gone.get(&key).is_some_and(|(_, again)| *again == heard) {
+                self.gone.remove(&key);
+            }
+        }
+    }
+
+    fn get(&self, name: &Arc<str>, uid: Uid) -> Option<(ResourceVersion, Instant)> {
+        self.gone.get(&(name.clone(), uid)).copied()
+    }
 }
 
 impl Unconfirmed {
+    /// A replica says that a session is gone that lived at `alive`, and that others may serve for so `long` yet.
+    pub fn told_gone(&self, name: &str, uid: Uid, alive: ResourceVersion, long: Duration) {
+        let now = Instant::now();
+        let mut state = self.0.lock();
+        state.told.insert(name.into(), uid, alive, now);
+        state.told.forget(now.checked_sub(long));
+    }
+
     /// A deletion is about to be sent. One that is refused later stays all the same: an earlier one may have been done.
     pub fn insert(&self, name: &Arc<str>, deletion: Deletion) {
         let since = Instant::now();
         let mut state = self.0.lock();
         state.last += 1;
-        let State { known, last } = &mut *state;
+        let State { known, last, .. } = &mut *state;
         let new = Known { deletion, begun: Begun(*last), since, gone: None };
         let same = known.entry((name.clone(), deletion.uid)).or_insert(new);
         same.deletion.alive = same.deletion.alive.max(deletion.alive);
@@ -66,7 +114,10 @@ impl Unconfirmed {
 
     /// It has been confirmed.
     pub fn remove(&self, name: &Arc<str>, uid: Uid) {
-        self.0.lock().known.remove(&(name.clone(), uid));
+        let mut state = self.0.lock();
+        let key = (name.clone(), uid);
+        state.known.remove(&key);
+        state.told.gone.remove(&key);
     }
 
     /// Which deletions have been begun by now.
@@ -85,13 +136,21 @@ impl Unconfirmed {
 
     /// What is to be confirmed now that there is no session of this name, each with whether its session is known to be gone.
     pub fn all(&self, name: &Arc<str>) -> Vec<(Deletion, bool)> {
-        self.0.lock().known.range(any(name)).map(|(_, known)| (known.deletion, known.gone.is_some())).collect()
+        let state = self.0.lock();
+        let State { known, told, .. } = &*state;
+        let own = known.range(any(name)).map(|(_, known)| (known.deletion, known.gone.is_some()));
+        let others = told.gone.range(any(name)).filter(|(key, _)| !known.contains_key(key));
+        let others = others.map(|((_, uid), (alive, _))| (Deletion { uid: *uid, alive: Some(*alive) }, true));
+        own.chain(others).collect()
     }
 
     /// What is to be confirmed now that this session is known to be gone, and since when it is.
     pub fn gone(&self, name: &Arc<str>, uid: Uid, heard: Instant) -> Option<(Deletion, Instant)> {
         let mut state = self.0.lock();
-        let known = state.known.get_mut(&(name.clone(), uid))?;
+        let told = state.told.get(name, uid);
+        let Some(known) = state.known.get_mut(&(name.clone(), uid)) else {
+            return told.map(|(alive, first)| (Deletion { uid, alive: Some(alive) }, first));
+        };
         Some((known.deletion, *known.gone.get_or_insert(heard)))
     }
 }
@@ -115,6 +174,39 @@ mod tests {
         }
         assert_eq!(unconfirmed.all(&"s-0".into()), []);
         assert_eq!(unconfirmed.all(&"s-1".into()), [(of(1), false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_replicas_say_is_gone_is_known_until_it_is_confirmed_or_no_lease_can_cover_it() {
+        let (unconfirmed, lease) = (Unconfirmed::default(), Duration::from_secs(15));
+        let (name, uid): (Arc<str>, _) = ("s".into(), Uid::from_u128(1));
+        let told = |name: &str| unconfirmed.told_gone(name, uid, ResourceVersion(7), lease);
+        let deletion = Deletion { uid, alive: Some(ResourceVersion(7)) };
+        let first = Instant::now();
+        told("s");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        // By another replica.
+        told("s");
+        assert_eq!(unconfirmed.all(&name), [(deletion, true)]);
+        assert_eq!(unconfirmed.gone(&name, uid, Instant::now()), Some((deletion, first)));
+        // The same deletion, if it is an own one too.
+        unconfirmed.insert(&name, Deletion { uid, alive: None });
+        assert_eq!(unconfirmed.all(&name), [(Deletion { uid, alive: None }, false)]);
+        unconfirmed.remove(&name, uid);
+        assert_eq!(unconfirmed.all(&name), []);
+        told("s");
+        tokio::time::advance(lease).await;
+        told("s2");
+        assert_eq!(unconfirmed.all(&name), [(deletion, true)]);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        told("s3");
+        assert_eq!((unconfirmed.all(&name), unconfirmed.all(&"s2".into())), (vec![], vec![(deletion, true)]));
+        for n in 0..MOST - 1 {
+            told(&format!("other-{n}"));
+        }
+        assert_eq!(unconfirmed.all(&"s2".into()), []);
+        assert_eq!(unconfirmed.all(&"s3".into()), [(deletion, true)]);
+        assert_eq!(unconfirmed.0.lock().told.order.len(), MOST);
     }
 
     #[tokio::test(start_paused = true)]
