@@ -194,3 +194,103 @@ fn says_gone(outcome: &Result<(), WriteError>) -> bool {
 fn is_gone(error: &CallError) -> bool {
     *error == CallError::NotFound || error.kind() == Some(ApiErrorKind::UidMismatch)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::http::{Method, StatusCode, header};
+    use parking_lot::Mutex;
+    use serde_json::{Value, json};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::cache::{Cache, CacheConfig, WriteOptions};
+
+    const UID: &str = "00000000-0000-0000-0000-000000000007";
+
+    fn status(code: u16) -> Value {
+        let reason = match code {
+            404 => "NotFound",
+            409 => "Conflict",
+            _ => "",
+        };
+        let outcome = if code == 200 { "Success" } else { "Failure" };
+        let details = json!({"name": "s", "kind": "vmcpsessions"});
+        json!({"kind": "Status", "status": outcome, "code": code, "reason": reason, "message": "", "details": details})
+    }
+
+    /// Deletes a session, only as it was read if it is to be `unchanged`, where the API server answers deletions with these
+    /// codes, one after the other. Tells on what condition each was sent, too.
+    async fn deleted(unchanged: bool, codes: &'static [u16]) -> (Result<(), WriteError>, Vec<Value>) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let (conditions, mut left) = (Arc::new(Mutex::new(Vec::new())), codes.iter().copied());
+        let left = Arc::new(Mutex::new(move || left.next()));
+        let seen = conditions.clone();
+        let answer = async move |method: Method, body: String| {
+            let (code, body) = if method == Method::DELETE {
+                let sent: Value = serde_json::from_str(&body).unwrap();
+                seen.lock().push(sent["preconditions"].clone());
+                let code = left.lock()().expect("no further attempt");
+                (code, status(code))
+            } else {
+                let metadata =
+                    json!({"namespace": "ns", "name": "s", "uid": UID, "generation": 1, "resourceVersion": "7"});
+                let object = json!({"apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession", "metadata": metadata,
+                    "spec": {"metadata": {}}});
+                (200, object)
+            };
+            let code = StatusCode::from_u16(code).unwrap();
+            (code, [(header::CONTENT_TYPE, "application/json")], body.to_string())
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        let mut config = kube::Config::new(server.parse().unwrap());
+        // As the real client has it.
+        config.default_retry = false;
+        let client = kube::Client::try_from(config).unwrap();
+        let config = CacheConfig { lease_upper_bound: Duration::from_millis(10), ..CacheConfig::new("ns", "pod") };
+        let cache = Cache::connect(client, config).unwrap();
+        let session = cache.get("s").await.unwrap();
+        let outcome = if unchanged {
+            cache.delete_unchanged(&session, WriteOptions::EVERYWHERE).await
+        } else {
+            cache.delete(&session, WriteOptions::EVERYWHERE).await
+        };
+        let conditions = std::mem::take(&mut *conditions.lock());
+        (outcome, conditions)
+    }
+
+    #[tokio::test]
+    async fn a_deletion_of_just_this_state_is_repeated_as_such_and_only_if_its_outcome_is_not_known() {
+        for (codes, done) in [
+            (&[500, 200][..], "done"),
+            // By the first attempt, as far as anybody can tell.
+            (&[500, 404], "done"),
+            // The first attempt may have changed it: its finalizers hold it.
+            (&[500, 409], "unknown"),
+            (&[500, 500, 500], "unknown"),
+            (&[409], "changed"),
+            (&[404], "not found"),
+        ] {
+            let (outcome, conditions) = deleted(true, codes).await;
+            let told = match &outcome {
+                Ok(()) => "done",
+                Err(WriteError::OutcomeUnknown { .. }) => "unknown",
+                Err(WriteError::Changed) => "changed",
+                Err(WriteError::NotFound) => "not found",
+                Err(_) => "something else",
+            };
+            assert_eq!(told, done, "{codes:?}: {outcome:?}");
+            assert_eq!(conditions, vec![json!({"uid": UID, "resourceVersion": "7"}); codes.len()], "{codes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deletion_of_any_state_is_repeated_when_it_lost_a_race() {
+        let (outcome, conditions) = deleted(false, &[409, 500, 200]).await;
+        assert_eq!(outcome, Ok(()));
+        assert_eq!(conditions, vec![json!({"uid": UID}); 3]);
+    }
+}
