@@ -324,6 +324,7 @@ pub async fn remove(client: &Client, namespace: &str, name: &str, seen: Option<P
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
+    use kube::client::Body;
 
     use super::*;
     use crate::controller::ledger::Settlements;
@@ -336,14 +337,14 @@ mod tests {
         fn settled(&self, _settled: &Settled) {}
     }
 
-    #[tokio::test]
-    async fn a_watch_that_never_showed_a_marker_is_distrusted_like_one_that_fell_silent() {
+    /// One that is written through this client, and the collection that it proves.
+    fn marker(client: Client) -> (Marker, ScopeId) {
         let replica = Replica::new(Config::default(), &[]);
         let scope = replica.scopes().next().unwrap().0;
         let lease = Duration::from_hours(1);
         let ledger = Arc::new(Ledger::new("own", lease, lease, Box::new(Nobody)));
         let marker = Marker {
-            client: Client::try_from(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap(),
+            client,
             scope,
             namespace: "ns".into(),
             name: "own".into(),
@@ -354,6 +355,13 @@ mod tests {
             distrust: Arc::default(),
             heartbeat: Health::default().heartbeat("marker", lease),
         };
+        (marker, scope)
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_never_showed_a_marker_is_distrusted_like_one_that_fell_silent() {
+        let nowhere = kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"));
+        let (marker, scope) = marker(Client::try_from(nowhere).unwrap());
         let distrusted = || marker.distrust.notified().now_or_never().is_some();
         marker.check_watch();
         assert!(distrusted(), "nothing is proven");
@@ -363,6 +371,31 @@ mod tests {
         });
         marker.check_watch();
         assert!(!distrusted(), "proven a moment ago");
+    }
+
+    /// An API server where somebody sets or strips what a write changes.
+    #[tokio::test]
+    async fn a_write_that_changes_nothing_proves_nothing() {
+        let mut written = VmcpSession::new("own", VmcpSessionSpec::default());
+        written.metadata.resource_version = Some("7".to_owned());
+        let answer = serde_json::to_vec(&written).unwrap();
+        let service = tower::service_fn(move |_: http::Request<Body>| {
+            let answer = http::Response::new(Body::from(answer.clone()));
+            async move { Ok::<_, std::convert::Infallible>(answer) }
+        });
+        let (marker, scope) = marker(Client::new(service, "ns"));
+        let mut writing = Writing::default();
+        marker.write(&mut writing).await.unwrap();
+        let proven = || {
+            marker.shared.with(|replica, now| {
+                now.saturating_since(Time::ZERO).saturating_sub(replica.age_of(scope, now).unwrap())
+            })
+        };
+        marker.shared.with(|replica, now| replica.relist(scope, Vec::new(), ResourceVersion(7), now).unwrap());
+        let first = proven();
+        let again = marker.write_upon_what_is(&mut writing).await;
+        assert!(matches!(again, Err(MarkerError::Unchanged)), "{again:?}");
+        assert_eq!(proven(), first, "the watch has shown that already");
     }
 
     #[test]
