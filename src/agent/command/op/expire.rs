@@ -126,7 +126,9 @@ pub fn persist<S: State>(state: Option<&S>) -> Decision {
     if state.and_then(State::deadline).is_none() {
         return Decision::read(Reply::Int(0));
     }
-    Decision { reply: Reply::Int(1), change: Change::Expire(Ttl::Clear, Exact::No), events: &["persist"] }
+    // The answer is right only as long as the timeout that was there is. And whom its end is told to depends on what it
+    // was: others would go on by one that was set meanwhile.
+    Decision { reply: Reply::Int(1), change: Change::Expire(Ttl::Clear, Exact::Whole), events: &["persist"] }
 }
 
 fn parse(args: &[Bytes], when: When, name: &'static str, now: &Clock) -> Result<Plan, Refusal> {

@@ -63,6 +63,23 @@ async fn a_timeout_on_a_condition_is_set_only_if_that_is_still_met() {
 }
 
 #[tokio::test]
+async fn who_removes_a_timeout_that_is_gone_by_then_has_removed_none() {
+    for (commands, answer) in
+        [(&["PERSIST k"][..], Reply::Int(0)), (&["MULTI", "PERSIST k", "EXEC"], Reply::Array(vec![Reply::Int(0)]))]
+    {
+        let bench = Bench::new();
+        let mut guest = bench.guest();
+        guest.asks("SET k {} EX 100").await;
+        somebody_is_faster(&bench, json!({"spec": {"idleTimeoutSeconds": null}}));
+        let mut last = Reply::Null;
+        for command in commands {
+            last = guest.asks(command).await;
+        }
+        assert_eq!(last, answer, "{commands:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_somebody_else_changes_besides_does_not_keep_a_timeout_from_being_set() {
     let bench = Bench::new();
     let mut guest = bench.guest();
