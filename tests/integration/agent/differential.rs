@@ -1,5 +1,5 @@
 //! The same random sequences of commands on a real redis-server and on what is compared with it: no difference in value, type
-//! or error text that a client could see.
+//! or error text that a client could see, nor in what is told of keys to those who listen.
 //!
 //! The same few are run each time, so that a failure is of what was changed. `DIFFERENTIAL_SEQUENCES=n` runs that many others,
 //! `DIFFERENTIAL_SEED=n` begins with this seed (one sequence, unless it is said otherwise). A difference is reported with its seed and the shortest sequence that was found to show it.
@@ -24,6 +24,9 @@ use crate::world::World;
 
 /// Steps of a sequence.
 const STEPS: usize = 150;
+
+/// Has Redis tell of keys, as an agent always does.
+const TELLING: [&str; 2] = ["--notify-keyspace-events", "KEA"];
 
 /// A number from the environment.
 fn setting(name: &str) -> Option<u64> {
@@ -64,9 +67,11 @@ fn report((seed, steps, difference): &(u64, Vec<Step>, Difference)) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_redis_servers_show_no_difference() {
-    let (one, two) = (RedisServer::start(&[]).await, RedisServer::start(&[]).await);
-    let found = compare(&Pair::new(one.address, two.address), 40).await;
+    let (one, two) = (RedisServer::start(&TELLING).await, RedisServer::start(&TELLING).await);
+    let pair = Pair::new(one.address, two.address);
+    let found = compare(&pair, 40).await;
     assert!(found.is_none(), "{}", report(&found.unwrap()));
+    assert!(pair.events() > 0, "nobody heard of any key");
 }
 
 /// The agent, beside Redis.
@@ -74,11 +79,12 @@ async fn two_redis_servers_show_no_difference() {
 async fn an_agent_answers_as_redis_does() {
     let world = World::start(ClusterOptions::default().size(1, 0)).await;
     let agent = agent(&world, "agent", AgentOptions::default()).await;
-    let redis = RedisServer::start(&[]).await;
+    let redis = RedisServer::start(&TELLING).await;
     let pair = Pair::new(redis.address, agent.address);
     let found = compare(&pair, 12).await;
     assert!(found.is_none(), "{}", report(&found.unwrap()));
     assert!(pair.told() > 0, "no client was told anything");
+    assert!(pair.events() > 0, "nobody heard of any key");
 }
 
 /// Sequences that have shown a difference once.
@@ -91,7 +97,7 @@ const FOUND: [&str; 2] = [
 async fn what_has_differed_once_does_not_again() {
     let world = World::start(ClusterOptions::default().size(1, 0)).await;
     let agent = agent(&world, "agent", AgentOptions::default()).await;
-    let redis = RedisServer::start(&[]).await;
+    let redis = RedisServer::start(&TELLING).await;
     let pair = Pair::new(redis.address, agent.address);
     for line in FOUND {
         let steps: Vec<Step> = line.split("; ").map(Step::typed).collect();

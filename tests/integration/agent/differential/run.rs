@@ -23,6 +23,8 @@ pub struct Pair {
     subject: SocketAddr,
     /// Keys that clients of both were told to drop by the same step.
     told: AtomicUsize,
+    /// Events of keys that were compared.
+    events: AtomicUsize,
 }
 
 /// The first step at which they differed.
@@ -38,6 +40,8 @@ struct Side {
     connections: Vec<Connection>,
     /// What the client behind each connection keeps in a memory of its own.
     caching: [ClientCache; CONNECTIONS],
+    /// Hears what happens to keys.
+    listener: Connection,
 }
 
 /// What is sent to see what comes before its answer.
@@ -51,7 +55,10 @@ impl Side {
         }
         let hello = connections[CONNECTIONS - 1].ask("HELLO 3").await.unwrap();
         assert!(matches!(hello, Value::Map(_)), "HELLO 3: {hello}");
-        Self { connections, caching: Default::default() }
+        let mut listener = Connection::open(address).await.unwrap();
+        listener.ask("PSUBSCRIBE __keyspace@0__:* __keyevent@0__:*").await.unwrap();
+        listener.read().await.unwrap();
+        Self { connections, caching: Default::default(), listener }
     }
 
     /// Carries out a command; a lost connection is an answer too. Subscriptions are answered by none, one or several
@@ -104,6 +111,22 @@ impl Side {
         // A lost connection shows in the next answer.
         let _ = self.before_mark(over, None).await;
         self.caching[over].take_dropped()
+    }
+
+    /// What was told of keys since this was last asked, up to now: channels, and what was said there. The order of what one
+    /// command has done to several keys does not count.
+    async fn events(&mut self) -> std::io::Result<Vec<(String, String)>> {
+        self.listener.send(&["PING", MARK]).await?;
+        let mut events = Vec::new();
+        loop {
+            let heard = self.listener.read().await?;
+            match heard.items() {
+                [_, _, channel, message] => events.push((channel.text(), message.text())),
+                _ => break,
+            }
+        }
+        events.sort();
+        Ok(events)
     }
 
     /// All keys that a SCAN with these options names, or its error.
@@ -176,12 +199,17 @@ struct Transaction {
 impl Pair {
     /// Redis, and what is compared with it.
     pub fn new(reference: SocketAddr, subject: SocketAddr) -> Self {
-        Self { reference, subject, told: AtomicUsize::new(0) }
+        Self { reference, subject, told: AtomicUsize::new(0), events: AtomicUsize::new(0) }
     }
 
     /// Keys that clients of both were told to drop by the same step so far.
     pub fn told(&self) -> usize {
         self.told.load(Ordering::Relaxed)
+    }
+
+    /// Events of keys that were compared so far.
+    pub fn events(&self) -> usize {
+        self.events.load(Ordering::Relaxed)
     }
 
     /// Runs a sequence on both, from nothing. None: no difference.
@@ -323,7 +351,13 @@ impl<'a> Run<'a> {
         if let Some(answer) = reference.first() {
             follow(transaction, command, answer);
         }
-        if all_same { self.stale().await } else { Outcome::of(shown(&reference), shown(&subject)) }
+        if !all_same {
+            return Outcome::of(shown(&reference), shown(&subject));
+        }
+        match self.stale().await {
+            Outcome::Same => self.events().await,
+            differs => differs,
+        }
     }
 
     /// What the clients of both keep after this command and its answer.
@@ -358,6 +392,13 @@ impl<'a> Run<'a> {
             }
         }
         outcome
+    }
+
+    /// Compares what those hear who listen to what happens to keys.
+    async fn events(&mut self) -> Outcome {
+        let (reference, subject) = (self.reference.events().await.unwrap(), self.subject.events().await.unwrap());
+        self.pair.events.fetch_add(reference.len(), Ordering::Relaxed);
+        Outcome::of(format!("tells {reference:?}"), format!("tells {subject:?}"))
     }
 
     /// Whether Redis would answer WRONGTYPE, which the agent never does: such a command is left out.
