@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::Path;
 
+#[path = "../fuzz/src/api.rs"]
+mod api;
 #[path = "../fuzz/src/dispatcher.rs"]
 mod dispatcher;
 #[path = "../fuzz/src/parser.rs"]
@@ -31,6 +33,18 @@ fn the_parser_stands_its_corpus() {
 #[test]
 fn the_dispatcher_stands_its_corpus() {
     replay("dispatcher", dispatcher::check);
+}
+
+/// An input finds what there is, and not what the one before it has made of that.
+#[test]
+fn the_dispatcher_has_sessions() {
+    let answers = |lines: &[&str]| dispatcher::answers(lines.join("\r\n").as_bytes());
+    let read = "HGET s:1 n\r\nEXISTS s:1 s:2 s:3\r\nTTL s:2\r\nHSET s:failing a 2\r\n";
+    let before = String::from_utf8(answers(&[read]).to_vec()).unwrap();
+    assert!(before.starts_with("$1\r\n7\r\n:2\r\n:-1\r\n-TRYAGAIN "), "{before}");
+    let changed = answers(&["HINCRBY s:1 n 1", "HDEL s:1 a text n", "SETNX s:3 {}", "EXPIRE s:2 60", ""]);
+    assert_eq!(*changed, *b":8\r\n:3\r\n:1\r\n:1\r\n");
+    assert_eq!(answers(&[read]), before);
 }
 
 #[test]

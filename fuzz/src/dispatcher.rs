@@ -1,9 +1,10 @@
 //! Any requests at all, answered by a real agent.
 //!
-//! Its API server is an address where nobody listens: so whatever needs it fails, and everything else is what it is in a
-//! pod: reading requests, finding commands, their options and their refusals, transactions, subscriptions, tracking.
+//! Its API server is a map with two sessions, `s:1` and `s:2`, and `s:failing`, of which nobody can say whether it was
+//! written. Everything else is what it is in a pod: reading requests, finding commands, their options and their refusals,
+//! what they do to sessions, transactions, subscriptions, tracking. Nobody grants a lease, so each read is asked for.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -17,43 +18,53 @@ use vmcp_session::agent::tracking::Tracking;
 use vmcp_session::cache::{CacheConfig, Visibility};
 use vmcp_session::resp::{Limits, Parser};
 
+use super::api::Api;
 use super::well_formed;
 
 /// Requests of one input that are answered. More would find nothing else.
 const REQUESTS: usize = 64;
-/// Longer than any answer takes where nobody listens.
+/// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 struct Bench {
     runtime: Runtime,
     agent: Arc<Agent>,
+    api: Api,
 }
 
-fn bench() -> &'static Bench {
-    static BENCH: OnceLock<Bench> = OnceLock::new();
-    BENCH.get_or_init(|| {
+/// One input comes after the other: there is one API server.
+fn bench() -> MutexGuard<'static, Bench> {
+    static BENCH: OnceLock<Mutex<Bench>> = OnceLock::new();
+    let bench = BENCH.get_or_init(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let agent = runtime.block_on(async { agent() });
-        Bench { runtime, agent }
-    })
+        let api = Api::default();
+        let agent = runtime.block_on(async { agent(&api) });
+        Mutex::new(Bench { runtime, agent, api })
+    });
+    bench.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn agent() -> Arc<Agent> {
-    let config = kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"));
-    let client = kube::Client::try_from(config).expect("a client");
-    let cache = CacheConfig { call_deadline: Duration::from_millis(100), ..CacheConfig::new("fuzz", "fuzz") };
+fn agent(api: &Api) -> Arc<Agent> {
+    let cache = CacheConfig {
+        call_deadline: Duration::from_millis(100),
+        // What is answered must not depend on how fast inputs come.
+        unknown_per_second: 1_000_000,
+        unknown_burst: 1_000_000,
+        ..CacheConfig::new("fuzz", "fuzz")
+    };
     let sessions = SessionsConfig {
         prefix: "s:".to_owned(),
         pod_local_keys: vec!["local-*".to_owned()],
         hash_key_file: None,
-        visibility: Visibility::Everywhere,
+        // Nobody could confirm anything: each write would wait for a lease.
+        visibility: Visibility::Committed,
     };
     let clients = Arc::new(Clients::new(Room { clients: 8, output: 1 << 20, memory: 8 << 20 }));
     let limit = 1 << 20;
     let settings = ServerSettings { output_limit: limit, max_bulk: limit, ..ServerSettings::default() };
     Arc::new(Agent {
-        sessions: Sessions::connect(client, cache, &sessions).expect("sessions"),
+        sessions: Sessions::connect(api.client(), cache, &sessions).expect("sessions"),
         commands: command::Server::new(settings),
         tracking: Tracking::new(64, Arc::clone(&clients)),
         clients,
@@ -62,10 +73,17 @@ fn agent() -> Arc<Agent> {
 }
 
 /// Whatever is asked, each request has one answer, or as many as its flow says, and they are replies of the protocol that is
-/// spoken. Nothing stays when the client has gone.
+/// spoken. Nothing stays when the client has gone, and no session is what none can be.
 pub fn check(data: &[u8]) {
-    let Bench { runtime, agent } = bench();
+    answers(data);
+}
+
+/// The same, and what was answered.
+pub fn answers(data: &[u8]) -> BytesMut {
+    let Bench { runtime, agent, api } = &*bench();
     runtime.block_on(async {
+        api.begin();
+        let mut all = BytesMut::new();
         let unix = Address::Unix(Arc::default());
         let handle = agent.clients.register(unix.clone(), unix).expect("room for a client");
         let mut client = Client::new(Arc::clone(&handle), false);
@@ -87,6 +105,7 @@ pub fn check(data: &[u8]) {
                 reply.encode(handle.protocol(), &mut out);
             }
             assert_eq!(well_formed::replies(&out, handle.protocol()), replies.len());
+            all.extend_from_slice(&out);
             if ends {
                 break;
             }
@@ -94,5 +113,7 @@ pub fn check(data: &[u8]) {
         agent.clients.unregister(handle.id());
         command::disconnected(agent, &mut client);
         assert_eq!(agent.pubsub.counts(), (0, 0), "subscriptions stay");
-    });
+        api.check();
+        all
+    })
 }
