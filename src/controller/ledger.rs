@@ -284,16 +284,16 @@ impl Ledger {
         self.state.lock().hearing.opened(replica.into(), now());
     }
 
-    /// Another replica handed over all that it had heard; `last` if no more of it follows.
-    pub fn peer_renewed(&self, replica: &str, used: Vec<(SessionKey, Uid, Duration)>, last: bool) {
+    /// Another replica handed over what it had heard. If no more of it follows, that is all that it had heard by `through`.
+    pub fn peer_renewed(&self, replica: &str, used: Vec<(SessionKey, Uid, Duration)>, through: Option<Time>) {
         let now = now();
         let mut state = self.state.lock();
         for (key, uid, idle) in used {
             let at = Time::ZERO + now.saturating_since(Time::ZERO + idle);
             state.expiry.used(&key, uid, at);
         }
-        if last {
-            state.hearing.handed_over(replica, now);
+        if let Some(through) = through {
+            state.hearing.handed_over(replica, through);
         }
     }
 

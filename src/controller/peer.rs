@@ -1,6 +1,7 @@
 //! The stream of the leading replica to another one: confirmations are asked for, renewals are handed over.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -41,9 +42,10 @@ impl Peer {
     /// Serves one stream until it ends, and returns what it ends with.
     pub async fn serve(self, mut inbound: Streaming<v1::PeerRequest>, outbox: Outbox) -> Status {
         let stream = self.shared.open_stream();
+        let asked = AtomicU64::new(0);
         let ended = tokio::select! {
-            Err(ended) = self.receive(&stream, &mut inbound, &outbox) => ended,
-            Err(ended) = self.send(&stream, &outbox) => ended,
+            Err(ended) = self.receive(&stream, &mut inbound, &outbox, &asked) => ended,
+            Err(ended) = self.send(&stream, &outbox, &asked) => ended,
             () = self.closing.cancelled() => Status::unavailable("the replica is stopping"),
             else => Status::ok(""),
         };
@@ -51,10 +53,10 @@ impl Peer {
         ended
     }
 
-    async fn send(&self, stream: &StreamGuard, outbox: &Outbox) -> Result<(), Status> {
+    async fn send(&self, stream: &StreamGuard, outbox: &Outbox, asked: &AtomicU64) -> Result<(), Status> {
         // Before the peer knows that it is connected: from then on it counts on hearing everything.
         let turn = self.ledger.begin_taking();
-        let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: self.name.clone() };
+        let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: self.name.clone(), question: 0 };
         push(outbox, peer_reply::Message::Hello(hello)).await?;
         let mut renewals = interval(self.renewal);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -62,7 +64,7 @@ impl Peer {
             self.answer(stream, outbox).await?;
             tokio::select! {
                 () = stream.woken.notified() => {}
-                _ = renewals.tick() => self.hand_over(stream, turn, outbox).await?,
+                _ = renewals.tick() => self.hand_over(stream, turn, outbox, asked).await?,
             }
         }
     }
@@ -81,7 +83,15 @@ impl Peer {
 
     /// Hands over what has been renewed by now, even if it is nothing: only so does the leader know that nothing was. Answers do
     /// not wait for the end of it.
-    async fn hand_over(&self, stream: &StreamGuard, turn: Turn, outbox: &Outbox) -> Result<(), Status> {
+    async fn hand_over(
+        &self,
+        stream: &StreamGuard,
+        turn: Turn,
+        outbox: &Outbox,
+        asked: &AtomicU64,
+    ) -> Result<(), Status> {
+        // Before they are taken: what is told to this replica after it was asked may not be among them.
+        let answers = asked.load(Ordering::Relaxed);
         let renewed = self.ledger.take_renewed(turn).ok_or(Status::aborted("another replica leads"))?;
         let mut renewed = renewed.into_iter();
         loop {
@@ -92,7 +102,7 @@ impl Peer {
                 namespace: key.namespace().to_string(),
                 renewal: Some(convert::renewal_message(key.name(), uid, idle)),
             });
-            let message = v1::PeerRenewals { used: used.collect() };
+            let message = v1::PeerRenewals { used: used.collect(), answers };
             push(outbox, peer_reply::Message::Renewals(message)).await?;
             if !more {
                 return Ok(());
@@ -106,6 +116,7 @@ impl Peer {
         stream: &StreamGuard,
         inbound: &mut Streaming<v1::PeerRequest>,
         outbox: &Outbox,
+        asked: &AtomicU64,
     ) -> Result<(), Status> {
         let first = timeout(HELLO_DEADLINE, inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??.and_then(|m| m.message);
@@ -119,12 +130,18 @@ impl Peer {
         let malformed = |malformed: convert::Malformed| Status::invalid_argument(malformed.to_string());
         let peer = convert::session_name(&hello.replica).map_err(malformed)?;
         info!(%peer, "the leading replica connected");
+        asked.store(hello.question, Ordering::Relaxed);
         while let Some(message) = inbound.message().await? {
             tokio::task::yield_now().await;
-            let Some(peer_request::Message::Confirm(v1::PeerConfirm { namespace, request: Some(request) })) =
-                message.message
-            else {
-                return Err(Status::invalid_argument("expected a PeerConfirm"));
+            let (namespace, request) = match message.message {
+                Some(peer_request::Message::Question(question)) => {
+                    asked.store(question.number, Ordering::Relaxed);
+                    continue;
+                }
+                Some(peer_request::Message::Confirm(v1::PeerConfirm { namespace, request: Some(request) })) => {
+                    (namespace, request)
+                }
+                _ => return Err(Status::invalid_argument("expected a PeerConfirm or a PeerQuestion")),
             };
             let namespace = convert::namespace(&namespace).map_err(malformed)?;
             let asked = confirm(&self.shared, stream.id, &namespace.into(), &request).map_err(malformed)?;

@@ -14,8 +14,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use super::clock::now;
 use super::leader::Leadership;
 use super::ledger::Ledger;
+use crate::core::expiry::Questions;
 use crate::core::session::{SessionKey, Uid};
 use crate::core::signal::Barrier;
 use crate::proto::convert::{self, Malformed};
@@ -208,7 +210,9 @@ impl Peer {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (requests, outgoing) = mpsc::channel(REQUESTS);
-        let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: self.own.to_string() };
+        let questions = Questions::opening(now());
+        let (replica, question) = (self.own.to_string(), Questions::FIRST);
+        let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica, question };
         let hello = v1::PeerRequest { message: Some(peer_request::Message::Hello(hello)) };
         // There is room for it.
         let _ = requests.try_send(hello);
@@ -222,13 +226,13 @@ impl Peer {
         let (mut inbound, first) = timeout(HELLO_DEADLINE, greeting).await.map_err(|_| Ended::NoHello)??;
         self.check(first)?;
         self.ledger.peer_opened(&self.replica);
-        self.links.open.lock().insert(self.replica.clone(), requests);
+        self.links.open.lock().insert(self.replica.clone(), requests.clone());
         let _open = Open(self);
         self.answer(Answer::Opened { replica: self.replica.clone() }).await?;
         info!(peer = %self.replica, address = self.address, "connected to the peer");
         backoff.reset();
         *failing = false;
-        self.receive(&mut inbound).await
+        self.receive(&mut inbound, &requests, questions).await
     }
 
     fn check(&self, first: Option<v1::PeerReply>) -> Result<(), Ended> {
@@ -242,7 +246,12 @@ impl Peer {
         if *hello.replica == *self.replica { Ok(()) } else { Err(Ended::AnotherReplica) }
     }
 
-    async fn receive(&self, inbound: &mut Streaming<v1::PeerReply>) -> Result<Infallible, Ended> {
+    async fn receive(
+        &self,
+        inbound: &mut Streaming<v1::PeerReply>,
+        requests: &mpsc::Sender<v1::PeerRequest>,
+        mut questions: Questions,
+    ) -> Result<Infallible, Ended> {
         loop {
             let reply = inbound.message().await?.ok_or(Ended::Closed)?.message;
             match reply.ok_or(Malformed::Unexpected { expected: "a message" })? {
@@ -250,8 +259,11 @@ impl Peer {
                     return Err(Malformed::Unexpected { expected: "no second PeerHello" }.into());
                 }
                 peer_reply::Message::Renewals(renewals) => {
+                    // A message that is not full is the last.
                     let last = renewals.used.len() < MAX_SESSIONS_PER_MESSAGE;
-                    self.ledger.peer_renewed(&self.replica, used(&renewals)?, last);
+                    let through = last.then(|| questions.answered(renewals.answers));
+                    self.ledger.peer_renewed(&self.replica, used(&renewals)?, through);
+                    ask(requests, &mut questions);
                 }
                 peer_reply::Message::Confirmed(confirmed) => {
                     let registered = replicas(&confirmed.registered)?;
@@ -268,6 +280,19 @@ impl Peer {
     async fn answer(&self, answer: Answer) -> Result<(), Ended> {
         // The receiver ends with the process only.
         self.links.answers.send(answer).await.map_err(|_| Ended::Closed)
+    }
+}
+
+/// Asks the next question, if it is time.
+fn ask(requests: &mpsc::Sender<v1::PeerRequest>, questions: &mut Questions) {
+    let Some(number) = questions.next() else {
+        return;
+    };
+    let now = now();
+    let question = peer_request::Message::Question(v1::PeerQuestion { number });
+    // If there is no room, it is asked with the next batch.
+    if requests.try_send(v1::PeerRequest { message: Some(question) }).is_ok() {
+        questions.sent(now);
     }
 }
 

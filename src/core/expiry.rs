@@ -13,8 +13,10 @@ use super::session::{SessionKey, Uid};
 use super::time::Time;
 
 pub mod hearing;
+pub mod questions;
 
 pub use hearing::{Heard, Hearing};
+pub use questions::Questions;
 
 /// A wall clock: time since 1970. Only for what the API server's clock began (see [`super::server_clock`]), and never to order events.
 pub type WallTime = Duration;

@@ -23,7 +23,7 @@ pub struct Heard {
 struct Ear {
     /// When the first stream to it was opened.
     opened: Time,
-    /// When the last batch came.
+    /// By when all uses were told to it that it handed over.
     through: Option<Time>,
 }
 
@@ -53,10 +53,10 @@ impl Hearing {
         self.ears.entry(replica).or_insert(Ear { opened: now, through: None });
     }
 
-    /// All that a replica had heard by `now` was handed over.
-    pub fn handed_over(&mut self, replica: &str, now: Time) {
+    /// All that a replica had heard by `through` was handed over: see [`Questions`](super::Questions).
+    pub fn handed_over(&mut self, replica: &str, through: Time) {
         if let Some(ear) = self.ears.get_mut(replica) {
-            ear.through = Some(now);
+            ear.through = ear.through.max(Some(through));
         }
     }
 

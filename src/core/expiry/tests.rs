@@ -211,6 +211,10 @@ enum Event {
     Open(usize),
     /// A replica stops to hand over, or goes on, while the stream stays open.
     Stall(usize),
+    /// What a replica sends is late from now on, or all of it comes.
+    Delay(usize),
+    /// The first batch comes of those that are late.
+    Come(usize),
     /// Another replica leads for a moment, and takes what the others had kept.
     Failover,
     /// The process of a replica dies, with what it had kept; its marker goes.
@@ -224,9 +228,21 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (1_usize..3).prop_map(Event::Break),
         2 => (1_usize..3).prop_map(Event::Open),
         2 => (1_usize..3).prop_map(Event::Stall),
+        2 => (1_usize..3).prop_map(Event::Delay),
+        4 => (1_usize..3).prop_map(Event::Come),
         1 => Just(Event::Failover),
         1 => (1_usize..3).prop_map(Event::Die),
     ]
+}
+
+/// What is on an open stream.
+#[derive(Default)]
+struct Stream {
+    questions: Option<Questions>,
+    /// The last question that has come to the replica.
+    asked: u64,
+    /// Batches on their way: which question each answers, and the uses in it.
+    batches: Vec<(u64, Vec<u64>)>,
 }
 
 /// A leader, the replicas that it hears, and what these and their agents have not handed over yet.
@@ -238,6 +254,8 @@ struct World {
     alive: [bool; 3],
     open: [bool; 3],
     stalled: [bool; 3],
+    delayed: [bool; 3],
+    streams: [Stream; 3],
     /// Uses that agents have not reported yet, by replica.
     agents: BTreeMap<usize, Vec<u64>>,
     /// Uses that replicas have not handed over yet.
@@ -259,6 +277,8 @@ impl World {
             alive: [true; 3],
             open: [true, false, false],
             stalled: [false; 3],
+            delayed: [false; 3],
+            streams: Default::default(),
             agents: BTreeMap::new(),
             kept: BTreeMap::new(),
             known: BTreeMap::new(),
@@ -268,7 +288,6 @@ impl World {
     /// Agents report every `RENEWAL`; so do replicas, a second later.
     fn second(&mut self) {
         self.now += 1;
-        let now = at(self.now);
         if self.now.is_multiple_of(RENEWAL.as_secs()) {
             for (replica, uses) in std::mem::take(&mut self.agents) {
                 self.kept.entry(replica).or_default().extend(&uses);
@@ -277,13 +296,31 @@ impl World {
         }
         for replica in 0..3 {
             let hands_over = replica == 0 || self.now % RENEWAL.as_secs() == 1;
-            if !self.open[replica] || !self.alive[replica] || self.stalled[replica] || !hands_over {
-                continue;
+            if self.open[replica] && self.alive[replica] && !self.stalled[replica] && hands_over {
+                let uses = self.kept.remove(&replica).unwrap_or_default();
+                let stream = &mut self.streams[replica];
+                stream.batches.push((stream.asked, uses));
             }
-            for used in self.kept.remove(&replica).unwrap_or_default() {
+            if !self.delayed[replica] {
+                self.come(replica, usize::MAX);
+            }
+        }
+    }
+
+    /// So many batches come that are on their way, at most.
+    fn come(&mut self, replica: usize, most: usize) {
+        let stream = &mut self.streams[replica];
+        let most = most.min(stream.batches.len());
+        for (answers, uses) in stream.batches.drain(..most) {
+            for used in uses {
                 self.expiry.used(&key(), A, at(used));
             }
-            self.hearing.handed_over(&self.names[replica], now);
+            let Some(questions) = &mut stream.questions else { continue };
+            self.hearing.handed_over(&self.names[replica], questions.answered(answers));
+            if let Some(next) = questions.next() {
+                questions.sent(at(self.now));
+                stream.asked = next;
+            }
         }
     }
 
@@ -291,6 +328,7 @@ impl World {
         if std::mem::take(&mut self.open[replica]) {
             // The last batch was on its way.
             self.kept.remove(&replica);
+            self.streams[replica] = Stream::default();
             self.hearing.closed(&self.names[replica]);
         }
     }
@@ -304,12 +342,17 @@ impl World {
             Event::Open(replica) if self.alive[replica] && !self.open[replica] => {
                 self.open[replica] = true;
                 self.kept.insert(replica, self.known.get(&replica).cloned().unwrap_or_default());
+                let questions = Some(Questions::opening(at(self.now)));
+                self.streams[replica] = Stream { questions, asked: Questions::FIRST, batches: Vec::new() };
                 self.hearing.opened(self.names[replica].clone(), at(self.now));
             }
             Event::Stall(replica) => self.stalled[replica] ^= true,
+            Event::Delay(replica) => self.delayed[replica] ^= true,
+            Event::Come(replica) => self.come(replica, 1),
             Event::Failover => {
                 self.kept.clear();
                 self.open = [true, false, false];
+                self.streams = Default::default();
                 self.hearing.restart(at(self.now));
             }
             Event::Die(replica) => {
@@ -369,7 +412,7 @@ proptest! {
                 }
             }
         }
-        world.stalled = [false; 3];
+        (world.stalled, world.delayed) = ([false; 3], [false; 3]);
         for replica in 1..3 {
             world.apply(Event::Open(replica));
         }

@@ -127,7 +127,8 @@ async fn a_peer_stream_ends_with_its_pod() {
     world.controllers[0].wait_ready().await.unwrap();
 
     let (outbox, messages) = tokio::sync::mpsc::channel(1);
-    let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: "replica-another".to_owned() };
+    let hello =
+        v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: "replica-another".to_owned(), question: 0 };
     outbox.send(v1::PeerRequest { message: Some(v1::peer_request::Message::Hello(hello)) }).await.unwrap();
     let mut client = CoherenceClient::new(connect(world.controllers[0].address).await);
     let opened = client.peer(request(ReceiverStream::new(messages), Some(&format!("Bearer {token}"))));
