@@ -79,6 +79,17 @@ fn a_copy_of_a_history_that_a_backup_wiped_out_is_evicted_by_the_first_write_aft
 }
 
 #[test]
+fn no_round_waits_for_what_a_reset_has_cleared() {
+    let (mut replica, _) = replica();
+    let key = SessionKey::new("a", "s");
+    replica.reported(STREAM, vec![(key.clone(), held(40))], Some(1), at(2)).unwrap();
+    assert_eq!(replica.awaited(&key), 1);
+    replica.void();
+    assert_eq!(replica.drain(STREAM, 9), Some(Outgoing::Reset), "and no eviction that it could acknowledge");
+    assert_eq!(replica.awaited(&key), 0);
+}
+
+#[test]
 fn no_lease_before_the_marker_came_through_the_watch() {
     let (mut replica, scope) = replica();
     replica.heartbeat(STREAM, 1, at(2));

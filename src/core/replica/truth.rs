@@ -6,6 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::compare::{Verdict, compare};
+use super::rounds::Rounds;
 use super::scope::Registration;
 use super::{AgentId, Entry, Replica, ScopeId, Truth};
 use crate::core::digest::Summary;
@@ -131,6 +132,8 @@ impl Replica {
             entry.truth = None;
         }
         self.registered_since = None;
+        // What waits for pods is cleared, and they will not acknowledge it.
+        self.rounds = Rounds::default();
         self.sessions = 0;
         self.entries.retain(|_, e| !e.holders.is_empty());
         self.reset_agents();
