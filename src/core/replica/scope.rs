@@ -115,6 +115,10 @@ impl Scope {
     /// Everything up to `position` has been compared.
     pub fn advance(&mut self, position: ResourceVersion, now: Time) {
         self.position = self.position.max(position);
+        if self.must_list {
+            // A list will tell whether that is so.
+            return;
+        }
         while let Some(first) = self.unproven.first_entry() {
             if *first.key() > self.position {
                 break;

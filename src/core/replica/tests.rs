@@ -90,6 +90,18 @@ fn no_round_waits_for_what_a_reset_has_cleared() {
 }
 
 #[test]
+fn a_marker_whose_answer_calls_for_a_list_proves_nothing_before_that() {
+    let (mut replica, scope) = replica();
+    // The watch is quicker than the answer.
+    replica.bookmark(scope, ResourceVersion(60), at(3));
+    assert!(!replica.marker_found(scope, Found::LongAgo));
+    replica.marker_answered(scope, at(2), ResourceVersion(50), ResourceVersion(60), at(3)).unwrap();
+    assert_eq!(replica.age_of(scope, at(3)), None);
+    replica.relist(scope, Vec::new(), ResourceVersion(60), at(4)).unwrap();
+    assert_eq!(replica.age_of(scope, at(4)), Some(Duration::from_secs(2)));
+}
+
+#[test]
 fn no_lease_before_the_marker_came_through_the_watch() {
     let (mut replica, scope) = replica();
     replica.heartbeat(STREAM, 1, at(2));
