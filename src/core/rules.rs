@@ -80,6 +80,12 @@ pub enum Rule {
     RefusedEndsCover,
     /// A lease that was granted over an older stream is not given back over a newer one.
     ReturnOwnLease,
+    /// A marker that is older than what was acknowledged is of a backup.
+    BehindIsRestored,
+    /// A marker that was acknowledged and is not there may not have been in a backup.
+    RemovedIsDoubted,
+    /// What was seen since the last marker was acknowledged may be lost if that is long ago.
+    LongAgoIsDoubted,
 }
 
 #[cfg(test)]
@@ -130,6 +136,9 @@ mod switch {
             Self::CompareOnReport,
             Self::RefusedEndsCover,
             Self::ReturnOwnLease,
+            Self::BehindIsRestored,
+            Self::RemovedIsDoubted,
+            Self::LongAgoIsDoubted,
         ];
 
         /// Whether the rule is on in this thread.

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::core::rules::Rule;
 use crate::core::session::ResourceVersion;
 use crate::core::time::Time;
 
@@ -65,7 +66,7 @@ impl Chain {
         self.last = Some(resource_version);
         let before = self.acknowledged.replace(Acknowledged { beat: link.beat, sent });
         match before {
-            Some(before) if sent.saturating_since(before.sent) > lease => Found::LongAgo,
+            Some(before) if sent.saturating_since(before.sent) > lease && Rule::LongAgoIsDoubted.on() => Found::LongAgo,
             _ => Found::Ahead,
         }
     }
@@ -75,11 +76,12 @@ impl Chain {
     pub fn found(&mut self, marker: Option<(Option<u64>, ResourceVersion)>) -> Found {
         self.last = marker.map(|(_, resource_version)| resource_version);
         let Some((beat, _)) = marker else {
-            return if self.acknowledged.take().is_some() { Found::Removed } else { Found::NotYet };
+            let removed = self.acknowledged.take().is_some() && Rule::RemovedIsDoubted.on();
+            return if removed { Found::Removed } else { Found::NotYet };
         };
         // Each write has a number, and so has what is in a backup: where there is none, somebody has taken it away.
         match (beat, &mut self.acknowledged) {
-            (Some(beat), Some(acknowledged)) if beat < acknowledged.beat => {
+            (Some(beat), Some(acknowledged)) if beat < acknowledged.beat && Rule::BehindIsRestored.on() => {
                 acknowledged.beat = beat;
                 Found::Behind
             }

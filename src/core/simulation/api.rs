@@ -5,7 +5,7 @@ use super::world::{Body, Map, observed, with_value};
 use super::{Event, Process, Sim};
 use crate::core::cache::{Answer, FlightId, Observed};
 use crate::core::digest::Digest;
-use crate::core::replica::Object;
+use crate::core::replica::{Link, Object};
 use crate::core::time::Time;
 
 /// What is asked.
@@ -40,11 +40,18 @@ pub enum Request {
     },
     List {
         back: u64,
+        /// How often it had been found that all must be listed.
+        doubts: u64,
     },
     Marker {
         record: usize,
+        link: Link,
         sent: Time,
         seen: u64,
+    },
+    Look {
+        record: usize,
+        sent: Time,
     },
     Remove {
         marker: usize,
@@ -63,6 +70,10 @@ pub enum Outcome {
     Deleted,
     Listed(Vec<Object>, u64),
     Marked(u64),
+    /// The marker is not as it was thought to be.
+    Otherwise,
+    /// The marker, if it is there: its number and its resourceVersion.
+    Looked(Option<(u64, u64)>),
 }
 
 /// A call under way.
@@ -143,8 +154,9 @@ impl Sim {
                 self.write_answered(at, &request, outcome);
             }
             Request::Delete { .. } => self.delete_answered(at, &request, &outcome),
-            Request::List { .. } => self.listed(at, outcome),
-            Request::Marker { sent, seen, .. } => self.marker_answered(at, sent, seen, &outcome),
+            Request::List { doubts, .. } => self.listed(at, doubts, outcome),
+            Request::Marker { link, sent, seen, .. } => self.marker_answered(at, link, sent, seen, &outcome),
+            Request::Look { sent, .. } => self.marker_looked_at(at, sent, &outcome),
             Request::Remove { .. } => {}
         }
     }
@@ -173,16 +185,17 @@ impl Sim {
                 world.delete(name, finalizer, now);
                 Outcome::Deleted
             }
-            Request::List { back } => {
+            Request::List { back, .. } => {
                 let rv = world.rv().saturating_sub(back).max(1);
                 Outcome::Listed(world.list(rv), rv)
             }
-            Request::Marker { record, .. } => {
-                let created = world.create(record, 0, now, None);
-                if created.is_none() {
-                    world.touch(record, false, now);
-                }
-                Outcome::Marked(world.rv())
+            Request::Marker { record, link, .. } => {
+                let written = world.mark(record, link.after.map(|after| after.0), link.beat, now);
+                written.map_or(Outcome::Otherwise, Outcome::Marked)
+            }
+            Request::Look { record, .. } => {
+                let rv = world.records[record].last().rv;
+                Outcome::Looked(world.body(record).map(|body| (body.beat, rv)))
             }
             Request::Remove { marker, rv } => {
                 if world.records[marker].last().rv == rv {

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::replica::ReplicaEdge;
 use super::world::{Record, State, known, number, uid};
 use super::{LEASE, Process, Sim};
 use crate::core::cache::{Copy, DropReason, Dropped};
 use crate::core::digest::Digest;
-use crate::core::signal::{Barrier, Fate, Mark};
+use crate::core::signal::{Fate, Mark};
 
 /// A promise that was broken, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct Checks {
     pub broken: Option<Broken>,
     /// For each session the newest state that was confirmed, and when.
     confirmed: Vec<Option<(usize, u64)>>,
+    /// Etcd was restored from a backup. From then on only I1 and I4 are checked, and that everybody comes to hold the truth.
+    pub restored: bool,
     tracks: BTreeMap<(usize, usize), Track>,
     /// How often something worth noticing happened, so that a generator that exercises nothing is noticed.
     pub counts: BTreeMap<&'static str, u64>,
@@ -44,7 +47,19 @@ pub struct Checks {
 
 impl Checks {
     pub fn new(sessions: usize) -> Self {
-        Self { broken: None, confirmed: vec![None; sessions], tracks: BTreeMap::new(), counts: BTreeMap::new() }
+        Self {
+            broken: None,
+            confirmed: vec![None; sessions],
+            restored: false,
+            tracks: BTreeMap::new(),
+            counts: BTreeMap::new(),
+        }
+    }
+
+    /// Etcd was restored from a backup, without so many commits.
+    pub fn restored(&mut self, lost: usize) {
+        self.restored = true;
+        *self.counts.entry("lost").or_default() += lost as u64;
     }
 }
 
@@ -113,10 +128,11 @@ impl Sim {
                 format!("agent {at} serves {copy:?}; a later state was confirmed at {when}")
             });
         }
-        if last < floor {
+        if last < floor && !self.checks.restored {
             return self.breaks("I5", || format!("agent {at} serves {copy:?} after it knew of a later state"));
         }
         if let Some(next) = next
+            && !self.is_above(copy)
             && now > next.at + LEASE + LEASE / 100 + 1
         {
             return self.breaks("I1", || format!("agent {at} serves {copy:?}, which changed at {}", next.at));
@@ -142,12 +158,20 @@ impl Sim {
         if late {
             let how = || format!("agent {at} answers {copy:?} to a request after a confirmation");
             self.breaks("I8", how);
-        } else if until < bound {
+        } else if until < bound && !copy.is_some_and(|copy| cached && self.is_above(copy)) {
             let how = || format!("agent {at} answers {copy:?} at {when}, true until {until}");
             self.breaks("I1", how);
-        } else if copy.is_some() && last < floor {
+        } else if copy.is_some() && last < floor && !self.checks.restored {
             self.breaks("I5", || format!("agent {at} answers {copy:?}: it knew better"));
         }
+    }
+
+    /// Whether the copy is of a lost history, and above what some watch has shown of this one. A pod that comes with it is waited for until
+    /// the next marker is answered, and may serve it for so long.
+    fn is_above(&self, copy: &Copy) -> bool {
+        let shows =
+            |r: &ReplicaEdge| r.alive && !r.core.must_list(r.scope) && r.core.position(r.scope) < copy.resource_version;
+        self.checks.restored && self.replicas.iter().any(shows)
     }
 
     /// An agent was told of a fate: it must not serve anything older from now on.
@@ -158,7 +182,7 @@ impl Sim {
         }
     }
 
-    fn cause(&self, record: usize, mark: Mark) -> Option<usize> {
+    pub fn cause(&self, record: usize, mark: Mark) -> Option<usize> {
         let truth = &self.world.records[record];
         match mark.fate {
             Fate::Stale { below } => truth.reached(number(mark.uid), below),
@@ -170,7 +194,7 @@ impl Sim {
     pub fn evicted(&mut self, at: usize, record: usize, dropped: &Dropped, mark: Option<Mark>) {
         self.tell(|| format!("agent {at} drops {dropped:?}"));
         self.count("evicted");
-        if matches!(dropped.reason, DropReason::Capacity | DropReason::Reset) {
+        if self.checks.restored || matches!(dropped.reason, DropReason::Capacity | DropReason::Reset) {
             return;
         }
         let truth = &self.world.records[record];
@@ -209,7 +233,7 @@ impl Sim {
     /// A GET brought a copy that was not held.
     pub fn restored(&mut self, at: usize, record: usize, copy: &Arc<Copy>) {
         self.count("restored");
-        if self.track(at, record).lost == Some((number(copy.uid), copy.generation)) {
+        if !self.checks.restored && self.track(at, record).lost == Some((number(copy.uid), copy.generation)) {
             self.breaks("I3", || format!("agent {at} restores {copy:?}, which it had to drop"));
         }
     }
@@ -238,16 +262,20 @@ impl Sim {
         let track = self.track(at, record);
         track.floor = track.floor.max(state);
         let same = before.is_some_and(|b| b.uid == copy.uid && b.generation <= copy.generation);
-        if same && wrote == copy.digest && dropped.is_some_and(|d| d.reason == DropReason::Foreign) {
+        if same
+            && !self.checks.restored
+            && wrote == copy.digest
+            && dropped.is_some_and(|d| d.reason == DropReason::Foreign)
+        {
             self.breaks("I3", || format!("agent {at} is evicted by its own write"));
         }
     }
 
     /// Whoever wrote was told that nobody serves anything older than this.
-    pub fn confirmed(&mut self, record: usize, barrier: Barrier) {
+    pub fn confirmed(&mut self, record: usize, state: Option<usize>) {
         self.count("confirmed");
         let now = self.now;
-        if let Some(state) = self.cause(record, barrier.mark) {
+        if let Some(state) = state {
             let known = &mut self.checks.confirmed[record];
             if known.is_none_or(|(k, _)| k < state) {
                 *known = Some((state, now));

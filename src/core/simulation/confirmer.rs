@@ -8,13 +8,15 @@ use super::{Event, LEASE, Sim, TICK, lease};
 use crate::core::lease::with_drift;
 use crate::core::replica::Confirmed;
 use crate::core::rules::Rule;
-use crate::core::signal::Barrier;
+use crate::core::signal::{Barrier, Fate};
 use crate::core::time::Time;
 
 /// A confirmation that an agent waits for.
 pub struct Confirm {
     record: usize,
     barrier: Barrier,
+    /// Index of the state that is to be confirmed.
+    state: Option<usize>,
     /// When the write was answered, on the agent's clock.
     since: Time,
     /// The replicas of which each must have confirmed.
@@ -26,10 +28,13 @@ impl Sim {
     /// An own write was answered, and its client wants to know when nobody serves anything older.
     pub fn confirm(&mut self, at: usize, record: usize, barrier: Barrier) {
         let now = self.agent_now(at);
+        let state = self.cause(record, barrier.mark);
+        // After a restore, the same generation may have come twice.
+        let state = state.filter(|_| !self.checks.restored || barrier.mark.fate == Fate::Gone);
         let agent = &mut self.agents[at];
         agent.last_request += 1;
         let (id, life) = (agent.last_request, agent.life);
-        let confirm = Confirm { record, barrier, since: now, registered: None, confirmed: BTreeSet::new() };
+        let confirm = Confirm { record, barrier, state, since: now, registered: None, confirmed: BTreeSet::new() };
         agent.confirms.insert(id, confirm);
         let conns: Vec<usize> = agent.streams.keys().copied().collect();
         let key = self.world.records[record].key.clone();
@@ -84,7 +89,7 @@ impl Sim {
     fn confirm_over(&mut self, at: usize, id: u64, why: &str) {
         if let Some(confirm) = self.agents[at].confirms.remove(&id) {
             self.tell(|| format!("agent {at} has confirmation {id} by {why}"));
-            self.confirmed(confirm.record, confirm.barrier);
+            self.confirmed(confirm.record, confirm.state);
         }
     }
 }

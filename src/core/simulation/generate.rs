@@ -56,23 +56,46 @@ pub struct Theme {
     pub pause: usize,
     /// Slow and lost answers of the API server.
     pub api: usize,
+    /// Restores of etcd from a backup.
+    pub restore: usize,
 }
 
 /// A bit of everything.
-pub const MIXED: Theme =
-    Theme { change: 20, delete: 8, read: 30, write: 14, watch: 10, network: 14, crash: 4, pause: 6, api: 8 };
+pub const MIXED: Theme = Theme {
+    change: 20,
+    delete: 8,
+    read: 30,
+    write: 14,
+    watch: 10,
+    network: 14,
+    crash: 4,
+    pause: 6,
+    api: 8,
+    restore: 0,
+};
 
 /// Who sees what of a write, and when: agents that reach one replica only, GETs in flight, restarts.
-pub const CONFIRM: Theme =
-    Theme { change: 4, delete: 4, read: 35, write: 30, watch: 12, network: 20, crash: 8, pause: 8, api: 10 };
+pub const CONFIRM: Theme = Theme {
+    change: 4,
+    delete: 4,
+    read: 35,
+    write: 30,
+    watch: 12,
+    network: 20,
+    crash: 8,
+    pause: 8,
+    api: 10,
+    restore: 0,
+};
 
-const THEMES: [Theme; 6] = [
+const THEMES: [Theme; 7] = [
     MIXED,
     CONFIRM,
     Theme { watch: 30, ..MIXED },
     Theme { network: 40, crash: 0, ..MIXED },
     Theme { delete: 30, write: 30, api: 20, crash: 0, ..MIXED },
     Theme { crash: 15, pause: 15, write: 20, ..MIXED },
+    Theme { delete: 14, pause: 10, restore: 10, ..MIXED },
 ];
 
 /// The history of a seed.
@@ -131,8 +154,8 @@ fn pace(rng: &mut Rng) -> Pace {
 pub fn action(rng: &mut Rng, setup: &Setup, theme: &Theme) -> Action {
     let (a, r) = (rng.below(setup.agents), rng.below(setup.replicas));
     let s = rng.below(setup.sessions);
-    let Theme { change, delete, read, write, watch, network, crash, pause, api } = *theme;
-    let weights = [change, delete, read, write, watch, network, crash, pause, api];
+    let Theme { change, delete, read, write, watch, network, crash, pause, api, restore } = *theme;
+    let weights = [change, delete, read, write, watch, network, crash, pause, api, restore];
     let mut at = rng.below(weights.iter().sum());
     let family = weights.iter().position(|w| {
         let here = at < *w;
@@ -179,6 +202,10 @@ pub fn action(rng: &mut Rng, setup: &Setup, theme: &Theme) -> Action {
             let agent = rng.chance(40);
             let n = if agent { a } else { r };
             if rng.chance(50) { Action::Pause(agent, n) } else { Action::Resume(agent, n) }
+        }
+        Some(9) => {
+            let more = rng.chance(60).then(|| rng.below(20));
+            Action::Restore(rng.next() % (2 * LEASE), more)
         }
         _ => {
             let agent = rng.chance(70);

@@ -58,6 +58,9 @@ pub enum Action {
     Pause(bool, usize),
     Resume(bool, usize),
     Access(bool, usize, Access),
+    /// Etcd is restored from a backup that is two leases and so much older. If it says so, then so many more writes than were lost
+    /// follow at once.
+    Restore(u64, Option<usize>),
 }
 
 /// A seed with what happens, each after a pause.
@@ -170,9 +173,29 @@ impl Sim {
             }
             Action::Access(true, a, access) => self.agents[a].access = access,
             Action::Access(false, r, access) => self.replicas[r].access = access,
+            Action::Restore(age, more) => {
+                if self.all_marked() {
+                    self.restore(now.saturating_sub(2 * LEASE + age), more);
+                }
+            }
         }
         self.committed(before);
         self.check();
+    }
+
+    fn restore(&mut self, then: u64, more: Option<usize>) {
+        let now = self.now;
+        let lost = self.world.restore(then, now);
+        self.checks.restored(lost);
+        let another = self.world.record("other", "busy", false);
+        self.world.create(another, 0, now, None);
+        for _ in 0..more.map_or(0, |more| lost + more) {
+            self.world.touch(another, false, now);
+        }
+        // Their watches go on from where they are.
+        for replica in 0..self.setup.replicas {
+            self.follow(replica);
+        }
     }
 
     fn process(&self, agent: bool, n: usize) -> Process {

@@ -8,7 +8,7 @@
 //! * [`world`]: the truth, and all it ever was.
 //! * [`network`]: streams that are late, cut and repeated.
 //! * [`api`]: calls to the API server.
-//! * [`agent`], [`client`], [`confirmer`], [`replica`]: the edges, as thin as they can be, around the real [`Shard`],
+//! * [`agent`], [`client`], [`confirmer`], [`replica`], [`marker`]: the edges, as thin as they can be, around the real [`Shard`],
 //!   [`Reports`] and [`Replica`].
 //! * [`rules`]: every rule switched off in turn, and which promise breaks.
 //!
@@ -37,6 +37,7 @@ mod client;
 mod confirmer;
 mod generate;
 mod history;
+mod marker;
 mod network;
 mod replica;
 mod rules;

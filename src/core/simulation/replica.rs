@@ -1,10 +1,12 @@
 //! The edge of a replica: it carries messages to and from the core, and decides nothing but when a registration goes.
+//! Its marker is in [`super::marker`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::agent::{WINDOW, stream};
 use super::api::{Access, Outcome, Request};
+use super::marker::Writing;
 use super::network::{Down, Pace, Up};
 use super::world::{NAMESPACE, SYSTEM, object};
 use super::{Clock, Event, LEASE, Process, Sim, lease};
@@ -22,11 +24,12 @@ pub struct ReplicaEdge {
     pub clock: Clock,
     pub access: Access,
     pub core: Replica,
-    scope: ScopeId,
+    pub scope: ScopeId,
     /// Its registration, which is its marker's name.
     pub registration: Arc<str>,
     /// The marker's record, once it was written.
-    marker: usize,
+    pub marker: usize,
+    pub writing: Writing,
     /// What the watch has shown, as an index into the log; `None` while a list runs.
     shown: Option<usize>,
     pub watch: Pace,
@@ -56,6 +59,7 @@ impl ReplicaEdge {
             scope: scope.expect("a scope"),
             registration: format!("r{at}-{process}").into(),
             marker: 0,
+            writing: Writing::default(),
             shown: None,
             watch: Pace::Fast,
             stale: 0,
@@ -93,14 +97,15 @@ impl Sim {
         replica.shown = None;
         let back = std::mem::take(&mut replica.stale);
         let caller = Process::Replica(at, replica.life);
-        self.call(caller, Request::List { back });
+        let doubts = replica.core.doubts(replica.scope);
+        self.call(caller, Request::List { back, doubts });
     }
 
-    pub fn listed(&mut self, at: usize, outcome: Outcome) {
+    pub fn listed(&mut self, at: usize, doubts: u64, outcome: Outcome) {
         let now = self.replica_now(at);
         let replica = &mut self.replicas[at];
         let life = replica.life;
-        let Outcome::Listed(objects, rv) = outcome else {
+        let (Outcome::Listed(objects, rv), true) = (outcome, replica.core.doubts(replica.scope) == doubts) else {
             self.schedule(self.now + 20, Event::List(at, life));
             return;
         };
@@ -167,32 +172,6 @@ impl Sim {
         self.after(at);
     }
 
-    pub fn write_marker(&mut self, at: usize) {
-        let sent = self.replica_now(at);
-        let replica = &self.replicas[at];
-        if replica.stopping {
-            return;
-        }
-        let request = Request::Marker { record: replica.marker, sent, seen: replica.core.position(replica.scope).0 };
-        let life = replica.life;
-        self.call(Process::Replica(at, life), request);
-        let jitter = self.bits(&[14, at as u64, self.now]) % 100;
-        self.schedule(self.now + LEASE / 5 - 50 + jitter, Event::Marker(at, life));
-    }
-
-    pub fn marker_answered(&mut self, at: usize, sent: Time, seen: u64, outcome: &Outcome) {
-        let now = self.replica_now(at);
-        let Outcome::Marked(rv) = *outcome else {
-            return;
-        };
-        let replica = &mut self.replicas[at];
-        let (seen, rv) = (ResourceVersion(seen), ResourceVersion(rv));
-        if let Err(error) = replica.core.marker_answered(replica.scope, sent, seen, rv, now) {
-            self.breaks("marker", || error.to_string());
-        }
-        self.after(at);
-    }
-
     pub fn replica_receives(&mut self, conn: usize) {
         let Some(message) = self.arrive_up(conn) else {
             return;
@@ -248,7 +227,7 @@ impl Sim {
     }
 
     /// Whatever the core woke will be looked at, a little later.
-    fn after(&mut self, at: usize) {
+    pub fn after(&mut self, at: usize) {
         let replica = &mut self.replicas[at];
         let woken: Vec<_> = replica.core.take_woken().collect();
         replica.core.take_facts();

@@ -50,6 +50,9 @@ const CAUGHT: &[(&[Rule], &[&str])] = &[
     (&[Rule::CompareOnReport], &["I1"]),
     (&[Rule::RefusedEndsCover], &["I1"]),
     (&[Rule::ReturnOwnLease], &["I4", "I8"]),
+    (&[Rule::BehindIsRestored], &["I1"]),
+    (&[Rule::RemovedIsDoubted], &["I1"]),
+    (&[Rule::LongAgoIsDoubted], &["I1"]),
     (&[Rule::NeverGoBack, Rule::WritesMark], &["I5"]),
 ];
 

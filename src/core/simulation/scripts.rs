@@ -67,6 +67,7 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
     let get = |agent| Action::Get(agent, 0);
     let everywhere = s.write(WRITER, true);
     let change = Action::Write(0, s.rng.below(2), s.rng.below(4));
+    let nothing = Action::Watch(ONLY, Pace::Fast);
     s.step(0, 30, get(WRITER));
     match rule {
         Rule::LeaseFromSend => {
@@ -179,6 +180,21 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
             s.step(0, 30, get(READER)).step(20, 60, Action::Watch(ONLY, Pace::Hung));
             s.step(LEASE, LEASE + 100, Action::Write(0, 0, 2));
             s.step(0, 5, Action::Write(0, 0, 1)).step(0, 3, get(READER)).step(10, 40, Action::Watch(ONLY, Pace::Fast));
+        }
+        Rule::BehindIsRestored | Rule::RemovedIsDoubted => {
+            // The change is lost. In the oldest backup there are no markers.
+            s.step(2 * LEASE + 200, 3 * LEASE, change).step(0, 60, get(READER));
+            let age = if rule == Rule::BehindIsRestored { s.rng.next() % 100 } else { 9 * LEASE };
+            let restore = Action::Restore(age, Some(1 + s.rng.below(20)));
+            s.step(0, 300, restore).step(LEASE + 50, 2 * LEASE, nothing);
+        }
+        Rule::LongAgoIsDoubted => {
+            // No marker is acknowledged from before the backup until after the restore, while the watch goes on.
+            s.step(0, 100, Action::Access(false, ONLY, Access { lose: u8::MAX, ..Access::GOOD }));
+            s.step(300, 500, change).step(0, 60, get(READER));
+            let restore = Action::Restore(s.rng.next() % 100, Some(1 + s.rng.below(20)));
+            s.step(2 * LEASE - 200, 2 * LEASE, restore).step(0, 60, Action::Access(false, ONLY, Access::GOOD));
+            s.step(LEASE + 50, 2 * LEASE, nothing);
         }
         Rule::MarkedAbsence => {
             s.step(0, 20, Action::Delete(0, false)).step(0, 60, Action::Access(true, READER, SLOW_ANSWER));

@@ -65,6 +65,8 @@ pub struct Body {
     pub generation: u64,
     pub map: Map,
     pub terminating: bool,
+    /// Of a marker, the number of its last write.
+    pub beat: u64,
 }
 
 /// The state of a name from `at` on.
@@ -85,7 +87,7 @@ impl State {
     }
 }
 
-/// A name, and every state that it was in.
+/// A name, and every state that it was in; after a restore from a backup, also those that are lost.
 pub struct Record {
     pub key: SessionKey,
     pub marker: bool,
@@ -97,9 +99,9 @@ impl Record {
         &self.states[self.states.len() - 1]
     }
 
-    /// Index of the state at this resourceVersion.
+    /// Index of the state at this resourceVersion, of those that are not lost.
     pub fn at_rv(&self, rv: u64) -> usize {
-        self.states.partition_point(|s| s.rv <= rv).max(1) - 1
+        self.states.iter().rposition(|s| s.rv <= rv).unwrap_or_default()
     }
 
     /// Index of the first state in which `uid` has at least this generation, or is gone after it was there.
@@ -109,14 +111,14 @@ impl Record {
             .find(|i| self.states[*i].body.is_none_or(|b| b.uid != uid || b.generation >= generation))
     }
 
-    /// Index of the first state in which `uid` is gone after it was there.
+    /// Index of the state in which `uid` is gone after it was there: the last one, since a backup may have brought it back.
     pub fn gone(&self, uid: u64) -> Option<usize> {
-        let born = self.states.iter().position(|s| s.body.is_some_and(|b| b.uid == uid))?;
-        (born..self.states.len()).find(|i| self.states[*i].body.is_none_or(|b| b.uid != uid || b.terminating))
+        let lives = |state: &State| state.body.is_some_and(|b| b.uid == uid && !b.terminating);
+        (1..self.states.len()).rev().find(|i| lives(&self.states[*i - 1]) && !lives(&self.states[*i]))
     }
 }
 
-/// Everything that was ever committed.
+/// Everything that was ever committed, and is not lost.
 pub struct World {
     pub records: Vec<Record>,
     /// For each commit the name and its new state, in the order of resourceVersions, which start at 1.
@@ -169,9 +171,36 @@ impl World {
         if self.body(record).is_some() {
             return None;
         }
-        self.uids += 1;
-        let body = Body { uid: self.uids, generation: 1, map, terminating: false };
+        let body = self.born(map);
         Some(self.commit(record, Some(body), at, by))
+    }
+
+    /// Writes a marker upon this state of it (`None`: that it is not there), and no other.
+    pub fn mark(&mut self, record: usize, upon: Option<u64>, beat: u64, at: u64) -> Option<u64> {
+        let is = self.body(record).map(|_| self.records[record].last().rv);
+        if is != upon {
+            return None;
+        }
+        let body = self.body(record).unwrap_or_else(|| self.born(0));
+        Some(self.commit(record, Some(Body { beat, ..body }), at, None))
+    }
+
+    /// Etcd is restored from a backup of the instant `then`: what was committed since is lost, and resourceVersions go on from there.
+    /// Tells how many commits are lost.
+    pub fn restore(&mut self, then: u64, at: u64) -> usize {
+        let kept = self.log.partition_point(|(_, state)| state.at <= then);
+        let lost = self.log.len() - kept;
+        self.log.truncate(kept);
+        for record in self.records.iter_mut().filter(|record| record.last().rv > kept as u64) {
+            let restored = record.states[record.at_rv(kept as u64)];
+            record.states.push(State { at, by: None, ..restored });
+        }
+        lost
+    }
+
+    fn born(&mut self, map: Map) -> Body {
+        self.uids += 1;
+        Body { uid: self.uids, generation: 1, map, terminating: false, beat: 0 }
     }
 
     /// Writes a map; an equal one changes nothing.
