@@ -4,7 +4,7 @@
 //! registered has answered too; else when every lease that could cover an older state has ended. Whatever goes wrong
 //! (a refusal, a replica that is gone, a stream that was never open) only means waiting.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +13,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::core::lease::with_drift;
+use crate::core::quorum::Quorum;
 use crate::core::signal::Barrier;
 use crate::proto::convert;
 use crate::proto::v1;
 
 /// Requests under way at once. Further ones wait for the leases to end without asking anybody.
 const MOST: usize = 4_096;
-/// Replicas that one answer may name, and names that are remembered of one request.
-const MAX_REPLICAS: usize = 256;
 
 /// Asks, and counts the answers.
 #[derive(Debug)]
@@ -40,18 +39,8 @@ struct State {
 #[derive(Debug)]
 struct Pending {
     state: v1::State,
-    answered: HashSet<Arc<str>>,
-    /// What each answer named as registered.
-    registered: Vec<Vec<Arc<str>>>,
+    quorum: Quorum,
     done: Option<oneshot::Sender<()>>,
-}
-
-impl Pending {
-    /// One list that was answered by everybody on it is enough: it holds every replica that may have granted a lease
-    /// without knowing of the state.
-    fn is_done(&self) -> bool {
-        self.registered.iter().any(|list| list.iter().all(|replica| self.answered.contains(replica)))
-    }
 }
 
 /// How a confirmation came about.
@@ -126,7 +115,7 @@ impl Confirmer {
             }
             // Under the lock, so that whoever sees a number finds every request up to it.
             let number = *self.latest.borrow() + 1;
-            let pending = Pending { state, answered: HashSet::new(), registered: Vec::new(), done: Some(done) };
+            let pending = Pending { state, quorum: Quorum::default(), done: Some(done) };
             known.pending.insert(number, pending);
             self.latest.send_replace(number);
             number
@@ -150,21 +139,13 @@ impl Confirmer {
 
     /// The replica `replica` has answered request `number`, naming those that were registered.
     pub fn answered(&self, replica: &Arc<str>, number: u64, registered: &[String]) {
+        let registered = registered.iter().map(|name| name.as_str().into()).collect();
         let mut state = self.state.lock();
         let Some(pending) = state.pending.get_mut(&number) else {
             return;
         };
-        if pending.answered.len() >= MAX_REPLICAS {
-            return;
-        }
-        pending.answered.insert(replica.clone());
-        // A replica that does not see its own registration speaks of another collection, or of a state before it.
-        let names_itself = registered.iter().any(|name| **name == **replica);
-        if names_itself && registered.len() <= MAX_REPLICAS && pending.registered.len() < MAX_REPLICAS {
-            let registered = registered.iter().map(|name| name.as_str().into()).collect();
-            pending.registered.push(registered);
-        }
-        if pending.is_done()
+        pending.quorum.confirmed(replica.clone(), registered);
+        if pending.quorum.is_complete(|_| false)
             && let Some(done) = pending.done.take()
         {
             // Whoever waited may have left.
@@ -235,16 +216,6 @@ mod tests {
         confirmer.told_lease(LEASE * 2);
         let (_, took) = confirm(&confirmer, |_| {}).await;
         assert!(took >= with_drift(LEASE * 3) && took < LEASE * 4, "{took:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_replica_that_does_not_see_itself_registered_proves_nothing() {
-        let confirmer = Confirmer::new(LEASE);
-        let a: Arc<str> = "a".into();
-        for registered in [names(&[]), names(&["b"])] {
-            let (how, _) = confirm(&confirmer, |n| confirmer.answered(&a, n, &registered)).await;
-            assert_eq!(how, Confirmed::Waited, "{registered:?}");
-        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! Which deleted sessions may be let go of: those that no pod can serve any more (I4).
 //!
-//! That is so when every replica has confirmed it that is registered ([`quorum`]), or when the last lease has ended that was
+//! That is so when every replica has confirmed it that is registered ([`Quorum`]), or when the last lease has ended that was
 //! granted before the deletion. So none hangs for longer than a lease, whoever is dead.
 //!
 //! Whoever deletes a hundred thousand sessions at once causes as many events, and none of them may cost a walk through all. So
@@ -12,15 +12,12 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 
+use super::quorum::Quorum;
 use super::session::{ResourceVersion, SessionKey, Uid};
 use super::session_ref::SessionRef;
 use super::signal::{Barrier, Fate, Mark};
 use super::tally::{Bounds, Tally};
 use super::time::Time;
-
-mod quorum;
-
-use quorum::Quorum;
 
 /// Confirmations under way at once, and what a namespace may have of them. More wait, and are let go of after a lease.
 const CONFIRMATIONS: Bounds = Bounds { all: 1_024, per_pod: usize::MAX };
@@ -272,13 +269,22 @@ impl Finalizing {
             let (Some(work), Some(registered)) = (self.works.get(*key), registered(key.namespace())) else {
                 return false;
             };
-            matches!(&work.stage, Stage::Asked { quorum, .. }
-                if quorum.is_complete(&self.own, |name| registered.replicas.contains(name)))
+            matches!(&work.stage, Stage::Asked { quorum, .. } if self.is_enough(quorum, &registered.replicas))
         };
         let complete: Vec<SessionKey> = self.asked.values().filter(is_complete).cloned().collect();
         for key in complete {
             self.become_ready(&key, now, Why::Confirmed);
         }
+    }
+
+    /// Whether enough have confirmed, this replica among them in any case.
+    ///
+    /// Those that are not registered any more need not: a marker goes when the last lease of its replica has ended, and
+    /// whoever registers after that knows of the deletion. This replica's own watch says so, which shows the deletion once this
+    /// replica has confirmed. One that does not even see itself there has seen nothing.
+    fn is_enough(&self, quorum: &Quorum, registered: &BTreeSet<Arc<str>>) -> bool {
+        let sees_itself = registered.contains(&self.own);
+        quorum.has(&self.own) && quorum.is_complete(|replica| sees_itself && !registered.contains(replica))
     }
 
     fn ask<'a>(&mut self, registered: impl Fn(&str) -> Option<&'a Registered>, tasks: &mut Tasks) {

@@ -12,6 +12,7 @@
 //! * [`cache`]: the pod's side: what may be served, what must be validated, what must be dropped.
 //! * [`election`]: which replica leads.
 //! * [`expiry`]: which sessions have outlived their timeouts, by [`server_clock`].
+//! * [`quorum`]: when enough replicas have confirmed a state.
 //! * [`finalizing`]: which deleted sessions may be let go of.
 //! * [`storm`]: which sessions are evicted again and again.
 //! * [`coalesce`], [`rate`]: how much is written to Kubernetes, and when.
@@ -29,6 +30,7 @@ pub mod finalizing;
 pub mod lease;
 pub mod names;
 pub mod notes;
+pub mod quorum;
 pub mod rate;
 pub mod replica;
 pub mod rules;

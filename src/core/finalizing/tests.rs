@@ -86,6 +86,19 @@ fn it_is_let_go_of_when_all_have_confirmed_and_again_if_that_fails() {
 }
 
 #[test]
+fn whoever_is_not_registered_any_more_need_not_confirm_but_this_replica_must() {
+    let finalizing = Finalizing::new("own".into());
+    let is_enough = |quorum: &Quorum, among: &[&str]| finalizing.is_enough(quorum, &names(among).into_iter().collect());
+    let mut quorum = Quorum::default();
+    quorum.confirmed("a".into(), names(&["own", "a", "b"]));
+    assert!(!is_enough(&quorum, &["own"]), "this replica's watch may not show the deletion yet");
+    quorum.confirmed("own".into(), names(&["own", "a", "b"]));
+    assert!(!is_enough(&quorum, &["own", "a", "b"]), "b may have leases");
+    assert!(!is_enough(&quorum, &[]), "nothing is known after a restore of etcd");
+    assert!(is_enough(&quorum, &["own", "a", "new"]));
+}
+
+#[test]
 fn it_waits_for_the_last_lease_and_no_longer() {
     let mut bench = Bench::new();
     bench.deleted(&["a/s"], at(500));

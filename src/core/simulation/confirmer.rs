@@ -1,11 +1,9 @@
 //! Whoever promises that no pod serves an older state: asks every replica, or waits until every lease has ended.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
 use super::network::Up;
 use super::{Event, LEASE, Sim, TICK, lease};
 use crate::core::lease::with_drift;
+use crate::core::quorum::Quorum;
 use crate::core::replica::Confirmed;
 use crate::core::rules::Rule;
 use crate::core::signal::{Barrier, Fate};
@@ -19,9 +17,7 @@ pub struct Confirm {
     state: Option<usize>,
     /// When the write was answered, on the agent's clock.
     since: Time,
-    /// The replicas of which each must have confirmed.
-    registered: Option<Vec<Arc<str>>>,
-    confirmed: BTreeSet<Arc<str>>,
+    quorum: Quorum,
 }
 
 impl Sim {
@@ -34,7 +30,7 @@ impl Sim {
         let agent = &mut self.agents[at];
         agent.last_request += 1;
         let (id, life) = (agent.last_request, agent.life);
-        let confirm = Confirm { record, barrier, state, since: now, registered: None, confirmed: BTreeSet::new() };
+        let confirm = Confirm { record, barrier, state, since: now, quorum: Quorum::default() };
         agent.confirms.insert(id, confirm);
         let conns: Vec<usize> = agent.streams.keys().copied().collect();
         let key = self.world.records[record].key.clone();
@@ -60,10 +56,8 @@ impl Sim {
         let (Some(confirm), Some(name)) = (agent.confirms.get_mut(&answer.request), name) else {
             return;
         };
-        confirm.confirmed.insert(name);
-        let registered = confirm.registered.get_or_insert(answer.registered);
-        let all = registered.iter().all(|r| confirm.confirmed.contains(r));
-        if all || !Rule::AskEveryReplica.on() {
+        confirm.quorum.confirmed(name, answer.registered);
+        if confirm.quorum.is_complete(|_| false) || !Rule::AskEveryReplica.on() {
             self.confirm_over(at, answer.request, "every replica");
         }
     }
