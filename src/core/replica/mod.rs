@@ -2,7 +2,7 @@
 //!
 //! * [`compare`]: whether one holding must be evicted.
 //! * [`scope`]: how far a watch is, and how fresh that is proven to be; [`chain`]: what the writes of its marker tell of etcd.
-//! * [`registry`]: which markers are registrations.
+//! * [`registry`]: which markers are registrations; [`silence`]: which of them are of replicas that are no more.
 //! * [`truth`]: objects come in; holdings are compared.
 //! * [`agents`]: streams and heartbeats come in; signals and leases go out.
 //! * [`holdings`]: what agents hold comes in, and is compared; evictions are queued.
@@ -32,6 +32,7 @@ pub mod moved_on;
 pub mod registry;
 pub mod rounds;
 pub mod scope;
+pub mod silence;
 pub mod truth;
 
 #[cfg(test)]
@@ -49,6 +50,7 @@ pub use confirm::{ConfirmRefused, Confirmed};
 pub use counts::Counts;
 pub use facts::{Fact, Late, Settled};
 pub use scope::{ProofError, Registration, ScopeId};
+pub use silence::Silence;
 pub use truth::{Kind, Object, StaleList};
 
 use agents::Agent;

@@ -1,7 +1,6 @@
-//! The edge of a replica: it carries messages to and from the core, and decides nothing but when a registration goes.
+//! The edge of a replica: it carries messages to and from the core, and decides nothing.
 //! Its marker is in [`super::marker`].
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::agent::{WINDOW, stream};
@@ -10,8 +9,7 @@ use super::marker::Writing;
 use super::network::{Down, Pace, Up};
 use super::world::{NAMESPACE, SYSTEM, object};
 use super::{Clock, Event, LEASE, Process, Sim, lease};
-use crate::core::lease::with_drift;
-use crate::core::replica::{Config, Hello, Replica, ScopeId};
+use crate::core::replica::{Config, Hello, Replica, ScopeId, Silence};
 use crate::core::rules::Rule;
 use crate::core::session::ResourceVersion;
 use crate::core::tally::Bounds;
@@ -39,8 +37,7 @@ pub struct ReplicaEdge {
     pub stopping: bool,
     /// When it last looked at the clock by itself.
     gauge: Time,
-    /// Registrations, and since when each was seen unchanged.
-    unchanged: BTreeMap<Arc<str>, (ResourceVersion, Time)>,
+    silence: Silence,
 }
 
 impl ReplicaEdge {
@@ -66,7 +63,7 @@ impl ReplicaEdge {
             scheduled: false,
             stopping: false,
             gauge: Time::ZERO,
-            unchanged: BTreeMap::new(),
+            silence: Silence::default(),
         }
     }
 }
@@ -281,27 +278,14 @@ impl Sim {
         self.after(at);
     }
 
-    /// Removes registrations of replicas that cannot have a lease in force: they were seen unchanged for that long.
+    /// Removes registrations of replicas that cannot have a lease in force.
     fn remove_registrations(&mut self, at: usize, now: Time) {
         let replica = &mut self.replicas[at];
-        let registered = replica.core.registered(replica.scope);
-        replica.unchanged.retain(|name, _| registered.contains_key(name));
-        let mut over = Vec::new();
-        let wait = if Rule::StayRegistered.on() { with_drift(lease()) } else { lease() / 2 };
-        for (name, registration) in registered {
-            let rv = registration.resource_version;
-            let seen = replica.unchanged.entry(name.clone()).or_insert((rv, now));
-            if seen.0 != rv {
-                *seen = (rv, now);
-            } else if now.saturating_since(seen.1) >= wait && *name != replica.registration {
-                over.push((name.clone(), rv.0));
-                *seen = (rv, now);
-            }
-        }
-        let caller = Process::Replica(at, replica.life);
-        for (name, rv) in over {
+        let dead = replica.silence.seen(replica.core.registered(replica.scope), now);
+        let (caller, own) = (Process::Replica(at, replica.life), replica.registration.clone());
+        for (name, registration) in dead.into_iter().filter(|(name, _)| *name != own) {
             let marker = self.world.record(SYSTEM, &name, true);
-            self.call(caller, Request::Remove { marker, rv });
+            self.call(caller, Request::Remove { marker, rv: registration.resource_version.0 });
         }
     }
 
