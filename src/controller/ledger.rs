@@ -7,7 +7,7 @@
 //! * [`terminating`]: sessions that are being deleted.
 //! * [`renewals`]: uses of sessions that wait for whoever leads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tracing::debug;
 
 use super::clock::now;
-use super::object::{Marker, Read, Terms};
+use super::object::{Marker, Read};
 use crate::core::expiry::{Expired, Expiry, Hearing, Persist, WallTime};
 use crate::core::replica::{Late, Settled};
 use crate::core::server_clock::ServerClock;
@@ -34,6 +34,7 @@ pub mod renewals;
 pub mod standing;
 mod terminating;
 
+pub use intake::Listing;
 use progress::{Due, Progress};
 pub use renewals::Turn;
 use renewals::{Renewals, Taken};
@@ -202,12 +203,11 @@ impl Ledger {
     }
 
     /// A whole list of the objects in `namespace` (all of them if `None`) takes the place of what was known.
-    pub fn relisted(&self, namespace: Option<&str>, objects: Vec<(SessionKey, Option<Terms>, Option<Marker>)>) {
+    pub fn relisted(&self, namespace: Option<&str>, listing: Listing) {
+        let Listing { objects, sessions: listed } = listing;
         let mut state = self.state.lock();
         let State { sessions, terminating, markers, progress, expiry, .. } = &mut *state;
         let elsewhere = |key: &SessionKey| namespace.is_some_and(|n| **key.namespace() != *n);
-        let listed: BTreeSet<SessionKey> =
-            objects.iter().filter(|(_, terms, _)| terms.is_some()).map(|(key, ..)| key.clone()).collect();
         sessions.retain(|key, _| elsewhere(key) || listed.contains(key));
         terminating.retain(|key| elsewhere(key) || listed.contains(key));
         progress.retain(|key| elsewhere(key) || listed.contains(key));

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Listing};
 use super::object::{NotASession, Read, Reader, Watched};
 use super::paging::Paging;
 use super::shared::Shared;
@@ -211,13 +211,14 @@ impl Watch {
             kept.push((object.key.clone(), terms, marker));
             objects.push(object);
         }
+        let listing = Listing::from(kept);
         self.shared.with(|replica, now| {
             if replica.doubts(self.scope) != doubts {
                 return Err(WatchError::Doubted);
             }
             replica.relist(self.scope, objects, position, now)?;
             // Before anybody takes the list for a proof of who is registered.
-            self.ledger.relisted(self.namespace.as_deref(), kept);
+            self.ledger.relisted(self.namespace.as_deref(), listing);
             Ok(())
         })?;
         debug!(scope = %self.name(), objects = count, %position, "listed");

@@ -2,17 +2,32 @@
 
 use std::sync::Arc;
 
+use hashbrown::HashSet;
 use jiff::Timestamp;
 use tracing::debug;
 
 use super::standing::Standing;
 use super::{Ledger, Session, State, since_epoch, wall};
 use crate::controller::clock::now;
-use crate::controller::object::Terms;
+use crate::controller::object::{Marker, Terms};
 use crate::controller::shared::Witness;
 use crate::core::expiry::Limits;
 use crate::core::replica::Fact;
 use crate::core::session::SessionKey;
+
+/// A whole list of objects. What takes as long as it has objects is done when it is made, before any lock is taken.
+#[derive(Debug)]
+pub struct Listing {
+    pub(super) objects: Vec<(SessionKey, Option<Terms>, Option<Marker>)>,
+    pub(super) sessions: HashSet<SessionKey>,
+}
+
+impl From<Vec<(SessionKey, Option<Terms>, Option<Marker>)>> for Listing {
+    fn from(objects: Vec<(SessionKey, Option<Terms>, Option<Marker>)>) -> Self {
+        let sessions = objects.iter().filter(|(_, terms, _)| terms.is_some()).map(|(key, ..)| key.clone()).collect();
+        Self { objects, sessions }
+    }
+}
 
 impl State {
     pub(super) fn observed(&mut self, key: &SessionKey, terms: &Terms) {

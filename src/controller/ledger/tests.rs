@@ -59,7 +59,8 @@ fn facts(generation: u64, new: bool) -> Vec<Fact> {
 }
 
 fn relisted(ledger: &Ledger, reads: Vec<Read>) {
-    ledger.relisted(None, reads.into_iter().map(|read| (read.object.key, read.terms, read.marker)).collect());
+    let objects: Vec<_> = reads.into_iter().map(|read| (read.object.key, read.terms, read.marker)).collect();
+    ledger.relisted(None, objects.into());
 }
 
 fn due(ledger: &Ledger) -> Option<u64> {
