@@ -254,7 +254,12 @@ impl Watch {
                     if begun.elapsed() < self.patience {
                         continue;
                     }
-                    info!(scope = %self.name(), "nothing has proven the watch for long: beginning it anew");
+                    // As long as no marker can be written, it is begun anew again and again.
+                    if self.shared.with(|replica, _| replica.begins_to_be_unproven(self.scope)) {
+                        info!(scope = %self.name(), "nothing has proven the watch for long: beginning it anew");
+                    } else {
+                        debug!(scope = %self.name(), "nothing has proven the watch yet: beginning it anew");
+                    }
                     return Ok(Ended::Resume);
                 }
             };

@@ -63,6 +63,8 @@ pub(super) struct Scope {
     /// The API server has refused the marker since the last proof.
     refused: bool,
     proven: Option<Time>,
+    /// It was told since that nothing proves it.
+    told: bool,
     /// Markers that have been answered and not yet been seen: when they were sent, by their resourceVersion.
     unproven: BTreeMap<ResourceVersion, Time>,
     pub registered: BTreeMap<Arc<str>, Registration>,
@@ -80,6 +82,7 @@ impl Scope {
             doubts: 0,
             refused: false,
             proven: None,
+            told: false,
             unproven: BTreeMap::new(),
             registered: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -127,6 +130,7 @@ impl Scope {
             let proven = if Rule::ProofFromSend.on() { sent } else { now };
             self.proven = self.proven.max(Some(proven));
             self.refused = false;
+            self.told = false;
         }
     }
 
@@ -268,6 +272,11 @@ impl Replica {
     /// How old the knowledge of `scope` is; `None` if it was never proven.
     pub fn age_of(&self, scope: ScopeId, now: Time) -> Option<Duration> {
         self.scopes[scope.0].age(now)
+    }
+
+    /// Nothing has proven the watch of `scope` for long. Whether this is the first time since it was proven: people hear of it once.
+    pub fn begins_to_be_unproven(&mut self, scope: ScopeId) -> bool {
+        !std::mem::replace(&mut self.scopes[scope.0].told, true)
     }
 
     /// The API server refuses the marker of `scope`: its namespace is full or gone, or nobody has given us the right.

@@ -118,6 +118,16 @@ fn no_lease_before_the_marker_came_through_the_watch() {
 }
 
 #[test]
+fn people_hear_once_of_a_watch_that_nothing_proves() {
+    let (mut replica, scope) = replica();
+    assert!(replica.begins_to_be_unproven(scope));
+    replica.marker_answered(scope, at(2), ResourceVersion(50), ResourceVersion(60), at(3)).unwrap();
+    assert!(!replica.begins_to_be_unproven(scope), "answered, but not shown");
+    replica.bookmark(scope, ResourceVersion(60), at(4));
+    assert!(replica.begins_to_be_unproven(scope), "that is over, and this is another trouble");
+}
+
+#[test]
 fn an_inventory_covers_nothing_before_its_last_part() {
     let (mut replica, scope) = replica();
     replica.marker_answered(scope, at(2), ResourceVersion(50), ResourceVersion(50), at(2)).unwrap();
