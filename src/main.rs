@@ -128,7 +128,7 @@ fn serve<E: std::error::Error, F: Future<Output = Result<(), E>>>(
     match ended {
         Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
         Ok(Ok(Err(error))) => {
-            tracing::error!(%error, "ended");
+            telemetry::ended(&error);
             ExitCode::FAILURE
         }
         Ok(Err(aborted)) => ExitCode::from(aborted.exit_code()),

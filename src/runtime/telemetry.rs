@@ -1,12 +1,13 @@
 //! Logs: for people on a terminal, as JSON otherwise.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, stderr};
 use std::panic::PanicHookInfo;
 
 use clap::{Args, ValueEnum};
 use thiserror::Error;
 use tracing::{Metadata, Subscriber};
-use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, fmt};
@@ -66,6 +67,15 @@ pub fn init(args: &LogArgs) -> Result<(), TelemetryError> {
     Ok(())
 }
 
+/// Says why the process ends: in the log, or as it is, if the filter keeps errors out of the log. Nobody knows otherwise.
+pub fn ended(error: &dyn Display) {
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!(%error, "ended");
+    } else {
+        eprintln!("error: {error}");
+    }
+}
+
 /// Logs a panic like everything else. A message that was put together at run time may hold a value, so only one that
 /// stands in the source is shown; the place says which it was.
 fn log_panic(panic: &PanicHookInfo<'_>) {
@@ -84,6 +94,25 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     target != "kube_client" && !target.starts_with("kube_client::")
 }
 
+/// The filter that a text means. A word that is no level would be taken for a target, of which all is logged, and nothing of
+/// anything else: `warning` would silence everything. So each directive must end with a level.
+fn parsed(filter: &str) -> Result<EnvFilter, String> {
+    let directives: Vec<&str> = filter.split(',').map(str::trim).filter(|directive| !directive.is_empty()).collect();
+    if directives.is_empty() {
+        return Err("it is empty; to log nothing, say 'off'".to_owned());
+    }
+    for directive in &directives {
+        let level = directive.rsplit_once('=').map_or(*directive, |(_, level)| level);
+        if level.is_empty() || level.parse::<LevelFilter>().is_err() {
+            return Err(format!(
+                "'{directive}' is no level, and has none after a '=': expected off, error, warn, info, debug or trace, or \
+                 TARGET=LEVEL"
+            ));
+        }
+    }
+    EnvFilter::builder().parse(directives.join(",")).map_err(|e| e.to_string())
+}
+
 fn subscriber<W>(
     filter: &str,
     json: bool,
@@ -93,11 +122,7 @@ fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let refused = |reason: String| TelemetryError::Filter { filter: filter.to_owned(), reason };
-    if filter.trim().is_empty() {
-        return Err(refused("it is empty; to log nothing, say 'off'".to_owned()));
-    }
-    let parsed = EnvFilter::builder().parse(filter).map_err(|e| refused(e.to_string()))?;
+    let parsed = parsed(filter).map_err(|reason| TelemetryError::Filter { filter: filter.to_owned(), reason })?;
     let filter = parsed.and(filter_fn(may_be_logged));
     let registry = tracing_subscriber::registry();
     Ok(if json {
@@ -206,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_bad_filter_is_refused_with_the_reason() {
-        for bad in ["vmcp_session=loud", "a=b=c", "", "  ", "[{"] {
+        for bad in ["vmcp_session=loud", "a=b=c", "a=b=info", "", "  ", ",", "[{", "[{=info"] {
             let Err(error) = subscriber(bad, true, false, io::sink) else { panic!("'{bad}' was taken") };
             let text = error.to_string();
             assert!(text.contains("--log-level") && text.contains(bad), "{text}");
@@ -214,9 +239,41 @@ mod tests {
     }
 
     #[test]
+    fn a_word_that_is_no_level_is_refused_since_it_would_silence_everything() {
+        for (bad, word) in [
+            ("warning", "warning"),
+            ("fatal", "fatal"),
+            ("info;debug", "info;debug"),
+            ("bogus=", "bogus="),
+            ("info,vmcp_session", "vmcp_session"),
+            ("info, loud ,debug", "loud"),
+        ] {
+            let Err(error) = subscriber(bad, true, false, io::sink) else { panic!("'{bad}' was taken") };
+            let text = error.to_string();
+            assert!(text.contains(&format!("'{word}' is no level")) && text.contains("warn, info"), "{text}");
+        }
+    }
+
+    #[test]
     fn good_filters_are_taken() {
-        for good in ["info", "off", "warn,vmcp_session=trace", "vmcp_session::core=debug"] {
+        for good in ["info", "INFO", "off", "warn,vmcp_session=trace", "vmcp_session::core=debug", "info,[span]=debug,"]
+        {
             assert!(subscriber(good, false, true, io::sink).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn blanks_around_directives_mean_nothing() {
+        let emit = || tracing::debug!(target: "vmcp_session::core", "shown");
+        assert!(logged(" info , vmcp_session=debug ", true, emit).contains("shown"));
+    }
+
+    #[test]
+    fn why_the_process_ends_is_logged_unless_the_filter_keeps_errors_out() {
+        assert!(logged("error", true, || ended(&"no reason")).contains("no reason"));
+        // It is on stderr then: `tests/integration` sees that.
+        for silent in ["off", "another=trace"] {
+            assert_eq!(logged(silent, true, || ended(&"no reason")), "", "{silent}");
         }
     }
 }

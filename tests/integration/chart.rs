@@ -226,6 +226,8 @@ async fn a_typing_error_in_the_values_is_refused() {
         "controller.replicas=0",
         "controller.leaseSeconds=500",
         "controller.log.format=yaml",
+        "controller.log.level=warning",
+        "injection.agent.log.level=bogus=",
         "controller.namespaces={Team_A}",
         "agents.namespaces[0].serviceAccounts[0]=a",
         "image.digest=sha256:abc",

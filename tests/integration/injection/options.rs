@@ -105,7 +105,7 @@ async fn what_an_agent_could_not_use_is_refused_with_what_would_be_right() {
         "listen" => "0.0.0.0:6379",
         "password-secret" | "hash-session-ids-secret" => "Secret_1",
         "password-key" | "hash-session-ids-key" => "a/b",
-        "log-level" => "INFO!",
+        "log-level" => "warning",
         "max-clients" => "10001",
         "client-output-limit" | "clients-memory" => "65535",
         "cpu-request" | "memory-limit" => "-1",
