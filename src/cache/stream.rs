@@ -19,6 +19,7 @@ use crate::proto::PROTOCOL_VERSION;
 use crate::proto::convert::Malformed;
 use crate::proto::v1::{self, agent_message, replica_message};
 use crate::runtime::backoff::Backoff;
+use crate::runtime::failing::Failing;
 
 /// For a replica to be connected to, and to say how long its leases are.
 const OPEN: Duration = Duration::from_secs(10);
@@ -64,7 +65,7 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
     let mut backoff = Backoff::new(FIRST_PAUSE, shared.config.reconnect_at_most);
     // One for each address, random: a replica takes a stream of the same instance for the older one's successor.
     let instance: [u8; 16] = rand::random();
-    let mut failing = false;
+    let mut failing = Failing::default();
     loop {
         let opened = tokio::select! {
             opened = open(&shared, address, instance) => opened,
@@ -72,7 +73,8 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
         };
         let ended = match opened {
             Ok(mut link) => {
-                failing = false;
+                // That it ends is news again.
+                failing = Failing::default();
                 info!(%address, replica = %link.replica(), "connected to the controller");
                 let begun = Instant::now();
                 let ended = tokio::select! {
@@ -89,12 +91,16 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
             }
             Err(ended) => ended,
         };
-        shared.streams.closed(address, ended.to_string().into());
-        if std::mem::replace(&mut failing, true) {
-            debug!(%address, reason = %ended, "not connected to the controller");
+        let reason = ended.to_string();
+        if !failing.failed(&reason, Instant::now()) {
+            debug!(%address, reason, "not connected to the controller");
+        } else if matches!(ended, Ended::Closed) {
+            // It is stopping, as a rule. If it does not come back, that has a reason of its own.
+            info!(%address, reason, "not connected to the controller any more; trying again");
         } else {
-            warn!(%address, reason = %ended, "not connected to the controller; trying again");
+            warn!(%address, reason, "not connected to the controller; trying again");
         }
+        shared.streams.closed(address, reason.into());
         tokio::select! {
             () = sleep(backoff.pause()) => {}
             _ = wanted.wait_for(|want| *want == Want::Never) => return,

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::clock::now;
 use super::ledger::{Ledger, since_epoch};
@@ -24,6 +24,7 @@ use crate::core::replica::{Chain, Found, Link, ScopeId};
 use crate::core::session::{InvalidResourceVersion, ResourceVersion};
 use crate::core::time::Time;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+use crate::runtime::failing::Failing;
 use crate::runtime::health::Heartbeat;
 
 /// Who writes it, for `managedFields`.
@@ -65,7 +66,7 @@ impl MarkerError {
 #[derive(Default)]
 struct Writing {
     chain: Chain,
-    failing: bool,
+    failing: Failing,
     refused: bool,
     /// The last write may have been carried out without an answer.
     unknown: bool,
@@ -127,15 +128,14 @@ impl Marker {
     async fn step(&self, writing: &mut Writing) {
         let written = self.write_upon_what_is(writing).await;
         writing.unknown = written.as_ref().is_err_and(MarkerError::outcome_unknown);
+        let (marker, namespace) = (&self.name, &self.namespace);
         match written {
-            Ok(()) if std::mem::take(&mut writing.failing) => {
-                info!(marker = %self.name, namespace = %self.namespace, "the marker is written again");
+            Ok(()) if writing.failing.over() => info!(%marker, %namespace, "the marker is written again"),
+            Ok(()) => {}
+            Err(error) if writing.failing.failed(&error.to_string(), Instant::now()) => {
+                warn!(%marker, %namespace, %error, "the marker cannot be written: no lease is granted without it");
             }
-            Err(error) if !std::mem::replace(&mut writing.failing, true) => warn!(
-                marker = %self.name, namespace = %self.namespace, %error,
-                "the marker cannot be written: no lease is granted without it"
-            ),
-            _ => {}
+            Err(error) => debug!(%marker, %namespace, %error, "still no marker"),
         }
     }
 

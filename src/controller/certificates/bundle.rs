@@ -19,14 +19,15 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 use thiserror::Error;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::controller::clock::now;
 use crate::controller::leader::LeadershipGuard;
 use crate::core::time::Time;
 use crate::runtime::api_error::ApiError;
+use crate::runtime::failing::Failing;
 use crate::runtime::tls::trust::Trust;
 
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -92,18 +93,20 @@ pub struct Publisher {
 /// A place, and how it goes.
 struct Kept {
     place: Box<dyn Place>,
-    failing: Option<Failing>,
+    again: Option<Again>,
+    failing: Failing,
 }
 
-struct Failing {
+/// When it is tried again.
+struct Again {
     pause: Duration,
-    again: Time,
+    at: Time,
 }
 
 impl Publisher {
     /// Publishes to these places while `guard` says so.
     pub fn new(places: Vec<Box<dyn Place>>, guard: LeadershipGuard, publications: Arc<Publications>) -> Self {
-        let places = places.into_iter().map(|place| Kept { place, failing: None }).collect();
+        let places = places.into_iter().map(|place| Kept { place, again: None, failing: Failing::default() }).collect();
         Self { places, pem: String::new(), guard, publications }
     }
 
@@ -112,21 +115,21 @@ impl Publisher {
     pub async fn publish(&mut self, pem: &str) -> bool {
         if self.pem != pem {
             pem.clone_into(&mut self.pem);
-            self.places.iter_mut().filter_map(|kept| kept.failing.as_mut()).for_each(|failing| failing.again = now());
+            self.places.iter_mut().filter_map(|kept| kept.again.as_mut()).for_each(|again| again.at = now());
         }
         let (guard, publications) = (&self.guard, &self.publications);
         let places = stream::iter(&mut self.places);
         places.for_each_concurrent(AT_ONCE, |kept| kept.publish(pem, guard, publications)).await;
-        let behind = self.places.iter().filter(|kept| kept.failing.is_some()).count();
+        let behind = self.places.iter().filter(|kept| kept.again.is_some()).count();
         self.publications.behind.store(behind, Ordering::Relaxed);
         behind == 0 && self.guard.is_leader()
     }
 
-    /// Keeps at all places what somebody else replaces, until `shutdown`. What is no bundle is told once, and published nowhere.
+    /// Keeps at all places what somebody else replaces, until `shutdown`. What is no bundle is published nowhere.
     pub async fn follow(mut self, authorities: Trust, shutdown: CancellationToken) -> Result<(), Infallible> {
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut unread = false;
+        let mut unread = Failing::default();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -138,27 +141,31 @@ impl Publisher {
             }
             match authorities.pem().await {
                 Ok(pem) => {
-                    unread = false;
+                    if unread.over() {
+                        info!("there is a bundle of authorities to publish again");
+                    }
                     self.publish(&pem).await;
                 }
-                Err(error) if !std::mem::replace(&mut unread, true) => {
+                Err(error) if unread.failed(&error.to_string(), Instant::now()) => {
                     warn!(%error, "there is no bundle of authorities to publish; trying again");
                 }
-                Err(_) => {}
+                Err(error) => debug!(%error, "there is no bundle of authorities to publish"),
             }
         }
     }
 
     /// Another replica leads: what this one knows is no longer true.
     pub fn rest(&mut self) {
-        self.places.iter_mut().for_each(|kept| kept.failing = None);
+        for kept in &mut self.places {
+            (kept.again, kept.failing) = (None, Failing::default());
+        }
         self.publications.behind.store(0, Ordering::Relaxed);
     }
 }
 
 impl Kept {
     async fn publish(&mut self, pem: &str, guard: &LeadershipGuard, publications: &Publications) {
-        let waits = self.failing.as_ref().is_some_and(|failing| now() < failing.again);
+        let waits = self.again.as_ref().is_some_and(|again| now() < again.at);
         if waits || !guard.is_leader() {
             return;
         }
@@ -166,20 +173,20 @@ impl Kept {
         match place.publish(pem).await {
             Ok(written) => {
                 publications.written.fetch_add(u64::from(written), Ordering::Relaxed);
-                if self.failing.take().is_some() {
+                self.again = None;
+                if self.failing.over() {
                     info!(%place, "the bundle of authorities is published here again");
                 }
             }
             Err(error) => {
                 publications.failed.fetch_add(1, Ordering::Relaxed);
-                let pause = match &self.failing {
-                    None => {
-                        warn!(%place, %error, "cannot publish the bundle of authorities here; trying again");
-                        RETRY.0
-                    }
-                    Some(failing) => (failing.pause * 2).min(RETRY.1),
-                };
-                self.failing = Some(Failing { pause, again: now().saturating_add(pause) });
+                if self.failing.failed(&error.to_string(), Instant::now()) {
+                    warn!(%place, %error, "cannot publish the bundle of authorities here; trying again");
+                } else {
+                    debug!(%place, %error, "cannot publish the bundle of authorities here");
+                }
+                let pause = self.again.as_ref().map_or(RETRY.0, |again| (again.pause * 2).min(RETRY.1));
+                self.again = Some(Again { pause, at: now().saturating_add(pause) });
             }
         }
     }
@@ -229,7 +236,7 @@ mod tests {
         // Another bundle is another matter.
         assert!(!publisher.publish("b").await);
         assert_eq!(*bad.1.lock(), ["a", "b"]);
-        assert_eq!(publisher.places[0].failing.as_ref().unwrap().pause, RETRY.0 * 2);
+        assert_eq!(publisher.places[0].again.as_ref().unwrap().pause, RETRY.0 * 2);
         // And so is another leader.
         publisher.rest();
         assert_eq!(publications.behind(), 0);

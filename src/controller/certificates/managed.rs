@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Secret;
 use thiserror::Error;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::bundle::Publisher;
 use super::issue::IssueError;
@@ -16,6 +16,7 @@ use super::plan::Lifetimes;
 use super::vault::{Keys, Serving, Vault};
 use crate::controller::leader::LeadershipGuard;
 use crate::runtime::api_error::ApiError;
+use crate::runtime::failing::Failing;
 use crate::runtime::tls::trust::CurrentTrust;
 use crate::runtime::tls::{IdentityError, ServingCertificate};
 
@@ -67,25 +68,25 @@ impl From<ApiError> for Failed {
 }
 
 impl Managed {
-    /// Looks again and again, until `shutdown`. A failure is told once, and tried again.
+    /// Looks again and again, until `shutdown`. What fails is tried again.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Infallible> {
         // A certificate is replaced when a third of its life is left; it is looked often enough to be in time for that.
         let calm = LOOK.min(self.lifetimes.serving / 30).max(FIRST_LOOK);
         let mut ticks = interval(FIRST_LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut shown, mut failing, mut eager) = (None, false, true);
+        let (mut shown, mut failing, mut eager) = (None, Failing::default(), true);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 _ = ticks.tick() => {}
             }
             match self.look(&mut shown).await {
-                Ok(()) => failing = false,
-                Err(error) if !failing => {
-                    failing = true;
+                Ok(()) if failing.over() => info!("the certificate of the streams is as it should be again"),
+                Ok(()) => {}
+                Err(error) if failing.failed(&error.to_string(), Instant::now()) => {
                     warn!(%error, "the certificate of the streams is not as it should be; trying again");
                 }
-                Err(_) => {}
+                Err(error) => debug!(%error, "the certificate of the streams is not as it should be"),
             }
             if std::mem::replace(&mut eager, shown.is_none()) && !eager {
                 ticks = interval(calm);
