@@ -64,6 +64,7 @@ mod events;
 mod flight;
 #[cfg(test)]
 mod flight_tests;
+mod leases;
 mod link;
 mod lookup;
 mod options;
@@ -139,6 +140,7 @@ impl Cache {
             streams.await;
             drop(left);
         });
+        tokio::spawn(leases::tell(shared.clone()));
         let alive = Alive { ended: shared.ended.clone() };
         Ok(Self { shared, alive: Arc::new(alive) })
     }
