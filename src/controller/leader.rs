@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, PostParams};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::controller::clock;
@@ -20,6 +21,7 @@ use crate::controller::clock::now;
 use crate::core::election::{Answer, Election, Observed, Step, Timings};
 use crate::core::time::Time;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+use crate::runtime::failing::Failing;
 
 mod args;
 mod lease;
@@ -31,6 +33,9 @@ pub const FIELD_MANAGER: &str = "vmcp-session-controller";
 
 /// How long a shutdown may spend on giving the lease back. Nobody waits for it but the next leader.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Why it ends that a replica leads, if nothing is wrong.
+const SHUTTING_DOWN: &str = "shutting down";
 
 /// What is known about leadership.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +79,8 @@ pub struct Elector {
     seen: Option<Lease>,
     guard: LeadershipGuard,
     publish: watch::Sender<Leadership>,
+    reads: Failing,
+    writes: Failing,
 }
 
 impl Elector {
@@ -87,6 +94,8 @@ impl Elector {
             seen: None,
             guard: LeadershipGuard::default(),
             publish: watch::Sender::new(Leadership::default()),
+            reads: Failing::default(),
+            writes: Failing::default(),
         }
     }
 
@@ -179,6 +188,9 @@ impl Elector {
         match outcome {
             Outcome::Nothing => {}
             Outcome::Read(Ok(found)) => {
+                if self.reads.over() {
+                    tracing::info!(lease = self.name, "the lease can be read again");
+                }
                 let observed = found.as_ref().map(lease::observed);
                 self.seen = found;
                 match observed {
@@ -189,10 +201,17 @@ impl Elector {
                 }
             }
             Outcome::Read(Err(error)) => {
-                tracing::warn!(lease = self.name, %error, "could not read the lease");
+                if self.reads.failed(&error.to_string(), Instant::now()) {
+                    tracing::warn!(lease = self.name, %error, "could not read the lease; trying again");
+                } else {
+                    tracing::debug!(lease = self.name, %error, "could not read the lease");
+                }
                 self.election.read_failed(at);
             }
             Outcome::Wrote(Ok(stored)) => {
+                if self.writes.over() {
+                    tracing::info!(lease = self.name, "the lease can be written again");
+                }
                 let answer = match lease::observed(&stored) {
                     Some(Observed { resource_version, .. }) => Answer::Stored { resource_version },
                     None => Answer::Unknown,
@@ -202,8 +221,11 @@ impl Elector {
             }
             Outcome::Wrote(Err(error)) => {
                 // Somebody else was faster: that is how elections go.
-                if !matches!(error.kind(), ApiErrorKind::Conflict | ApiErrorKind::AlreadyExists) {
-                    tracing::warn!(lease = self.name, %error, "could not write the lease");
+                let lost = matches!(error.kind(), ApiErrorKind::Conflict | ApiErrorKind::AlreadyExists);
+                if !lost && self.writes.failed(&error.to_string(), Instant::now()) {
+                    tracing::warn!(lease = self.name, %error, "could not write the lease; trying again");
+                } else {
+                    tracing::debug!(lease = self.name, %error, "could not write the lease");
                 }
                 let answer = if error.outcome_unknown() { Answer::Unknown } else { Answer::NotStored };
                 self.wrote(started, answer, at);
@@ -226,7 +248,11 @@ impl Elector {
             if leading && !told.leading {
                 tracing::info!(lease, identity, reason, "leading");
             } else if told.leading && !leading {
-                tracing::warn!(lease, identity, reason, holder, "not leading any more");
+                if reason == SHUTTING_DOWN {
+                    tracing::info!(lease, identity, reason, holder, "not leading any more");
+                } else {
+                    tracing::warn!(lease, identity, reason, holder, "not leading any more");
+                }
             }
             let changed = told.leading != leading || told.holder != holder;
             *told = Leadership { leading, holder };
@@ -242,7 +268,7 @@ impl Elector {
             _ => self.wrote(interrupted, Answer::Unknown, at),
         }
         self.election.stop(at);
-        self.tell("shutting down");
+        self.tell(SHUTTING_DOWN);
     }
 
     async fn release(&mut self) {

@@ -19,10 +19,10 @@ use parking_lot::Mutex;
 use rand::Rng;
 use thiserror::Error;
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::api::{LABEL_REPLICA, MARKER_PREFIX};
 use crate::core::replica::{Config, Replica, ScopeId};
@@ -30,6 +30,7 @@ use crate::proto::v1;
 use crate::runtime::admin::{AdminError, BoundAdmin};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::environment::pod_name;
+use crate::runtime::failing::Failing;
 use crate::runtime::health::{Health, Heartbeat};
 use crate::runtime::kube_client::{KubeConfigError, Timeouts};
 use crate::runtime::task_set::{TaskError, TaskSet};
@@ -307,10 +308,19 @@ async fn authenticate(
 ) -> Option<auth::Authenticator> {
     let asking = async {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut failing = Failing::default();
         loop {
             match auth::Authenticator::new(client.clone(), audience.to_owned()).await {
-                Ok(authenticator) => return authenticator,
-                Err(error) => warn!(%error, "the API server does not say who this controller is; trying again"),
+                Ok(authenticator) => {
+                    if failing.over() {
+                        info!("the API server says who this controller is");
+                    }
+                    return authenticator;
+                }
+                Err(error) if failing.failed(&error.to_string(), Instant::now()) => {
+                    warn!(%error, "the API server does not say who this controller is; trying again");
+                }
+                Err(error) => debug!(%error, "the API server does not say who this controller is"),
             }
             sleep(backoff.pause()).await;
         }

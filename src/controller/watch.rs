@@ -26,6 +26,7 @@ use crate::core::replica::{ScopeId, StaleList};
 use crate::core::session::{InvalidResourceVersion, ResourceVersion, SessionKey};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 use crate::runtime::backoff::Backoff;
+use crate::runtime::failing::Failing;
 
 /// How long one page of a list may take.
 const PAGE_DEADLINE: Duration = Duration::from_secs(30);
@@ -78,6 +79,12 @@ enum Ended {
     Relist,
 }
 
+/// How it goes.
+struct Course {
+    backoff: Backoff,
+    failing: Failing,
+}
+
 /// One watched collection.
 pub struct Watch {
     /// A client of its own: its connections are not shared with what the watch is checked by.
@@ -104,14 +111,14 @@ pub struct Watch {
 impl Watch {
     /// Lists and watches until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), std::convert::Infallible> {
-        let mut backoff = self.backoff();
+        let mut course = self.course();
         let mut listed = false;
         let mut paging = Paging::default();
         while !shutdown.is_cancelled() {
             let begun = Instant::now();
             let result = tokio::select! {
                 () = shutdown.cancelled() => break,
-                result = self.once(&mut listed, &mut backoff, &mut paging) => result,
+                result = self.once(&mut listed, &mut course, &mut paging) => result,
             };
             match result {
                 // One that ends as soon as it has begun must not be begun again and again.
@@ -126,12 +133,16 @@ impl Watch {
                         paging.complete();
                     }
                     listed &= !gone;
-                    warn!(scope = %self.name(), %error, "watching failed; trying again");
+                    if course.failing.failed(&error.to_string(), Instant::now()) {
+                        warn!(scope = %self.name(), %error, "watching failed; trying again");
+                    } else {
+                        debug!(scope = %self.name(), %error, "watching failed");
+                    }
                 }
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                () = sleep(backoff.pause()) => {}
+                () = sleep(course.backoff.pause()) => {}
             }
         }
         Ok(())
@@ -142,13 +153,17 @@ impl Watch {
         Backoff::new(*BACKOFF.start(), (*BACKOFF.end()).min(self.patience / 3))
     }
 
-    async fn once(&self, listed: &mut bool, backoff: &mut Backoff, paging: &mut Paging) -> Result<Ended, WatchError> {
+    fn course(&self) -> Course {
+        Course { backoff: self.backoff(), failing: Failing::default() }
+    }
+
+    async fn once(&self, listed: &mut bool, course: &mut Course, paging: &mut Paging) -> Result<Ended, WatchError> {
         if !*listed || self.shared.with(|replica, _| replica.must_list(self.scope)) {
             self.list(paging).await?;
             *listed = true;
-            backoff.reset();
+            course.backoff.reset();
         }
-        self.watch(backoff).await
+        self.watch(course).await
     }
 
     /// Takes a whole, consistent list. While it runs the position stands still.
@@ -225,7 +240,7 @@ impl Watch {
         Ok(())
     }
 
-    async fn watch(&self, backoff: &mut Backoff) -> Result<Ended, WatchError> {
+    async fn watch(&self, course: &mut Course) -> Result<Ended, WatchError> {
         let position = self.shared.with(|replica, _| replica.position(self.scope));
         let params = WatchParams::default().timeout(WATCH_SECONDS).labels(self.labels);
         let begun = deadline(WATCH_DEADLINE, async {
@@ -234,13 +249,13 @@ impl Watch {
         });
         let events = begun.await?;
         let mut events = std::pin::pin!(events);
-        self.follow(&mut events, backoff).await
+        self.follow(&mut events, course).await
     }
 
     async fn follow(
         &self,
         events: &mut (impl Stream<Item = kube::Result<WatchEvent<Watched>>> + Unpin),
-        backoff: &mut Backoff,
+        course: &mut Course,
     ) -> Result<Ended, WatchError> {
         let begun = Instant::now();
         loop {
@@ -294,7 +309,10 @@ impl Watch {
                     return Err(error.into());
                 }
             }
-            backoff.reset();
+            course.backoff.reset();
+            if course.failing.over() {
+                info!(scope = %self.name(), "the watch shows changes again");
+            }
         }
     }
 

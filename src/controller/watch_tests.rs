@@ -154,14 +154,14 @@ async fn a_list_that_cannot_go_on_from_where_it_was_begins_anew() {
 /// How a silent watch ends that is distrusted while it is followed, if it does.
 async fn distrusted(watch: &Watch, void: bool) -> Option<Ended> {
     let mut silent = stream::pending();
-    let mut backoff = Backoff::new(*BACKOFF.start(), *BACKOFF.end());
+    let mut course = watch.course();
     let distrust = async {
         if void {
             watch.shared.with(|replica, _| replica.void());
         }
         watch.distrust.notify_one();
     };
-    let both = async { tokio::join!(watch.follow(&mut silent, &mut backoff), distrust).0 };
+    let both = async { tokio::join!(watch.follow(&mut silent, &mut course), distrust).0 };
     timeout(Duration::from_secs(5), both).await.ok().map(Result::unwrap)
 }
 
@@ -176,7 +176,7 @@ async fn a_watch_whose_replica_must_list_ends_at_once_however_young_it_is() {
     let young = watch(Duration::from_hours(1));
     assert!(matches!(distrusted(&young, true).await, Some(Ended::Relist)));
     // Nobody needs to tell a watch that begins after it.
-    let (mut silent, mut backoff) = (stream::pending(), Backoff::new(*BACKOFF.start(), *BACKOFF.end()));
-    let ended = timeout(Duration::from_secs(5), young.follow(&mut silent, &mut backoff)).await;
+    let (mut silent, mut course) = (stream::pending(), young.course());
+    let ended = timeout(Duration::from_secs(5), young.follow(&mut silent, &mut course)).await;
     assert!(matches!(ended, Ok(Ok(Ended::Relist))));
 }
