@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use thiserror::Error;
 
@@ -49,7 +50,7 @@ pub enum Look {
         /// Only those that match this pattern (`*`, `?`, `[a-z]`).
         pattern: Option<String>,
     },
-    /// Say which pods still hold an older state of a session, as far as the controller knows.
+    /// Show what the controller has written into the session's object: whether pods still hold an older state, as of when.
     Holders {
         /// The key: prefix and session id.
         key: String,
@@ -205,16 +206,17 @@ pub fn look(args: &AgentArgs, look: &Look, out: &mut impl Write) -> Result<(), L
     }
 }
 
-/// What the controller says of the session's object: the agent knows of itself only.
+/// What the controller has written into the session's object: the agent knows of itself only.
 async fn holders(args: &AgentArgs, key: &str, out: &mut impl Write) -> Result<(), LookError> {
     let name = args.sessions().name(key.as_bytes())?;
     let sessions: Api<VmcpSession> = Api::namespaced(args.kube.client(Timeouts::default()).await?, &args.namespace);
     let found = tokio::time::timeout(ANSWER, sessions.get_opt(&name)).await.map_err(io::Error::from)?;
     let session = found.map_err(ApiError::from)?.ok_or_else(|| LookError::NoSuchSession(key.to_owned()))?;
-    writeln!(out, "{key}  (vmcpsessions {name}, generation {})", session.metadata.generation.unwrap_or_default())?;
+    let generation = session.metadata.generation.unwrap_or_default();
+    writeln!(out, "{key}  (vmcpsessions {name}, generation {generation})")?;
     let status = session.status.unwrap_or_default();
     match status.conditions.iter().find(|condition| condition.type_ == "Synced") {
-        Some(synced) => writeln!(out, "  {}: {}", synced.reason, synced.message)?,
+        Some(synced) => writeln!(out, "  {}", told(synced, generation))?,
         None => writeln!(out, "  the controller has not said anything yet")?,
     }
     if let Some(LastEviction { generation, time, pods, changed_keys }) = status.last_eviction {
@@ -222,6 +224,14 @@ async fn holders(args: &AgentArgs, key: &str, out: &mut impl Write) -> Result<()
         writeln!(out, "  generation {generation} made {pods} pods drop their copies at {at}; changed keys: {keys}")?;
     }
     Ok(())
+}
+
+/// A condition with what it is of and since when: it is written a little after a change, and not at all when pods only read.
+fn told(synced: &Condition, generation: i64) -> String {
+    let Condition { reason, message, last_transition_time, observed_generation, .. } = synced;
+    let of = observed_generation.unwrap_or_default();
+    let age = if of == generation { String::new() } else { format!(" (the object is at {generation}: out of date)") };
+    format!("{reason}: {message}; as of generation {of}{age}, since {}", last_transition_time.0)
 }
 
 fn get(agent: &mut Connection, key: &str, out: &mut impl Write) -> Result<(), LookError> {
@@ -264,4 +274,21 @@ fn list(agent: &mut Connection, pattern: &str, out: &mut impl Write) -> Result<(
         writeln!(out, "{}", key.escape_debug())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_controller_told_of_an_older_generation_is_not_shown_as_if_of_now() {
+        let condition: Condition = serde_json::from_value(serde_json::json!({
+            "type": "Synced", "status": "True", "reason": "NoHolders", "message": "no pod held a copy",
+            "lastTransitionTime": "2026-01-02T03:04:05Z", "observedGeneration": 3,
+        }))
+        .unwrap();
+        let now = "NoHolders: no pod held a copy; as of generation 3, since 2026-01-02T03:04:05Z";
+        assert_eq!(told(&condition, 3), now);
+        assert!(told(&condition, 5).contains("as of generation 3 (the object is at 5: out of date), since 2026"));
+    }
 }
