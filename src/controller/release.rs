@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api::{FINALIZER_CONFIRM_EVICTION, VmcpSession};
+use crate::core::names::is_namespace;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 use crate::runtime::kube_client::{KubeArgs, KubeConfigError, Timeouts};
 
@@ -53,6 +54,9 @@ pub struct ReleaseArgs {
 /// Sessions may be left that cannot be deleted.
 #[derive(Debug, Error)]
 pub enum ReleaseError {
+    /// The API server would take it for a namespace in which there is nothing.
+    #[error("--namespaces: no namespace can be called '{0}'")]
+    NoName(String),
     /// The API client cannot be configured.
     #[error(transparent)]
     Kube(#[from] KubeConfigError),
@@ -64,6 +68,17 @@ pub enum ReleaseError {
     Ended,
 }
 
+impl ReleaseArgs {
+    /// The namespaces that are named; none means all.
+    fn chosen(&self) -> Result<Vec<&str>, ReleaseError> {
+        // An empty variable means that nothing is set.
+        let named = self.namespaces.iter().map(String::as_str).filter(|name| !name.is_empty());
+        named
+            .map(|name| if is_namespace(name) { Ok(name) } else { Err(ReleaseError::NoName(name.to_owned())) })
+            .collect()
+    }
+}
+
 /// What one look at all sessions came to.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Pass {
@@ -73,13 +88,14 @@ struct Pass {
 
 /// Releases all sessions, or fails.
 pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), ReleaseError> {
+    let chosen = args.chosen()?;
     let client = args.kube.client(Timeouts::default()).await?;
-    // An empty variable means that nothing is set.
-    let chosen = args.namespaces.iter().filter(|name| !name.is_empty());
-    let mut scopes: Vec<Api<VmcpSession>> = chosen.map(|name| Api::namespaced(client.clone(), name)).collect();
+    let mut scopes: Vec<Api<VmcpSession>> = chosen.iter().map(|name| Api::namespaced(client.clone(), name)).collect();
     if scopes.is_empty() {
         scopes.push(Api::all(client.clone()));
     }
+    // Whether a namespace exists it has no right to ask. So it says where it looked.
+    let namespaces = if chosen.is_empty() { "all".to_owned() } else { chosen.join(",") };
     let force = Instant::now() + Duration::from_secs(args.patience.into());
     let work = async {
         let (mut released, mut refusals) = (0, 0);
@@ -103,7 +119,7 @@ pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), R
                 }
                 warn!(%error, "not all sessions could be released; trying again");
             } else if left == 0 {
-                info!(released, "no session has the finalizer any more");
+                info!(namespaces, released, "no session there has the finalizer any more");
                 return Ok(());
             }
             sleep(AGAIN).await;
@@ -171,5 +187,24 @@ async fn let_go(client: &kube::Client, session: &PartialObjectMeta<VmcpSession>)
             ApiErrorKind::Conflict | ApiErrorKind::UidMismatch => Ok(false),
             _ => Err(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_namespace_can_be_called_is_refused_since_there_is_nothing_in_it() {
+        let chosen = |names: &[&str]| {
+            let namespaces = names.iter().map(ToString::to_string).collect();
+            let args = ReleaseArgs { namespaces, patience: 0, kube: KubeArgs::default() };
+            args.chosen().map(|names| names.len()).map_err(|error| error.to_string())
+        };
+        assert_eq!((chosen(&[]), chosen(&[""]), chosen(&["a", "team-b"])), (Ok(0), Ok(0), Ok(2)));
+        for bad in ["A_B", "a.b", " a"] {
+            let error = chosen(&["a", bad]).unwrap_err();
+            assert!(error.contains("--namespaces") && error.contains(&format!("'{bad}'")), "{error}");
+        }
     }
 }
