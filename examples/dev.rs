@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -53,6 +53,7 @@ async fn run() -> Result<(), Failed> {
         }
     };
     let mut ended = std::pin::pin!(ended);
+    check(&agents)?;
     println!("starting etcd, kube-apiserver, two controllers, three pods and two agents ...");
     let programs = Programs::beside_this_one(ROOT)?;
     let options = ClusterOptions { token_lifetime: TOKENS, ..ClusterOptions::default() };
@@ -60,6 +61,7 @@ async fn run() -> Result<(), Failed> {
         cluster = Cluster::start(programs.clone(), options) => cluster?,
         () = &mut ended => return Ok(()),
     };
+    println!("their logs, until this ends: {} (TESTKIT_KEEP=1 keeps them)", cluster.plane.dir().display());
     let address = LoopbackAddr::claim()?;
     let guest = Guest::admit(&cluster, &address, &programs).await?;
     let agents = tokio::select! {
@@ -71,6 +73,20 @@ async fn run() -> Result<(), Failed> {
     ended.await;
     println!("\nending");
     drop(env);
+    Ok(())
+}
+
+/// Refuses addresses that are in use: the agents would only be waited for in vain.
+fn check(agents: &[SocketAddr]) -> Result<(), Failed> {
+    for address in agents {
+        TcpListener::bind(address).map_err(|error| {
+            let program = std::env::args().next().unwrap_or_default();
+            format!(
+                "no agent can listen on {address}: {error}. Give other addresses: \
+                 {program} --agents 127.0.0.1:16390,127.0.0.1:16391"
+            )
+        })?;
+    }
     Ok(())
 }
 

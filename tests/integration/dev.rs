@@ -32,7 +32,7 @@ async fn what_make_dev_tells_to_try_works_and_nothing_stays_behind() {
     let ip = LoopbackAddr::claim().unwrap();
     let (first, second) = (ip.free_socket().unwrap(), ip.free_socket().unwrap());
     let program = Path::new(env!("CARGO_BIN_EXE_vmcp-session")).with_file_name("examples").join("dev");
-    let dev = Process::builder("dev", program)
+    let dev = Process::builder("dev", &program)
         .arg(format!("--agents={first},{second}"))
         .arg("--env-file")
         .arg(&env_file)
@@ -45,6 +45,12 @@ async fn what_make_dev_tells_to_try_works_and_nothing_stays_behind() {
     })
     .await
     .unwrap();
+
+    // Where the agents are, another one says so at once, and starts nothing.
+    let other = std::process::Command::new(&program).arg(format!("--agents={second}")).output().unwrap();
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(!other.status.success() && said.contains(&format!("no agent can listen on {second}")), "{said}");
+    assert!(said.contains("--agents") && other.stdout.is_empty(), "{said}");
 
     // Each line that is a command, as it is printed, in one shell after the other.
     let commands = text.split("from this folder:").nth(1).unwrap();
