@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::command::Password;
 use super::server::Room;
 use super::sessions::{MAX_PREFIX, SessionsConfig};
-use crate::cache::{CacheConfig, Visibility};
+use crate::cache::{CacheConfig, ConfigError, Visibility};
 use crate::runtime::admin::AdminArgs;
 use crate::runtime::environment::pod_name;
 use crate::runtime::kube_client::KubeArgs;
@@ -175,6 +175,9 @@ pub enum ArgsError {
         /// What would be right.
         expected: &'static str,
     },
+    /// A setting of the cache that is no flag.
+    #[error(transparent)]
+    Cache(#[from] ConfigError),
     /// The password cannot be read.
     #[error("cannot read the password from {}: {source}", path.display())]
     PasswordFile {
@@ -213,7 +216,12 @@ impl AgentArgs {
         let bound = self.lease_upper_bound;
         range("lease-upper-bound", bound.to_string(), (1.0..=3_600.0).contains(&bound), "1 to 3600 seconds")?;
         let prefix = &self.key_prefix;
-        range("key-prefix", prefix.clone(), prefix.len() <= MAX_PREFIX, "at most 256 bytes")
+        range("key-prefix", prefix.clone(), prefix.len() <= MAX_PREFIX, "at most 256 bytes")?;
+        let cache = self.cache();
+        cache.validate().map_err(|error| match flag(&cache, error.setting) {
+            Some((flag, got)) => ArgsError::Range { flag, got, expected: error.expected },
+            None => error.into(),
+        })
     }
 
     /// The password that clients must show.
@@ -261,6 +269,22 @@ impl AgentArgs {
             visibility: self.visibility.into(),
         }
     }
+}
+
+/// The flag that a setting of the cache comes from, and what it is.
+fn flag(cache: &CacheConfig, setting: &str) -> Option<(&'static str, String)> {
+    let quoted = |text: &str| format!("'{text}'");
+    let optional = |text: &Option<String>| quoted(text.as_deref().unwrap_or_default());
+    Some(match setting {
+        "namespace" => ("namespace", quoted(&cache.namespace)),
+        "server" => ("server", optional(&cache.server)),
+        "controllers" => ("controllers", quoted(&cache.controllers.join(","))),
+        "controllers_name" => ("controllers-name", optional(&cache.controllers_name)),
+        "field_manager" => ("pod-name", quoted(cache.field_manager.trim_start_matches("vmcp/"))),
+        "entries" => ("cache-entries", cache.entries.to_string()),
+        "bytes" => ("cache-bytes", cache.bytes.to_string()),
+        _ => return None,
+    })
 }
 
 /// An empty variable, or nothing between two commas, means none.
@@ -320,6 +344,14 @@ mod tests {
         refused(&["--tracking-table-max-keys", "0"], "1 to 100000000");
         refused(&["--lease-upper-bound", "NaN"], "1 to 3600");
         refused(&["--visibility", "sometimes"], "everywhere");
+        // What the cache refuses is told by the flag, too.
+        refused(&["--controllers", "a:1,b"], "--controllers is 'a:1,b': expected addresses as host:port");
+        refused(&["--namespace", "A_B"], "--namespace is 'A_B': expected the name of a namespace");
+        refused(&["--namespace", ""], "--namespace is ''");
+        refused(&["--server", "a.b"], "--server is 'a.b': expected a DNS label");
+        refused(&["--pod-name", "a b"], "--pod-name is 'a b'");
+        refused(&["--cache-entries", "0"], "--cache-entries is 0: expected at least 1");
+        refused(&["--cache-bytes", "7"], "--cache-bytes is 7: expected at least 1 MiB");
     }
 
     #[test]

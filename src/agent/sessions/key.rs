@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
 use hmac::{Hmac, Mac};
@@ -57,8 +57,13 @@ pub enum KeyError {
 #[derive(Debug, Error)]
 pub enum HashKeyError {
     /// The file could not be read.
-    #[error("cannot read the key for --hash-session-ids: {0}")]
-    Unreadable(#[from] std::io::Error),
+    #[error("cannot read the key for --hash-session-ids from {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// It is no good key.
     #[error(
         "the key for --hash-session-ids must have {MIN_HASH_KEY} to {MAX_HASH_KEY} bytes: `openssl rand -hex 32` makes one"
@@ -83,7 +88,7 @@ impl HashKey {
         match small_file::read(file, 2 * MAX_HASH_KEY as u64) {
             Ok(bytes) => Self::new(bytes.trim_ascii()),
             Err(long) if long.kind() == ErrorKind::FileTooLarge => Err(HashKeyError::Length),
-            Err(error) => Err(error.into()),
+            Err(source) => Err(HashKeyError::Unreadable { path: file.to_owned(), source }),
         }
     }
 
@@ -304,5 +309,7 @@ mod tests {
         assert!(!format!("{read:?}").contains("0123"), "{read:?}");
         std::fs::write(file.path(), "short\n").unwrap();
         assert!(matches!(HashKey::read(file.path()), Err(HashKeyError::Length)));
+        let error = HashKey::read(&file.path().with_extension("none")).unwrap_err().to_string();
+        assert!(error.contains(".none: No such file"), "{error}");
     }
 }
