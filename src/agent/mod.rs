@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
+use tracing::field::display;
 use tracing::{info, warn};
 
 pub mod command;
@@ -218,7 +219,8 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
              controllers, or if there are none, set --visibility committed"
         );
     }
-    info!(namespace = %args.namespace, address = ?address, socket = ?args.unix_socket, "serving");
+    let (address, socket) = (address.map(display), args.unix_socket.as_deref().map(|path| display(path.display())));
+    info!(namespace = %args.namespace, address, socket, "serving");
     let ended = tasks.run(finish + DRAIN).await;
     // Nobody is served any more: what is held is let go, so that no write elsewhere waits for this agent's leases.
     agent.sessions.cache().shutdown().await;

@@ -56,7 +56,7 @@ enum Ended {
     TooManyNamed,
     #[error("a message cannot be decoded")]
     Undecodable,
-    #[error("the stream broke: {0:?}")]
+    #[error("the stream broke: {0}")]
     Broken(Code),
     #[error("closed by the agent")]
     Closed,

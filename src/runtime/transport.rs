@@ -43,12 +43,12 @@ pub enum TransportError {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The token cannot be read.
-    #[error("cannot read the token file {}: {kind}", path.display())]
+    #[error("cannot read the token file {}: {source}", path.display())]
     TokenFile {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        kind: io::ErrorKind,
+        source: io::Error,
     },
     /// There is no token in it.
     #[error("the token file {} holds no token", .0.display())]
@@ -88,7 +88,7 @@ impl Transport {
         let Some(path) = &self.token_file else {
             return Ok(());
         };
-        let unreadable = |error: io::Error| TransportError::TokenFile { path: path.clone(), kind: error.kind() };
+        let unreadable = |source: io::Error| TransportError::TokenFile { path: path.clone(), source };
         let bytes = small_file::load(path, MAX_TOKEN_BYTES).await.map_err(unreadable)?;
         let token = std::str::from_utf8(&bytes).unwrap_or_default().trim();
         let value = format!("Bearer {token}").parse::<MetadataValue<Ascii>>().ok().filter(|_| !token.is_empty());
@@ -142,7 +142,7 @@ mod tests {
         let error = authorized(Some(&b"a".repeat(16 * 1024 + 1))).await.unwrap_err();
         assert!(error.contains("cannot read the token file") && error.contains("too large"), "{error}");
         let error = authorized(None).await.unwrap_err();
-        assert!(error.contains("cannot read the token file") && error.contains("not found"), "{error}");
+        assert!(error.contains("cannot read the token file") && error.contains("No such file"), "{error}");
     }
 
     #[tokio::test]

@@ -23,12 +23,12 @@ const MAX_BYTES: u64 = 256 * 1024;
 #[derive(Debug, Error)]
 pub enum FilesError {
     /// One cannot be read.
-    #[error("cannot read {}: {kind}", path.display())]
+    #[error("cannot read {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        kind: io::ErrorKind,
+        source: io::Error,
     },
     /// They are of no use.
     #[error("cannot use the certificate in {} with the key in {}: {source}", cert.display(), key.display())]
@@ -100,7 +100,7 @@ impl Files {
 }
 
 async fn read(path: &Path) -> Result<Vec<u8>, FilesError> {
-    let failed = |error: io::Error| FilesError::Read { path: path.to_owned(), kind: error.kind() };
+    let failed = |source: io::Error| FilesError::Read { path: path.to_owned(), source };
     small_file::load(path, MAX_BYTES).await.map_err(failed)
 }
 

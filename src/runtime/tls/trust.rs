@@ -18,12 +18,12 @@ const MAX_BYTES: u64 = 1 << 20;
 #[derive(Debug, Error)]
 pub enum TrustError {
     /// The file cannot be read.
-    #[error("cannot read the authorities in {}: {kind}", path.display())]
+    #[error("cannot read the authorities in {}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        kind: io::ErrorKind,
+        source: io::Error,
     },
     /// There is nothing of use in it.
     #[error("{} holds no PEM certificate of an authority", .0.display())]
@@ -68,7 +68,7 @@ impl Trust {
             Self::None => Err(TrustError::Unset),
             Self::Current(current) => current.pem.read().clone().ok_or(TrustError::Unknown),
             Self::File(path) => {
-                let unreadable = |error: io::Error| TrustError::File { path: path.clone(), kind: error.kind() };
+                let unreadable = |source: io::Error| TrustError::File { path: path.clone(), source };
                 let bytes = small_file::load(path, MAX_BYTES).await.map_err(unreadable)?;
                 let text = String::from_utf8(bytes).ok().filter(|text| holds_one(text));
                 text.map(Arc::from).ok_or_else(|| TrustError::Useless(path.clone()))
@@ -92,7 +92,7 @@ mod tests {
         let path = folder.path().join("ca.crt");
         let trust = Trust::File(path.clone());
         let error = trust.pem().await.unwrap_err().to_string();
-        assert!(error.contains("cannot read the authorities") && error.contains("not found"), "{error}");
+        assert!(error.contains("cannot read the authorities") && error.contains("No such file"), "{error}");
         let cert = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
         std::fs::write(&path, format!("{cert}{}", "#".repeat(1 << 20))).unwrap();
         let error = trust.pem().await.unwrap_err().to_string();

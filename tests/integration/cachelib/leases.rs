@@ -127,7 +127,7 @@ async fn a_cache_that_is_not_let_in_says_why_and_validates() {
     std::fs::write(&bad, CANARY).unwrap();
     for (name, file, expected) in [
         ("a", Some(bad), "does not accept the token"),
-        ("b", Some("/nowhere/token".into()), "cannot read the token file /nowhere/token: entity not found"),
+        ("b", Some("/nowhere/token".into()), "cannot read the token file /nowhere/token: No such file or directory"),
         ("c", None, "a service account token is expected"),
     ] {
         let a = cache_with(&cluster, name, cluster.plane.url(), |c| c.token_file = file).await;
