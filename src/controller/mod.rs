@@ -245,6 +245,12 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     tasks.spawn("serve", bound.serve(service, tls::server_config(serving.clone(), tls::STREAMS)?, closing.clone()));
     tasks.spawn("poll", poll(shared.clone(), health.heartbeat("poll", stuck), closing.clone()));
 
+    let transport =
+        Transport { trust, name: args.tls.name(&args.operator_namespace), token_file: args.peer_token_file.clone() };
+    // It may come later, and until it leads this replica needs none; but nobody should learn of it only then.
+    if let Err(error) = transport.authorize(&mut tonic::Request::new(())).await {
+        warn!(%error, "as the leader, this replica could not connect to the others: see --peer-token-file");
+    }
     let leader = Leader {
         name: name.as_str().into(),
         lease,
@@ -254,11 +260,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         events,
         storms,
         publications,
-        transport: Transport {
-            trust,
-            name: args.tls.name(&args.operator_namespace),
-            token_file: args.peer_token_file.clone(),
-        },
+        transport,
         scopes: scopes.iter().map(|(scope, namespace)| (*scope, markers_in(namespace))).collect(),
     };
     let (ending, sources) = leader.start(elector, &mut tasks);

@@ -174,6 +174,13 @@ async fn explicit(
         if text.trim().is_empty() || !text.contains(mark) {
             return Err(KubeConfigError::Useless { path: path.clone(), wanted });
         }
+        // The client would put a line break into each request's header, and fail then.
+        if path == &token && text.trim() != text {
+            return Err(KubeConfigError::Useless {
+                path: path.clone(),
+                wanted: "token without blanks or line breaks around it",
+            });
+        }
     }
     let mut config = Config::new(url.clone());
     config.root_cert_file = Some(ca);

@@ -66,6 +66,10 @@ async fn explicit_settings_that_cannot_work_are_refused() {
         let error = args(&given).unwrap().config(Timeouts::default()).await.unwrap_err();
         assert!(error.to_string().ends_with(words), "{error}");
     }
+    let broken = write(dir.path(), "broken", "token\n");
+    let given = ["--kube-api-server=https://h", "--kube-ca-file", &ca, "--kube-token-file", &broken];
+    let error = args(&given).unwrap().config(Timeouts::default()).await.unwrap_err();
+    assert!(error.to_string().ends_with("broken holds no token without blanks or line breaks around it"), "{error}");
     let error = args(&["--kube-api-server=https://h"]).unwrap_err();
     assert!(error.contains("--kube-ca-file"), "{error}");
     let error = args(&["--kube-token-file=x"]).unwrap_err();
