@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::core::cache::{Departed, DropReason, Dropped};
+use crate::core::rate::Lines;
 use crate::core::session::Uid;
 use crate::core::time::Time;
 
@@ -67,6 +69,9 @@ impl Subscription {
 /// Sessions of which no copy is held, and whose last use is still told to the controller.
 const DEPARTED: usize = 65_536;
 
+/// Lines in the log at once, and when there may be one more: a reset evicts everything.
+const LINES: (u32, Duration) = (1_000, Duration::from_millis(10));
+
 /// All reasons, in the order of the counters.
 const REASONS: [DropReason; 5] =
     [DropReason::Stale, DropReason::Gone, DropReason::Foreign, DropReason::Capacity, DropReason::Reset];
@@ -95,6 +100,7 @@ pub(super) struct Events {
     by_reason: [AtomicU64; REASONS.len()],
     departed: Mutex<Departed>,
     observer: OnceLock<Observer>,
+    lines: Mutex<Lines>,
     /// Sessions that are being deleted on behalf of the user, and how many times.
     deleting: Mutex<HashMap<Arc<str>, usize>>,
 }
@@ -115,6 +121,7 @@ impl Events {
             by_reason: Default::default(),
             departed: Mutex::new(Departed::with_room(DEPARTED)),
             observer: OnceLock::new(),
+            lines: Mutex::new(Lines::new(LINES.0, LINES.1)),
             deleting: Mutex::default(),
         }
     }
@@ -152,12 +159,20 @@ impl Events {
         if reason == DropReason::Capacity {
             // Nothing changed, and a cache that is too small would fill the log.
             debug!(session = %name, %uid, generation, "made room");
-        } else {
+        } else if let Some(unsaid) = self.next_line(at) {
+            if unsaid > 0 {
+                info!(evictions = unsaid, "too many evictions at once: these have no lines of their own");
+            }
             info!(session = %name, %uid, generation, reason = reason.as_str(), "evicted");
         }
         // Nobody may have subscribed.
         let own = reason == DropReason::Gone && self.deleting.lock().contains_key(&name);
         let _ = self.evictions.send(Eviction { name, uid, generation, reason, own, at });
+    }
+
+    /// Whether there may be a line, and how many had none since the last one.
+    fn next_line(&self, now: Time) -> Option<u64> {
+        self.lines.lock().next(now)
     }
 
     /// The session is deleted on behalf of the user, until [`Self::deleted`].
@@ -205,5 +220,18 @@ impl Events {
     pub fn by_reason(&self) -> Vec<(DropReason, u64)> {
         let counts = self.by_reason.iter().map(|c| c.load(Ordering::Relaxed));
         REASONS.into_iter().zip(counts).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_about_evictions_are_bounded_and_those_that_were_not_are_counted() {
+        let (events, at) = (Events::new(1), Time::from_nanos(1));
+        assert!((0..LINES.0).all(|_| events.next_line(at) == Some(0)));
+        assert!((0..99_000).all(|_| events.next_line(at).is_none()));
+        assert_eq!(events.next_line(at + LINES.1), Some(99_000));
     }
 }

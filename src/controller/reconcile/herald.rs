@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::Api;
@@ -32,6 +33,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const STORMS: usize = 16;
 /// Field managers that are named.
 const MANAGERS: usize = 8;
+/// Pods or keys that one line names, as many as a note does.
+const NAMES: usize = 16;
 /// Lines about evictions: so many at once, then one in each interval. A pod that reports what is not so can cause any number.
 const LINES: (u32, Duration) = (10_000, Duration::from_millis(10));
 
@@ -146,6 +149,13 @@ impl Settlements for Herald {
     }
 }
 
+/// Names for a line of the log: as many as may be read, and how many more there are.
+fn names(all: &[Arc<str>]) -> String {
+    let (named, more) = all.split_at(all.len().min(NAMES));
+    let named = named.join(",");
+    if more.is_empty() { named } else { format!("{named} and {} more", more.len()) }
+}
+
 /// One line for each eviction.
 fn log(settled: &Settled) {
     let Settled { key, uid, generation, changed_keys, pods, silent, took, .. } = settled;
@@ -154,9 +164,9 @@ fn log(settled: &Settled) {
         %uid,
         generation = generation.unwrap_or_default(),
         gone = settled.object.is_none(),
-        changed_keys = changed_keys.join(","),
-        pods = pods.join(","),
-        silent = silent.join(","),
+        changed_keys = names(changed_keys),
+        pods = names(pods),
+        silent = names(silent),
         micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         "evicted"
     );
@@ -226,6 +236,15 @@ mod tests {
         assert_eq!((lines.next(now), lines.next(now)), (None, None));
         assert_eq!(lines.next(now + LINES.1), Some(2));
         assert_eq!(lines.next(now + LINES.1), None);
+    }
+
+    #[test]
+    fn a_line_names_some_of_many_and_counts_the_others() {
+        let some = |count: usize| -> Vec<Arc<str>> { (0..count).map(|pod| format!("p{pod}").into()).collect() };
+        assert_eq!((names(&some(0)), names(&some(2))), (String::new(), "p0,p1".to_owned()));
+        assert!(names(&some(NAMES)).ends_with(",p15"));
+        let text = names(&some(1_000));
+        assert!(text.ends_with(",p15 and 984 more"), "{text}");
     }
 
     #[test]
