@@ -49,7 +49,8 @@ pub struct AgentArgs {
     #[arg(long, env = "VMCP_CONTROLLERS_NAME", value_name = "NAME")]
     pub controllers_name: Option<String>,
 
-    /// Namespace of the sessions: the pod's own.
+    /// Namespace of the sessions: the pod's own. The controllers take it from the token; with another one there is no
+    /// lease.
     #[arg(long, env = "VMCP_NAMESPACE", value_name = "NAME", default_value = "default")]
     pub namespace: String,
 

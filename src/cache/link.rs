@@ -28,6 +28,8 @@ pub(super) struct Settings {
     lease: Duration,
     heartbeat: Duration,
     renewal: Duration,
+    /// The namespace that the replica takes this pod for one of, if it says it.
+    namespace: Option<String>,
 }
 
 const HOUR: u64 = 3_600_000;
@@ -58,7 +60,19 @@ impl Settings {
             lease: Duration::from_millis(settings.lease_millis),
             heartbeat: Duration::from_millis(settings.heartbeat_millis),
             renewal: Duration::from_millis(settings.renewal_millis),
+            namespace: settings.namespace.as_deref().map(one_line),
         })
+    }
+
+    /// Whether what the replica says is of sessions in `namespace`. Else its leases and confirmations would be about
+    /// others of the same names.
+    pub fn are_for(&self, namespace: &str) -> Result<(), Ended> {
+        match &self.namespace {
+            Some(told) if told != namespace => {
+                Err(Ended::OtherNamespace { token: told.clone(), cache: namespace.to_owned() })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -259,6 +273,7 @@ mod tests {
             lease_millis: 0,
             heartbeat_millis: 1_000,
             renewal_millis: 1_000,
+            namespace: None,
         };
         assert!(Settings::read(&good).is_ok(), "no lease at all is a setting too");
         let refused = |change: fn(&mut v1::Settings)| {

@@ -119,6 +119,12 @@ impl Attached {
         message.expect("the stream goes on").message.unwrap()
     }
 
+    /// What is still said on a stream that ends; `None` if nothing.
+    pub async fn ended(&mut self) -> Option<Said> {
+        let message = timeout(SOON, self.inbound.message()).await.expect("the end");
+        message.ok().flatten().and_then(|message| message.message)
+    }
+
     pub async fn hear_past_renewals(&mut self) -> Said {
         loop {
             match self.hear().await {
@@ -158,13 +164,18 @@ impl Attached {
 }
 
 pub fn settings(replica: &str) -> Say {
-    Say::Settings(v1::Settings {
+    Say::Settings(settings_for(replica, None))
+}
+
+pub fn settings_for(replica: &str, namespace: Option<&str>) -> v1::Settings {
+    v1::Settings {
         protocol_version: PROTOCOL_VERSION,
         replica: replica.into(),
         lease_millis: u64::try_from(LEASE.as_millis()).unwrap(),
         heartbeat_millis: 20,
         renewal_millis: 20,
-    })
+        namespace: namespace.map(str::to_owned),
+    }
 }
 
 pub fn lease(heartbeat: u64, covers: u64) -> Say {

@@ -56,6 +56,8 @@ pub(super) enum Ended {
     Status(Status),
     #[error("not connected within {} s", OPEN.as_secs())]
     Deadline,
+    #[error("this pod's token is of namespace {token}, and the cache is of namespace {cache}: set --namespace")]
+    OtherNamespace { token: String, cache: String },
     #[error("closed by the replica")]
     Closed,
 }
@@ -140,3 +142,4 @@ async fn open(shared: &Arc<Shared>, address: SocketAddr, instance: [u8; 16]) -> 
 #[cfg(test)]
 #[path = "stream_tests.rs"]
 mod tests;
+        settings.are_for(&shared.config.namespace)?;

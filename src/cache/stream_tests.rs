@@ -6,7 +6,9 @@ use futures::FutureExt;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
-use crate::cache::scripted_replica::{Attached, LEASE, Replica, SOON, authorities, lease, settings, signals, state};
+use crate::cache::scripted_replica::{
+    Attached, LEASE, Replica, SOON, authorities, lease, settings, settings_for, signals, state,
+};
 use crate::cache::store::now;
 use crate::cache::{Cache, CacheConfig, Event, WriteOptions};
 use crate::core::cache::{Answer, Copy, Facts, Holding, Join, Observed, Report};
@@ -187,6 +189,25 @@ async fn what_breaks_the_protocol_ends_the_stream_with_the_reason_and_nothing_el
     until("a status", || problem(&cache).contains("the token is not accepted")).await;
     assert_eq!(cache.held().len(), 1, "no copy was dropped");
     assert_eq!(cache.state().streams.len(), 1);
+}
+
+/// Its leases and confirmations would be about sessions of the same names in another namespace.
+#[tokio::test]
+async fn a_replica_that_takes_the_pod_for_one_of_another_namespace_grants_nothing() {
+    let mut replica = Replica::start().await;
+    let cache = cache(&[&replica]);
+    hold(&cache, "a", 1);
+    let (mut stream, _) = replica.accept().await;
+    stream.say(Say::Settings(settings_for("r", Some("vmcp")))).await;
+    let reason = "token is of namespace vmcp, and the cache is of namespace ns: set --namespace";
+    until("the reason is shown", || problem(&cache).contains(reason)).await;
+    assert_eq!(stream.ended().await, None, "it is told of no copy, and asked for no lease");
+    assert!(cache.state().streams.iter().all(|stream| stream.replica.is_none()));
+
+    let (mut stream, _) = replica.accept().await;
+    stream.say(Say::Settings(settings_for("r", Some("ns")))).await;
+    stream.grant(1).await;
+    until("the lease counts", || cache.hit("a").is_some()).await;
 }
 
 #[tokio::test]

@@ -146,7 +146,11 @@ impl Attach {
             return Err(Malformed::Unexpected { expected: "a Hello" }.into());
         };
         let instance = convert::hello(&hello)?;
-        let settings = v1::Settings { protocol_version: PROTOCOL_VERSION, ..self.settings.clone() };
+        let settings = v1::Settings {
+            protocol_version: PROTOCOL_VERSION,
+            namespace: Some(pod.namespace.clone()),
+            ..self.settings.clone()
+        };
         let message = replica_message::Message::Settings(settings);
         push(outbox, message).await?;
         let hello = Hello { instance, namespace: pod.namespace.as_str().into(), name: pod.name.as_str().into() };
