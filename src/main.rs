@@ -11,6 +11,7 @@ use vmcp_session::agent::debug::{self, AgentCommand};
 use vmcp_session::controller::release::{self, ReleaseArgs};
 use vmcp_session::controller::{self, ControllerArgs};
 use vmcp_session::runtime::environment;
+use vmcp_session::runtime::fail_fast;
 use vmcp_session::runtime::shutdown::Signals;
 use vmcp_session::runtime::telemetry::{self, LogArgs};
 
@@ -112,6 +113,8 @@ fn serve<E: std::error::Error, F: Future<Output = Result<(), E>>>(
         eprintln!("error: {error}");
         return ExitCode::from(2);
     }
+    // The log tells of a panic before the process ends.
+    fail_fast::install();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hashbrown::DefaultHashBuilder;
@@ -54,6 +54,21 @@ pub(super) struct Store {
     reports: Mutex<Reports>,
     reported: watch::Sender<()>,
     pub events: Events,
+    /// A change has panicked: what it has left behind is served to nobody without asking.
+    broken: AtomicBool,
+}
+
+/// Ends all leases for good, unless it is forgotten.
+struct Unfinished<'a>(&'a Store);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // Before any lease ends: a grant that did not see it came before, and is ended too.
+        self.0.broken.store(true, Ordering::SeqCst);
+        for slot in &self.0.slots {
+            slot.state.write().shard.revoke_all();
+        }
+    }
 }
 
 /// Takes reports of all shards. A shard's lock is held meanwhile, so this one comes after it, always.
@@ -98,7 +113,17 @@ impl Store {
             reports: Mutex::default(),
             reported: watch::Sender::new(()),
             events: Events::new(backlog),
+            broken: AtomicBool::new(false),
         }
+    }
+
+    /// Changes a shard. If `change` panics, half of it may be done, and a process that goes on (that of a library's
+    /// user may; the agent's ends, see [`fail_fast`](crate::runtime::fail_fast)) has no lease any more.
+    fn write<R>(&self, slot: &Slot, change: impl FnOnce(&mut State) -> R) -> R {
+        let unfinished = Unfinished(self);
+        let result = change(&mut slot.state.write());
+        std::mem::forget(unfinished);
+        result
     }
 
     #[inline]
@@ -169,13 +194,12 @@ impl Store {
         change: impl FnOnce(&mut State, &mut Tell<'_>, Time) -> (R, Vec<Dropped>),
     ) -> R {
         let mut tell = Tell { reports: &self.reports, told: false };
-        let (result, dropped, at) = {
-            let mut state = slot.state.write();
-            let (result, mut dropped) = change(&mut state, &mut tell, now());
+        let (result, dropped, at) = self.write(slot, |state| {
+            let (result, mut dropped) = change(state, &mut tell, now());
             dropped.extend(state.shard.take_crowded_out());
             let at = if dropped.is_empty() { Time::ZERO } else { now() };
             (result, dropped, at)
-        };
+        });
         if tell.told {
             self.reported.send_replace(());
         }
@@ -236,28 +260,32 @@ impl Store {
     /// A heartbeat was answered.
     pub fn grant(&self, stream: StreamId, length: Duration, grant: Grant) {
         for slot in &self.slots {
-            slot.state.write().shard.grant(stream, length, grant, now());
+            self.write(slot, |state| {
+                if !self.broken.load(Ordering::SeqCst) {
+                    state.shard.grant(stream, length, grant, now());
+                }
+            });
         }
     }
 
     /// A stream's lease ends now.
     pub fn revoke(&self, stream: StreamId) {
         for slot in &self.slots {
-            slot.state.write().shard.revoke(stream);
+            self.write(slot, |state| state.shard.revoke(stream));
         }
     }
 
     /// All leases end now.
     pub fn revoke_all(&self) {
         for slot in &self.slots {
-            slot.state.write().shard.revoke_all();
+            self.write(slot, |state| state.shard.revoke_all());
         }
     }
 
     /// How long leases are.
     pub fn set_lease_length(&self, length: Duration) {
         for slot in &self.slots {
-            slot.state.write().shard.set_lease_length(length);
+            self.write(slot, |state| state.shard.set_lease_length(length));
         }
     }
 
@@ -388,6 +416,23 @@ mod tests {
         for copy in &copies {
             assert_eq!(store.look(&copy.name, |shard| shard.base(&copy.name)).as_ref(), Some(copy));
         }
+    }
+
+    #[test]
+    fn after_a_change_that_panicked_there_is_no_lease() {
+        let store = Store::new(Limits { entries: 100_000, bytes: 1 << 30 }, Habits::default(), 1);
+        assert!(store.parts() > 1);
+        let (stream, length) = (StreamId(1), Duration::from_mins(1));
+        let granted = || {
+            let grant = Grant { sent: now(), age: Duration::ZERO, covers: 9 };
+            store.grant(stream, length, grant);
+            store.slots.iter().filter(|slot| slot.state.read().shard.leased_until(now()).is_some()).count()
+        };
+        assert_eq!(granted(), store.parts());
+        let change = || store.change("a", |_, _, _| -> ((), Option<Dropped>) { panic!("half done") });
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(change)).unwrap_err();
+        assert!(store.slots.iter().all(|slot| slot.state.read().shard.leased_until(now()).is_none()));
+        assert_eq!(granted(), 0);
     }
 
     #[test]

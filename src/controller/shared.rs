@@ -52,6 +52,9 @@ impl Shared {
     ///
     /// The clock is read after the lock is taken: whatever led here has happened before. When this returns, whatever
     /// `change` did was told, by this thread or by another one.
+    ///
+    /// A panic of `change` would leave half of it behind. The program ends then
+    /// ([`fail_fast`](crate::runtime::fail_fast)), while the lock is still held.
     pub fn with<T>(&self, change: impl FnOnce(&mut Replica, Time) -> T) -> T {
         let (result, woken, happened) = {
             let mut replica = self.replica.lock();

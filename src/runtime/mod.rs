@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod bounded;
 pub mod clock;
 pub mod environment;
+pub mod fail_fast;
 pub mod failing;
 pub mod health;
 pub mod kube_client;
