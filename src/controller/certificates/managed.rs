@@ -13,9 +13,8 @@ use tracing::{debug, info, warn};
 use super::bundle::Publisher;
 use super::issue::IssueError;
 use super::plan::Lifetimes;
-use super::vault::{Keys, Serving, Vault};
+use super::vault::{Keys, Serving, Vault, VaultError};
 use crate::controller::leader::LeadershipGuard;
-use crate::runtime::api_error::ApiError;
 use crate::runtime::failing::Failing;
 use crate::runtime::tls::trust::CurrentTrust;
 use crate::runtime::tls::{IdentityError, ServingCertificate};
@@ -27,7 +26,7 @@ const FIRST_LOOK: Duration = Duration::from_millis(200);
 #[derive(Debug, Error)]
 enum Failed {
     #[error("cannot read or write the Secret with the keys: {0}")]
-    Vault(#[source] Box<ApiError>),
+    Vault(#[source] Box<VaultError>),
     #[error(transparent)]
     Issue(#[from] IssueError),
     #[error("the certificate that is kept cannot be used: {0}")]
@@ -61,8 +60,8 @@ struct Shown {
     bundle: String,
 }
 
-impl From<ApiError> for Failed {
-    fn from(error: ApiError) -> Self {
+impl From<VaultError> for Failed {
+    fn from(error: VaultError) -> Self {
         Self::Vault(Box::new(error))
     }
 }
@@ -119,7 +118,7 @@ impl Managed {
     }
 
     async fn store(&self, keys: &Keys, seen: Option<Secret>) -> Result<Secret, Failed> {
-        self.vault.store(keys, seen).await?.ok_or(Failed::Conflict)
+        self.vault.store(keys, seen).await.map_err(VaultError::from)?.ok_or(Failed::Conflict)
     }
 
     fn show(&self, shown: &mut Option<Shown>, keys: &Keys) -> Result<(), Failed> {

@@ -8,7 +8,7 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use tracing::warn;
+use thiserror::Error;
 
 use super::issue::{self, IssueError, Pair};
 use super::plan::{self, Lifetimes, Shown, Step, Validity};
@@ -17,6 +17,9 @@ use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// All of it, in one value, so that no half of it can be changed.
 const STATE: &str = "state.json";
+/// Of that value's format. A version of this program that makes more of it, or something else, counts it up: while both
+/// run, or when it is rolled back, the other one must not take what it does not understand for nothing.
+const VERSION: u32 = 1;
 /// For people and their tools: the bundle, and the certificate. Nobody here reads them.
 const BUNDLE: &str = "ca.crt";
 const CERTIFICATE: &str = "tls.crt";
@@ -100,6 +103,79 @@ impl Keys {
     }
 }
 
+/// The value as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    #[serde(default = "first_version")]
+    version: u32,
+    #[serde(flatten)]
+    keys: Keys,
+}
+
+/// What is read first of it, whatever else there is.
+#[derive(Deserialize)]
+struct Versioned {
+    #[serde(default = "first_version")]
+    version: u32,
+}
+
+/// That of values that do not say it.
+const fn first_version() -> u32 {
+    1
+}
+
+/// There is something in the Secret that is not ours to replace.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Foreign {
+    /// It is of another version of this program.
+    #[error(
+        "its state.json has format {0}, and this program knows {VERSION}: nothing is changed; run one that knows it"
+    )]
+    Version(u32),
+    /// It is something else, or broken. What it is stays untold: it may be keys.
+    #[error(
+        "its state.json cannot be understood: nothing is changed. Delete the Secret if its keys are to be made anew"
+    )]
+    NotUnderstood,
+    /// It is somebody else's.
+    #[error(
+        "it has data, and no state.json among it: nothing is changed. Name a Secret that is the controller's alone"
+    )]
+    OtherData,
+}
+
+/// The value that `keys` are kept as.
+fn state(keys: &Keys) -> Vec<u8> {
+    serde_json::to_vec(&Stored { version: VERSION, keys: keys.clone() }).unwrap_or_default()
+}
+
+/// The keys that are in a Secret, if any are; else they may be made.
+fn keys_in(data: &BTreeMap<String, ByteString>) -> Result<Keys, Foreign> {
+    let Some(ByteString(state)) = data.get(STATE) else {
+        return if data.is_empty() { Ok(Keys::default()) } else { Err(Foreign::OtherData) };
+    };
+    if state.is_empty() {
+        return Ok(Keys::default());
+    }
+    let Versioned { version } = serde_json::from_slice(state).map_err(|_| Foreign::NotUnderstood)?;
+    if version != VERSION {
+        return Err(Foreign::Version(version));
+    }
+    let stored: Stored = serde_json::from_slice(state).map_err(|_| Foreign::NotUnderstood)?;
+    Ok(stored.keys)
+}
+
+/// Why it is not known what is kept.
+#[derive(Debug, Error)]
+pub enum VaultError {
+    /// The API server has not said it.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// It cannot be told.
+    #[error(transparent)]
+    Foreign(#[from] Foreign),
+}
+
 /// The Secret.
 #[derive(Clone)]
 pub struct Vault {
@@ -113,23 +189,19 @@ impl Vault {
         Self { api: Api::namespaced(client, namespace), name: name.to_owned() }
     }
 
-    /// What is kept, and its version; `None` if there is no Secret. One that cannot be read is told, and counts as empty: it
-    /// can only be made anew.
-    pub async fn load(&self) -> Result<Option<(Keys, Secret)>, ApiError> {
+    /// What is kept, and its version; `None` if there is no Secret. What is not understood is an error, and not
+    /// nothing: keys that pods believe may be in it, or those of somebody else.
+    pub async fn load(&self) -> Result<Option<(Keys, Secret)>, VaultError> {
         let Some(secret) = deadline(CALL_DEADLINE, self.api.get_opt(&self.name)).await? else {
             return Ok(None);
         };
-        let state = secret.data.as_ref().and_then(|data| data.get(STATE));
-        let keys = state.and_then(|state| serde_json::from_slice(&state.0).ok());
-        if keys.is_none() {
-            warn!(secret = self.name, "the Secret holds no keys that can be read: they are made anew");
-        }
+        let keys = secret.data.as_ref().map(keys_in).transpose()?;
         Ok(Some((keys.unwrap_or_default(), secret)))
     }
 
     /// Keeps `keys`, if the Secret is still as it was `seen`, and returns it as it is now. `None`: somebody else was faster.
     pub async fn store(&self, keys: &Keys, seen: Option<Secret>) -> Result<Option<Secret>, ApiError> {
-        let text = serde_json::to_vec(keys).unwrap_or_default();
+        let text = state(keys);
         let certificate = keys.serving.as_ref().map(|serving| serving.pair.cert.clone()).unwrap_or_default();
         let data = BTreeMap::from([
             (STATE.to_owned(), ByteString(text)),
@@ -185,7 +257,31 @@ mod tests {
     fn what_is_stored_is_read_again() {
         let mut keys = Keys::default();
         keys.renew(&["a".to_owned()], LIFETIMES, 1_800_000_000).unwrap();
-        let text = serde_json::to_vec(&keys).unwrap();
-        assert_eq!(serde_json::from_slice::<Keys>(&text).unwrap(), keys);
+        let data = |state: Vec<u8>| BTreeMap::from([(STATE.to_owned(), ByteString(state))]);
+        let text = state(&keys);
+        assert!(text.starts_with(br#"{"version":1,"#));
+        assert_eq!(keys_in(&data(text)).as_ref(), Ok(&keys));
+        // It did not always say its version.
+        assert_eq!(keys_in(&data(serde_json::to_vec(&keys).unwrap())), Ok(keys));
+    }
+
+    #[test]
+    fn keys_are_made_only_where_there_is_nothing() {
+        let data = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), ByteString(value.into()))]);
+        for nothing in [BTreeMap::new(), data(STATE, "")] {
+            assert_eq!(keys_in(&nothing), Ok(Keys::default()));
+        }
+        for (name, value, why) in [
+            (STATE, r#"{"version":2,"roots":[]}"#, Foreign::Version(2)),
+            (STATE, r#"{"version":"2","authorities":[]}"#, Foreign::NotUnderstood),
+            (STATE, r#"{"version":1}"#, Foreign::NotUnderstood),
+            (STATE, "{}", Foreign::NotUnderstood),
+            (STATE, "{canary-4b1d", Foreign::NotUnderstood),
+            ("password", "canary-4b1d", Foreign::OtherData),
+            (BUNDLE, "canary-4b1d", Foreign::OtherData),
+        ] {
+            assert_eq!(keys_in(&data(name, value)).as_ref(), Err(&why), "{value}");
+            assert!(!why.to_string().contains("canary"));
+        }
     }
 }
