@@ -315,12 +315,12 @@ impl Ledger {
         self.state.lock().server.off_by(now(), wall())
     }
 
-    /// Sessions that are over, at most `most`. None before the API server's clock is known, and none is idle before it is known
-    /// who was `registered` until some time.
+    /// Sessions that are over, at most `most`: by the API server's clock and by this machine's. None before the former
+    /// is known, and none is idle before it is known who was `registered` until some time.
     pub fn expired(&self, registered: Option<Time>, most: usize) -> Vec<(SessionRef, ResourceVersion, Expired)> {
         let now = now();
         let mut state = self.state.lock();
-        let Some(wall) = state.server.now(now) else {
+        let Some(wall) = state.server.past(now, wall()) else {
             return Vec::new();
         };
         let State { sessions, expiry, hearing, .. } = &mut *state;

@@ -265,7 +265,7 @@ impl Marker {
             if *off {
                 warn!(
                     seconds,
-                    "the clocks of this machine and of the API server differ: lifetimes end by the API server's"
+                    "the clocks of this machine and of the API server differ: lifetimes end when both say so"
                 );
             } else {
                 info!(seconds, "the clocks of this machine and of the API server agree again");

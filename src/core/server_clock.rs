@@ -2,7 +2,9 @@
 //!
 //! A session's lifetime began at its `creationTimestamp`, which is of the API server's clock. The clock of this machine may be
 //! hours ahead of that, and whoever trusted it would delete sessions that have hours to live. So the time is taken from the
-//! answers to writes, and goes on from there by the monotonic clock: this machine's wall clock has no say.
+//! answers to writes, and goes on from there by the monotonic clock. Of several API servers one may be ahead, too, and
+//! whichever has answered last is believed. So for what cannot be taken back, the clocks must agree: it is
+//! [past](ServerClock::past) when it is by both. Whichever is behind only makes lifetimes longer.
 
 use std::time::Duration;
 
@@ -28,6 +30,12 @@ impl ServerClock {
     /// before the first answer.
     pub fn now(&self, now: Time) -> Option<WallTime> {
         self.reading.map(|(shown, answered)| shown + now.saturating_since(answered))
+    }
+
+    /// An instant that is past by the API server's clock as well as by that of this machine, which shows `wall`. `None`
+    /// before the first answer.
+    pub fn past(&self, now: Time, wall: WallTime) -> Option<WallTime> {
+        self.now(now).map(|server| server.min(wall))
     }
 
     /// How far the clock of this machine, which shows `wall`, is certainly from it. Zero before the first answer.
@@ -58,6 +66,16 @@ mod tests {
         // It was set back.
         clock.read(secs(900), Time::ZERO + secs(10));
         assert_eq!(clock.now(Time::ZERO + secs(11)), Some(secs(901)));
+    }
+
+    #[test]
+    fn one_clock_that_is_ahead_makes_nothing_past() {
+        let (mut clock, now) = (ServerClock::default(), Time::ZERO + secs(2));
+        assert_eq!(clock.past(now, secs(1_000)), None, "nothing is known");
+        for (server, wall, past) in [(1_000, 8_200, 1_005), (8_200, 1_000, 1_000)] {
+            clock.read(secs(server), now);
+            assert_eq!(clock.past(now + secs(5), secs(wall)), Some(secs(past)));
+        }
     }
 
     #[test]
