@@ -1,8 +1,8 @@
 //! What happens in the cache, for those who keep copies of their own or listen.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
+use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
@@ -11,8 +11,13 @@ use crate::cache::{Event, Subscription};
 /// What listeners are told when a copy is dropped, for whatever reason.
 const EVICTED: &str = "evicted";
 
+/// The cache has ended before the agent: it has no streams any more, and clients hear of nothing.
+#[derive(Debug, Error)]
+#[error("the cache has ended")]
+pub struct CacheEnded;
+
 /// Passes evictions on until `shutdown`.
-pub async fn run(agent: Arc<Agent>, mut events: Subscription, shutdown: CancellationToken) -> Result<(), Infallible> {
+pub async fn run(agent: Arc<Agent>, mut events: Subscription, shutdown: CancellationToken) -> Result<(), CacheEnded> {
     loop {
         let event = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -33,8 +38,7 @@ pub async fn run(agent: Arc<Agent>, mut events: Subscription, shutdown: Cancella
             Some(Event::Missed(_)) => agent.tracking.flush(),
             None => {
                 agent.tracking.flush();
-                shutdown.cancelled().await;
-                return Ok(());
+                return if shutdown.is_cancelled() { Ok(()) } else { Err(CacheEnded) };
             }
         }
     }
@@ -46,6 +50,18 @@ mod tests {
 
     use super::*;
     use crate::agent::testing::Bench;
+
+    #[tokio::test]
+    async fn an_agent_does_not_outlive_its_cache() {
+        let bench = Bench::new();
+        let cache = bench.agent.sessions.cache();
+        let shutdown = CancellationToken::new();
+        let telling = tokio::spawn(run(bench.agent.clone(), cache.subscribe(), shutdown.clone()));
+        cache.shutdown().await;
+        telling.await.unwrap().unwrap_err();
+        shutdown.cancel();
+        run(bench.agent.clone(), cache.subscribe(), shutdown).await.unwrap();
+    }
 
     #[tokio::test]
     async fn what_a_client_deletes_is_not_told_as_evicted_too() {

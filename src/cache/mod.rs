@@ -134,7 +134,8 @@ impl Cache {
     pub fn connect(client: kube::Client, config: CacheConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         let shared = Shared::new(client, config);
-        // Whatever ends the task, nobody waits for it in vain.
+        // Whatever ends the task, nobody waits for it in vain: subscribers hear that it is over, and the agent ends
+        // with it.
         let (streams, left) = (endpoints::run(shared.clone()), shared.left.clone().drop_guard());
         tokio::spawn(async move {
             streams.await;
