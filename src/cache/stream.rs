@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 use super::link::{Link, Settings};
@@ -27,6 +27,8 @@ const OPEN: Duration = Duration::from_secs(10);
 const OUTGOING: usize = 4;
 /// Before it is tried again for the first time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Before it is tried again where there is no room for us: all copies would be told again, only to be cut off again.
+const NO_ROOM: Duration = Duration::from_mins(1);
 /// What lasted so long was no failure: the next pause is a first one.
 const HEALTHY: Duration = Duration::from_secs(10);
 /// What we are, for the replica's logs.
@@ -54,12 +56,22 @@ pub(super) enum Ended {
     Malformed(#[from] Malformed),
     #[error("{}", status_text(_0))]
     Status(Status),
-    #[error("not connected within {} s", OPEN.as_secs())]
-    Deadline,
     #[error("this pod's token is of namespace {token}, and the cache is of namespace {cache}: set --namespace")]
     OtherNamespace { token: String, cache: String },
+    #[error("not connected within {} s", OPEN.as_secs())]
+    Deadline,
     #[error("closed by the replica")]
     Closed,
+}
+
+impl Ended {
+    /// How long to wait before the replica is tried again.
+    fn pause(&self, backoff: &mut Backoff) -> Duration {
+        match self {
+            Self::Status(status) if status.code() == Code::ResourceExhausted => Backoff::new(NO_ROOM, NO_ROOM).pause(),
+            _ => backoff.pause(),
+        }
+    }
 }
 
 /// Keeps the stream to `address` for as long as it is wanted.
@@ -104,7 +116,7 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
         }
         shared.streams.closed(address, reason.into());
         tokio::select! {
-            () = sleep(backoff.pause()) => {}
+            () = sleep(ended.pause(&mut backoff)) => {}
             _ = wanted.wait_for(|want| *want == Want::Never) => return,
         }
         if *wanted.borrow() != Want::Always {
@@ -131,6 +143,7 @@ async fn open(shared: &Arc<Shared>, address: SocketAddr, instance: [u8; 16]) -> 
             return Err(Malformed::Unexpected { expected: "Settings" }.into());
         };
         let settings = Settings::read(&settings)?;
+        settings.are_for(&shared.config.namespace)?;
         Ok((channel, inbound, settings))
     };
     let opened = timeout(OPEN, opening).await.unwrap_or(Err(Ended::Deadline));
@@ -142,4 +155,3 @@ async fn open(shared: &Arc<Shared>, address: SocketAddr, instance: [u8; 16]) -> 
 #[cfg(test)]
 #[path = "stream_tests.rs"]
 mod tests;
-        settings.are_for(&shared.config.namespace)?;

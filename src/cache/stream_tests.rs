@@ -10,6 +10,7 @@ use crate::cache::scripted_replica::{
     Attached, LEASE, Replica, SOON, authorities, lease, settings, settings_for, signals, state,
 };
 use crate::cache::store::now;
+use crate::cache::stream::Ended;
 use crate::cache::{Cache, CacheConfig, Event, WriteOptions};
 use crate::core::cache::{Answer, Copy, Facts, Holding, Join, Observed, Report};
 use crate::core::digest::{Digest, Metadata};
@@ -20,6 +21,7 @@ use crate::proto::v1::agent_message::Message as Said;
 use crate::proto::v1::replica_message::Message as Say;
 use crate::proto::v1::{self, ReplicaMessage};
 use crate::proto::{MAX_SESSIONS_PER_MESSAGE, convert};
+use crate::runtime::backoff::Backoff;
 
 /// A cache that reaches these replicas, and no API server.
 fn cache(replicas: &[&Replica]) -> Cache {
@@ -189,6 +191,16 @@ async fn what_breaks_the_protocol_ends_the_stream_with_the_reason_and_nothing_el
     until("a status", || problem(&cache).contains("the token is not accepted")).await;
     assert_eq!(cache.held().len(), 1, "no copy was dropped");
     assert_eq!(cache.state().streams.len(), 1);
+}
+
+#[test]
+fn who_has_no_room_for_the_pod_is_left_alone_for_a_while() {
+    let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(2));
+    let full = Ended::Status(Status::resource_exhausted("more copies are held than may be"));
+    assert!(full.pause(&mut backoff) >= Duration::from_secs(30), "at random from half a minute on");
+    for other in [Ended::Status(Status::unavailable("")), Ended::Closed] {
+        assert!(other.pause(&mut backoff) <= Duration::from_millis(2));
+    }
 }
 
 /// Its leases and confirmations would be about sessions of the same names in another namespace.
