@@ -154,6 +154,10 @@ impl Cache {
 
     /// Changes the session that `base` is: its metadata by the difference, its idle timeout and annotations, all in one
     /// write. Returns the session as it is then.
+    ///
+    /// A change without metadata is answered when it is committed, whatever `options` ask for, unless it
+    /// [outdates equal copies](Change::outdates_equal): timeouts and annotations are not compared, so no pod drops a
+    /// copy for them.
     pub async fn patch(&self, base: &Session, change: Change, options: WriteOptions) -> Result<Session, WriteError> {
         self.shared.patch(base, change, options.visibility).await
     }

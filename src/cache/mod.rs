@@ -88,10 +88,13 @@ pub use crate::core::digest::{Digest, Metadata};
 pub use crate::core::fields::{Fields, is_plain};
 pub use crate::core::names::is_object_name;
 pub use crate::core::session::{ResourceVersion, Uid};
+pub use crate::core::time::Time;
 pub use beside::{Beside, Deleting};
 pub use config::{CacheConfig, ConfigError};
 pub use error::{GetError, WriteError};
 pub use events::{Event, Eviction, Subscription};
+/// What [`Cache::connect`] takes a client of.
+pub use kube;
 pub use options::{Change, CreateOptions, IdleTimeout, Visibility, WriteOptions};
 pub use session::{Origin, Session};
 pub use state::{CacheState, StreamState};
@@ -131,6 +134,11 @@ impl Cache {
     /// twice unseen may be called refused though it was done, and `Nothing was written` of [`WriteError`] would not be true. That
     /// of [`KubeArgs`](crate::runtime::kube_client::KubeArgs) does not; for another one, set `config.default_retry = false` in the
     /// [`kube::Config`] that it is made of.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime. Writes that are to be visible everywhere wait with timers on the caller's executor:
+    /// they panic where that is not one of tokio with its time driver.
     pub fn connect(client: kube::Client, config: CacheConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         let shared = Shared::new(client, config);

@@ -14,7 +14,8 @@ pub enum Visibility {
     #[default]
     Committed,
     /// When no pod can serve the older state any more: whoever reads anywhere after the answer reads what was written, or
-    /// something newer. Milliseconds, or one lease if a replica or a pod cannot be reached.
+    /// something newer. Milliseconds, or one lease if a replica or a pod cannot be reached. Of metadata: what else is
+    /// changed is in no copy that a pod would drop ([`Cache::patch`](super::Cache::patch)).
     Everywhere,
 }
 

@@ -15,6 +15,7 @@ use crate::core::time::Time;
 
 /// A snapshot of a cache.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CacheState {
     /// Names and addresses of the controller in its settings.
     pub controllers: usize,
@@ -56,6 +57,7 @@ pub struct CacheState {
 
 /// A stream to a replica.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct StreamState {
     /// The replica's address.
     pub address: SocketAddr,
