@@ -40,7 +40,9 @@ use server::{ClientHandle, ClientId, Clients, Flow, Handler, Limits, ServerConfi
 use sessions::Sessions;
 use tracking::Tracking;
 
-/// How long a request that runs may wait for the API server: for its turn, and for the answer.
+/// How long a request that runs may wait for the API server: for its turn, and for one answer. What is sent again, as a
+/// deletion is that is not answered, takes longer if the API server hangs: it is cut off then, and its client does not
+/// know the outcome. More would be longer than pods are given by default.
 const API_SERVER: Duration = Duration::from_secs(10);
 /// How long it may wait until its write is visible everywhere, at most: what orchestrators grant is bounded too.
 const VISIBLE: Duration = Duration::from_mins(1);
