@@ -61,7 +61,7 @@ impl Note {
         if silent > 0 {
             evicted = format!("{evicted}, {silent} of them because the lease has ended");
         }
-        let keys = list(keys, MAX_KEYS, NOTE_LIMIT - 192);
+        let keys = list(keys, MAX_KEYS, NOTE_LIMIT - 256);
         Self {
             kind: EventType::Normal,
             reason: "MetadataChanged",
