@@ -19,8 +19,9 @@ pub use expire::{Expire, Only};
 pub use string::SetOptions;
 
 use super::args::{Clock, Unit, When};
+use super::glob;
 use super::refusal::Refusal;
-use crate::agent::sessions::{Condition, Exact, Failure, Form};
+use crate::agent::sessions::{Condition, Entry, Exact, Failure, Form};
 use crate::cache::Metadata;
 use crate::resp::Reply;
 
@@ -57,6 +58,8 @@ pub enum Op {
     HMGet(Vec<Bytes>),
     /// `HGETALL`.
     HGetAll,
+    /// `HSCAN`: the options are refused only if there is such a key, as in Redis.
+    HScan(Result<Option<Bytes>, Refusal>),
     /// `HKEYS`.
     HKeys,
     /// `HVALS`.
@@ -217,16 +220,20 @@ impl Op {
             | Self::HSetAbsent(..)
             | Self::HDelete(_)
             | Self::HIncrement(..) => Need::Unseen,
-            Self::HGet(_) | Self::HMGet(_) => Need::Partly,
+            Self::HGet(_) | Self::HMGet(_) | Self::HScan(Ok(Some(_))) => Need::Partly,
             _ => Need::Seen,
         }
     }
 
-    /// The fields that the answer shows, if it shows some and not all.
-    pub fn shown_fields(&self) -> Option<Vec<&str>> {
+    /// The fields that the answer shows of this entry, if it shows some and not all.
+    pub fn shown_fields<'a>(&'a self, entry: &'a Entry) -> Option<Vec<&'a str>> {
         let fields = match self {
             Self::HGet(field) => std::slice::from_ref(field),
             Self::HMGet(fields) => fields,
+            Self::HScan(Ok(Some(pattern))) => {
+                let names = entry.fields().map(|(field, _)| field);
+                return Some(names.filter(|field| glob::matches(pattern, field.as_bytes())).collect());
+            }
             _ => return None,
         };
         // What is no text is the name of no field.
@@ -310,6 +317,7 @@ impl Op {
             Self::HGet(field) => Ok(Decision::read(hash::value(state, field))),
             Self::HMGet(fields) => Ok(Decision::read(hash::values(state, fields))),
             Self::HGetAll => Ok(Decision::read(hash::all(state))),
+            Self::HScan(pattern) => hash::scan(state, pattern).map(Decision::read),
             Self::HKeys => Ok(Decision::read(hash::list(state, |field, _| field))),
             Self::HVals => Ok(Decision::read(hash::list(state, |_, value| value))),
             Self::HLen => {
@@ -362,7 +370,7 @@ pub mod parse {
         pttl, ttl,
     };
     pub use super::hash::{
-        hdel, hexists, hget, hgetall, hincrby, hkeys, hlen, hmget, hmset, hset, hsetnx, hstrlen, hvals,
+        hdel, hexists, hget, hgetall, hincrby, hkeys, hlen, hmget, hmset, hscan, hset, hsetnx, hstrlen, hvals,
     };
     pub use super::string::{get, getdel, getex, mget, parse_set as set, psetex, setex, setnx, strlen};
 

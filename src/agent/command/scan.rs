@@ -85,7 +85,8 @@ struct Filter<'a> {
 }
 
 impl<'a> Filter<'a> {
-    fn parse(args: &'a [Bytes]) -> Result<Self, Refusal> {
+    /// What these options ask for. Only keys have a form.
+    fn parse(args: &'a [Bytes], of_keys: bool) -> Result<Self, Refusal> {
         let mut filter = Self { pattern: None, form: None, count: COUNT };
         for pair in args.chunks(2) {
             match pair {
@@ -97,7 +98,7 @@ impl<'a> Filter<'a> {
                     filter.count = usize::try_from(count).unwrap_or(MOST).min(MOST);
                 }
                 [option, pattern] if is(option, "MATCH") => filter.pattern = Some(pattern),
-                [option, form] if is(option, "TYPE") => filter.form = Some(form),
+                [option, form] if of_keys && is(option, "TYPE") => filter.form = Some(form),
                 _ => return Err(Refusal::Syntax),
             }
         }
@@ -105,8 +106,15 @@ impl<'a> Filter<'a> {
     }
 }
 
+/// What fields the options of `HSCAN` ask for. So few fields are answered all at once, whatever is said of their number.
+pub(super) fn fields(options: &[Bytes]) -> Result<Option<Bytes>, Refusal> {
+    let filter = Filter::parse(options, false)?;
+    filter.pattern.map_or(Ok(()), |pattern| bounded(pattern))?;
+    Ok(filter.pattern.cloned())
+}
+
 /// A cursor, as C's `strtoul` reads it: it may have a sign.
-fn cursor(arg: &[u8]) -> Result<u64, Refusal> {
+pub(super) fn cursor(arg: &[u8]) -> Result<u64, Refusal> {
     let text = std::str::from_utf8(arg).map_err(|_| Refusal::Cursor)?;
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
@@ -128,7 +136,7 @@ pub fn scan(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> 
         return Err(Refusal::Arity("scan"));
     };
     let from = cursor(from)?;
-    let mut filter = Filter::parse(options)?;
+    let mut filter = Filter::parse(options, true)?;
     // A pattern costs its length for each byte of a key, at worst.
     if let Some(pattern) = filter.pattern {
         bounded(pattern)?;
@@ -216,5 +224,12 @@ mod tests {
         for bad in [&b"x"[..], b"-", b"18446744073709551616", b"1x", b"--1", b"\xff"] {
             assert_eq!(cursor(bad), Err(Refusal::Cursor));
         }
+    }
+
+    #[test]
+    fn a_pattern_that_would_take_long_is_refused_for_fields_too() {
+        let asked = |pattern: &str| fields(&[Bytes::from("match"), Bytes::from(pattern.to_owned())]);
+        assert_eq!(asked("a*"), Ok(Some(Bytes::from("a*"))));
+        assert!(asked(&"*".repeat(1_025)).is_err());
     }
 }

@@ -51,14 +51,16 @@ async fn what_shows_no_field_does_not_count_as_shown() {
 
 #[tokio::test]
 async fn of_a_part_that_is_shown_the_rest_does_not_count_as_shown() {
-    for commands in [&["HGET k a"][..], &["HMGET k a c"], &["HGET k a", "HGET k a"], &["MULTI", "HGET k a", "EXEC"]] {
+    let plain = [&["HGET k a"][..], &["HMGET k a c"], &["HGET k a", "HGET k a"], &["HSCAN k 0 MATCH a*"]];
+    let queued = [&["MULTI", "HGET k a", "EXEC"][..], &["MULTI", "HSCAN k 0 MATCH a*", "EXEC"]];
+    for commands in plain.into_iter().chain(queued) {
         does_not_show_all(commands).await;
     }
 }
 
 #[tokio::test]
 async fn to_go_back_from_a_part_that_is_shown_is_a_change() {
-    for command in ["HGET k a", "HMGET k a b"] {
+    for command in ["HGET k a", "HSCAN k 0 MATCH a", "HMGET k a b"] {
         let bench = Bench::new();
         let mut guest = has_read_before_a_change(&bench).await;
         bench.api.merge("k", &json!({"spec": {"metadata": {"a": "newer"}}}));
@@ -83,7 +85,8 @@ async fn agents_say_the_same_of_when_a_new_session_ends() {
 
 #[tokio::test]
 async fn what_is_shown_counts_as_shown_however_it_was_read() {
-    for commands in [&["GETEX k PERSIST"][..], &["MULTI", "GET k", "TTL k", "EXEC"], &["MULTI", "HGETALL k", "EXEC"]] {
+    let queued = [&["MULTI", "GET k", "TTL k", "EXEC"][..], &["MULTI", "HGETALL k", "EXEC"]];
+    for commands in [&["GETEX k PERSIST"][..], &["HSCAN k 0 COUNT 1"]].into_iter().chain(queued) {
         let bench = Bench::new();
         let mut guest = has_read_before_a_change(&bench).await;
         for command in commands {

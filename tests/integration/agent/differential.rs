@@ -137,7 +137,7 @@ fn sequences_try_every_command() {
         }
     }
     let all = "auth client command config dbsize del discard echo exec exists expire expireat expiretime get getdel getex \
-        hdel hello hexists hget hgetall hincrby hkeys hlen hmget hset hsetnx hstrlen hvals mget multi persist pexpire \
+        hdel hello hexists hget hgetall hincrby hkeys hlen hmget hscan hset hsetnx hstrlen hvals mget multi persist pexpire \
         pexpireat ping psubscribe pttl punsubscribe reset scan select set setex setnx strlen subscribe time touch ttl type \
         unlink unsubscribe unwatch watch";
     for command in all.split_whitespace() {

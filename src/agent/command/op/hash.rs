@@ -7,7 +7,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::decide::{Decision, State};
 use super::{HSet, Op, Plan, checked};
 use crate::agent::command::args::{Clock, integer, parse_integer, text};
+use crate::agent::command::glob;
 use crate::agent::command::refusal::Refusal;
+use crate::agent::command::scan::{cursor, fields};
 use crate::agent::sessions::Exact;
 use crate::cache::Metadata;
 use crate::resp::Reply;
@@ -49,6 +51,20 @@ pub fn all<S: State>(state: Option<&S>) -> Reply {
     let mut pairs = Vec::with_capacity(state.len());
     state.each(&mut |field, value| pairs.push((part(field), part(value))));
     Reply::Map(pairs)
+}
+
+/// What `HSCAN` says: all fields that match, and that this was the end.
+pub fn scan<S: State>(state: Option<&S>, pattern: &Result<Option<Bytes>, Refusal>) -> Result<Reply, Refusal> {
+    let mut list = Vec::new();
+    if let Some(state) = state {
+        let pattern = pattern.as_ref().map_err(Refusal::clone)?.as_ref();
+        state.each(&mut |field, value| {
+            if pattern.is_none_or(|pattern| glob::matches(pattern, field.as_bytes())) {
+                list.extend([bulk(field), bulk(value)]);
+            }
+        });
+    }
+    Ok(Reply::Array(vec![bulk("0"), Reply::Array(list)]))
 }
 
 /// What `HKEYS` and `HVALS` say.
@@ -194,6 +210,16 @@ pub fn hmget(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
 /// `HGETALL key`
 pub fn hgetall(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
     Plan::one(args, Op::HGetAll)
+}
+
+/// `HSCAN key cursor [MATCH pattern] [COUNT count]`
+pub fn hscan(args: &[Bytes], _: &Clock) -> Result<Plan, Refusal> {
+    let [_, _, from, options @ ..] = args else {
+        return Err(Refusal::Arity("hscan"));
+    };
+    // Any cursor is one of the only page, as in Redis.
+    cursor(from)?;
+    Plan::one(args, Op::HScan(fields(options)))
 }
 
 /// `HKEYS key`

@@ -32,7 +32,7 @@ const fn hash(name: &'static str, arity: i32, flags: Flags, run: Run) -> Command
     Command::new(name, arity, flags, run).group("hash", &["hash"])
 }
 
-pub(super) const ROWS: [Command; 38] = [
+pub(super) const ROWS: [Command; 39] = [
     // Generic.
     generic("del", -2, Flags::WRITE, Run::Keys(parse::del))
         .keys(ALL, &["RM", "delete"])
@@ -168,6 +168,12 @@ pub(super) const ROWS: [Command; 38] = [
         .keys(FIRST, &["RW", "update"])
         .doc("Set multiple hash fields to multiple values", "2.0.0")
         .takes("O(N) where N is the number of fields being set."),
+    hash("hscan", -3, READ, Run::Keys(parse::hscan))
+        .keys(FIRST, &["RO", "access"])
+        .doc("Incrementally iterate hash fields and associated values", "2.8.0")
+        .takes("O(N) where N is the size of the hash.")
+        .differs("All fields that match are answered at once, whatever COUNT says, as Redis does for a small hash.")
+        .tips(&["nondeterministic_output"]),
     hash("hset", -4, FAST_GROWS, Run::Keys(parse::hset))
         .keys(FIRST, &["RW", "update"])
         .doc("Set the string value of a hash field", "2.0.0")

@@ -136,8 +136,8 @@ impl Tracking {
 fn read_keys(command: &Command) -> &[Vec<u8>] {
     let end = match name(command).as_str() {
         "mget" | "exists" | "touch" => command.len(),
-        "get" | "strlen" | "ttl" | "pttl" | "expiretime" | "type" | "hget" | "hmget" | "hgetall" | "hkeys"
-        | "hvals" | "hlen" | "hexists" | "hstrlen" => 2,
+        "get" | "strlen" | "ttl" | "pttl" | "expiretime" | "type" | "hget" | "hmget" | "hgetall" | "hscan"
+        | "hkeys" | "hvals" | "hlen" | "hexists" | "hstrlen" => 2,
         _ => 1,
     };
     command.get(1..end).unwrap_or_default()

@@ -22,10 +22,12 @@ pub fn normal(command: &Command, queued: &[Command], answer: Value) -> Value {
         ("exec", Value::Array(items)) if items.len() == queued.len() => {
             Value::Array(items.into_iter().zip(queued).map(|(item, of)| normal(of, &[], item)).collect())
         }
-        ("hgetall", Value::Array(items)) => {
-            let mut pairs: Vec<_> = items.chunks(2).map(<[Value]>::to_vec).collect();
-            pairs.sort();
-            Value::Array(pairs.concat())
+        ("hgetall", Value::Array(items)) => Value::Array(sorted_pairs(&items)),
+        ("hscan", Value::Array(mut page)) => {
+            if let Some(Value::Array(items)) = page.get_mut(1) {
+                *items = sorted_pairs(items);
+            }
+            Value::Array(page)
         }
         ("hgetall", Value::Map(mut entries)) => {
             entries.sort();
@@ -52,6 +54,12 @@ pub fn normal(command: &Command, queued: &[Command], answer: Value) -> Value {
         ("time", Value::Array(items)) => Value::Array(vec![Value::Bulk(Vec::new()); items.len()]),
         (_, answer) => answer,
     }
+}
+
+fn sorted_pairs(items: &[Value]) -> Vec<Value> {
+    let mut pairs: Vec<&[Value]> = items.chunks(2).collect();
+    pairs.sort();
+    pairs.concat()
 }
 
 fn is_about_the_server(key: &Value) -> bool {

@@ -233,7 +233,7 @@ impl Generator {
     fn hash(&mut self, in_transaction: bool) -> Command {
         let names = [
             "hset", "hset", "hset", "hsetnx", "hget", "hmget", "hgetall", "hgetall", "hkeys", "hvals", "hlen",
-            "hexists", "hdel", "hdel", "hstrlen", "hincrby",
+            "hexists", "hdel", "hdel", "hstrlen", "hincrby", "hscan",
         ];
         let name = self.pick(&names);
         let mut command = words([name]);
@@ -262,9 +262,24 @@ impl Generator {
                 };
                 command.extend([self.field().into_bytes(), by.into_bytes()]);
             }
+            "hscan" => command.extend(self.hscan()),
             _ => {}
         }
         command
+    }
+
+    /// Cursor and options. A hash with long values is none of one page in Redis, unless so many fields are asked for.
+    fn hscan(&mut self) -> Command {
+        let mut options = vec![[b"count".to_vec(), self.pick(&["1000", "1000", "1000", "0", "abc"]).into()]];
+        if self.chance(50) {
+            options.push([b"MATCH".to_vec(), self.pick(&["*", "a*", "?", "[a-m]", "b*k*", "nothing"]).into()]);
+        }
+        if self.chance(10) {
+            options.push([b"type".to_vec(), b"hash".to_vec()]);
+        }
+        options.shuffle(&mut self.rng);
+        let cursor = if self.chance(10) { "abc" } else { "0" };
+        [vec![cursor.into()], options.concat()].concat()
     }
 
     fn scan(&mut self) -> Command {
