@@ -50,7 +50,7 @@ pub enum Look {
         /// Only those that match this pattern (`*`, `?`, `[a-z]`).
         pattern: Option<String>,
     },
-    /// Show what the controller has written into the session's object: whether pods still hold an older state, as of when.
+    /// Show what the controller has written into the session's object: whether pods still hold an older state, as of which generation.
     Holders {
         /// The key: prefix and session id.
         key: String,
@@ -226,12 +226,13 @@ async fn holders(args: &AgentArgs, key: &str, out: &mut impl Write) -> Result<()
     Ok(())
 }
 
-/// A condition with what it is of and since when: it is written a little after a change, and not at all when pods only read.
+/// A condition with what it is of: it is written a little after a change, and not at all when pods only read.
 fn told(synced: &Condition, generation: i64) -> String {
-    let Condition { reason, message, last_transition_time, observed_generation, .. } = synced;
+    let Condition { status, reason, message, last_transition_time, observed_generation, .. } = synced;
     let of = observed_generation.unwrap_or_default();
     let age = if of == generation { String::new() } else { format!(" (the object is at {generation}: out of date)") };
-    format!("{reason}: {message}; as of generation {of}{age}, since {}", last_transition_time.0)
+    let since = last_transition_time.0;
+    format!("{reason}: {message}; as of generation {of}{age} (Synced is {status} since {since})")
 }
 
 fn get(agent: &mut Connection, key: &str, out: &mut impl Write) -> Result<(), LookError> {
@@ -287,8 +288,8 @@ mod tests {
             "lastTransitionTime": "2026-01-02T03:04:05Z", "observedGeneration": 3,
         }))
         .unwrap();
-        let now = "NoHolders: no pod held a copy; as of generation 3, since 2026-01-02T03:04:05Z";
+        let now = "NoHolders: no pod held a copy; as of generation 3 (Synced is True since 2026-01-02T03:04:05Z)";
         assert_eq!(told(&condition, 3), now);
-        assert!(told(&condition, 5).contains("as of generation 3 (the object is at 5: out of date), since 2026"));
+        assert!(told(&condition, 5).contains("as of generation 3 (the object is at 5: out of date) (Synced"));
     }
 }

@@ -13,8 +13,9 @@ use crate::core::time::Time;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long there may be none before that is said: at the start, and when one stream takes another's place.
-const MOMENT: Duration = Duration::from_secs(3);
+/// How long there may be none before that is said: at the start, when the controller's name may not be known yet, and when one
+/// stream takes another's place.
+const MOMENT: Duration = Duration::from_secs(10);
 
 /// What there is to say.
 #[derive(Debug, PartialEq, Eq)]
@@ -92,8 +93,8 @@ mod tests {
         assert_eq!(said(&mut known, 13..=20, true), []);
         assert_eq!(said(&mut known, 21..=22, false), [], "a moment");
         assert_eq!(said(&mut known, 23..=23, true), [], "nobody was told");
-        assert_eq!(said(&mut known, 24..=90, false), [(27, News::None)]);
+        assert_eq!(said(&mut known, 24..=90, false), [(34, News::None)]);
         assert_eq!(said(&mut known, 91..=99, true), [(91, News::Again)]);
-        assert_eq!(said(&mut known, 100..=110, false), [(103, News::None)]);
+        assert_eq!(said(&mut known, 100..=120, false), [(110, News::None)]);
     }
 }

@@ -85,10 +85,8 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
             opened = open(&shared, address, instance) => opened,
             _ = wanted.wait_for(|want| *want == Want::Never) => return,
         };
-        let ended = match opened {
+        let (ended, was_open) = match opened {
             Ok(mut link) => {
-                // That it ends is news again.
-                failing = Failing::default();
                 info!(%address, replica = %link.replica(), "connected to the controller");
                 let begun = Instant::now();
                 let ended = tokio::select! {
@@ -100,15 +98,17 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
                 };
                 if begun.elapsed() >= HEALTHY {
                     backoff.reset();
+                    // That it ends is news again.
+                    failing = Failing::default();
                 }
-                ended
+                (ended, true)
             }
-            Err(ended) => ended,
+            Err(ended) => (ended, false),
         };
         let reason = ended.to_string();
         if !failing.failed(&reason, Instant::now()) {
             debug!(%address, reason, "not connected to the controller");
-        } else if matches!(ended, Ended::Closed) {
+        } else if was_open && matches!(ended, Ended::Closed) {
             // It is stopping, as a rule. If it does not come back, that has a reason of its own.
             info!(%address, reason, "not connected to the controller any more; trying again");
         } else {

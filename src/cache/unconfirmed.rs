@@ -4,7 +4,6 @@
 //! pod serves the session any more (I8): what to confirm is kept here until somebody has. So is what replicas say is gone:
 //! the deletion may have gone through another cache, whose user now asks this one.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -52,20 +51,19 @@ struct State {
     told: Told,
 }
 
-/// Sessions that replicas say are gone, with a resourceVersion at which each lived, and when that was first heard.
+/// Sessions that replicas say are gone, with a resourceVersion at which each lived, and when that was heard last.
 #[derive(Debug, Default)]
 struct Told {
     gone: BTreeMap<(Arc<str>, Uid), (ResourceVersion, Instant)>,
-    /// In the order in which they were heard of. Some may have been confirmed since.
+    /// In the order in which they were heard of. Some may have been confirmed, or told again, since.
     order: VecDeque<(Instant, Arc<str>, Uid)>,
 }
 
 impl Told {
+    /// The latest word counts: an earlier one may have been said of a deletion that was never done.
     fn insert(&mut self, name: Arc<str>, uid: Uid, alive: ResourceVersion, heard: Instant) {
-        if let Entry::Vacant(entry) = self.gone.entry((name.clone(), uid)) {
-            entry.insert((alive, heard));
-            self.order.push_back((heard, name, uid));
-        }
+        self.gone.insert((name.clone(), uid), (alive, heard));
+        self.order.push_back((heard, name, uid));
     }
 
     /// Forgets what was heard before this, and what is too much.
@@ -182,13 +180,12 @@ mod tests {
         let (name, uid): (Arc<str>, _) = ("s".into(), Uid::from_u128(1));
         let told = |name: &str| unconfirmed.told_gone(name, uid, ResourceVersion(7), lease);
         let deletion = Deletion { uid, alive: Some(ResourceVersion(7)) };
-        let first = Instant::now();
         told("s");
         tokio::time::advance(Duration::from_secs(1)).await;
-        // By another replica.
+        // By another replica, or of another attempt.
         told("s");
         assert_eq!(unconfirmed.all(&name), [(deletion, true)]);
-        assert_eq!(unconfirmed.gone(&name, uid, Instant::now()), Some((deletion, first)));
+        assert_eq!(unconfirmed.gone(&name, uid, Instant::now()), Some((deletion, Instant::now())));
         // The same deletion, if it is an own one too.
         unconfirmed.insert(&name, Deletion { uid, alive: None });
         assert_eq!(unconfirmed.all(&name), [(Deletion { uid, alive: None }, false)]);

@@ -58,13 +58,20 @@ impl Peer {
         let turn = self.ledger.begin_taking();
         let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: self.name.clone(), question: 0 };
         push(outbox, peer_reply::Message::Hello(hello)).await?;
+        // What a batch answers had come when the one before was taken. All that this replica was told by the time at which it was asked
+        // may have been waiting to be read together with the question, and this task may run before those that read.
+        let mut answers = 0;
         let mut renewals = interval(self.renewal);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.answer(stream, outbox).await?;
             tokio::select! {
                 () = stream.woken.notified() => {}
-                _ = renewals.tick() => self.hand_over(stream, turn, outbox, asked).await?,
+                _ = renewals.tick() => {
+                    let next = asked.load(Ordering::Relaxed);
+                    self.hand_over(stream, turn, outbox, answers).await?;
+                    answers = next;
+                }
             }
         }
     }
@@ -83,15 +90,7 @@ impl Peer {
 
     /// Hands over what has been renewed by now, even if it is nothing: only so does the leader know that nothing was. Answers do
     /// not wait for the end of it.
-    async fn hand_over(
-        &self,
-        stream: &StreamGuard,
-        turn: Turn,
-        outbox: &Outbox,
-        asked: &AtomicU64,
-    ) -> Result<(), Status> {
-        // Before they are taken: what is told to this replica after it was asked may not be among them.
-        let answers = asked.load(Ordering::Relaxed);
+    async fn hand_over(&self, stream: &StreamGuard, turn: Turn, outbox: &Outbox, answers: u64) -> Result<(), Status> {
         let renewed = self.ledger.take_renewed(turn).ok_or(Status::aborted("another replica leads"))?;
         let mut renewed = renewed.into_iter();
         loop {

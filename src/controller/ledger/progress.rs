@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_mins(1);
 pub struct Eviction {
     /// The generation that they were brought to.
     pub generation: u64,
-    /// How many pods were told.
+    /// How many pods dropped a copy, or were silent.
     pub pods: usize,
     /// How many of them did not acknowledge before their leases ended.
     pub silent: usize,
@@ -97,6 +97,10 @@ impl Progress {
             Some(entry) if entry.uid == uid => {
                 if entry.generation < generation {
                     (entry.generation, entry.since) = (generation, now);
+                } else if entry.generation > generation {
+                    // Etcd was restored from a backup.
+                    (entry.generation, entry.since) = (generation, now);
+                    (entry.settled, entry.offered) = (None, None);
                 }
                 entry.blind_until = entry.blind_until.max(blind_until);
             }

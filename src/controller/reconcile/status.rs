@@ -1,4 +1,4 @@
-//! Offers statuses to the writer: of each spec that is settled, and of each that is not when a lease has passed.
+//! Offers statuses to the writer: of each spec that is settled, and of each that is not when some pod is late.
 
 use std::convert::Infallible;
 use std::sync::Arc;

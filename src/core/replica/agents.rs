@@ -215,6 +215,7 @@ impl Replica {
         }
         let over = self.agents.get(&id).is_none_or(|a| a.remembered_until <= now);
         if over || !Rule::RememberAgents.on() {
+            self.round_left(id, now);
             self.leases_over(&FastSet::from_iter([id]));
             self.confirm_ready(now);
         }

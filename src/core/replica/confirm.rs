@@ -134,11 +134,13 @@ impl Replica {
     /// These agents have no lease of this replica any more: nobody needs to wait for them. All at once, since a watch that stands
     /// still ends the leases of all agents together, and leaves all confirmations under way.
     pub(super) fn confirm_forget(&mut self, agents: &FastSet<AgentId>) {
-        if agents.is_empty() {
-            return;
-        }
         for confirmation in self.confirmations.values_mut() {
-            confirmation.waiting.retain(|agent| !agents.contains(agent));
+            // Many agents may also leave one by one.
+            if agents.len() < confirmation.waiting.len() {
+                agents.iter().for_each(|agent| _ = confirmation.waiting.remove(agent));
+            } else {
+                confirmation.waiting.retain(|agent| !agents.contains(agent));
+            }
         }
     }
 

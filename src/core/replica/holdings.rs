@@ -107,7 +107,10 @@ impl Replica {
         let new = Held { holding, waits_for: None, reported: now, told: None };
         // The new copy took the old one's place: what was queued for that one is settled.
         let settled = agent.evictions.remove(key);
+        let mut carried_on = false;
         if let Some(old) = agent.holdings.insert(key.clone(), new) {
+            // Else the copy that was known here was dropped before, and this one was restored.
+            carried_on = old.holding.uid == holding.uid && holding.since <= old.holding.generation;
             if let Some(until) = old.waits_for {
                 self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
             }
@@ -116,7 +119,7 @@ impl Replica {
             self.entries.entry(key.clone()).or_default().holders.push(id);
         }
         if let Some((signal, state)) = settled {
-            let kept = state.mark.is_outlived_by(holding.uid, holding.since);
+            let kept = carried_on && state.mark.is_outlived_by(holding.uid, holding.since);
             self.round_acknowledged(id, key, signal, kept, now);
         }
         if Rule::CompareOnReport.on() {

@@ -188,13 +188,19 @@ impl Replica {
         let Some(Waiting { fate, pod, .. }) = self.rounds.wait_no_more(key, agent, signal) else {
             return;
         };
-        if !kept {
+        // What is gone is not carried on, whoever says so.
+        if !kept || fate == Fate::Gone {
             self.counts.evicted(fate);
             if let Some(round) = self.rounds.by_key.get_mut(key) {
                 round.pods.insert(pod);
             }
         }
         self.settle(key, now);
+    }
+
+    /// The agent is forgotten: what it held went with it.
+    pub(super) fn round_left(&mut self, agent: AgentId, now: Time) {
+        self.round_reconnected(agent, SignalId(u64::MAX), now);
     }
 
     /// The agent has told all that it holds over a new stream. What it was signalled over an older one, up to

@@ -91,6 +91,34 @@ fn who_reports_what_it_wrote_before_it_is_signalled_is_not_evicted_either() {
 }
 
 #[test]
+fn who_was_told_by_another_replica_and_has_restored_an_older_state_was_evicted_too() {
+    let (mut replica, scope) = changed();
+    replica.apply(scope, object(3), NOW);
+    replica.take_facts();
+    // It was restored at 2, and this replica has seen 3 by now.
+    replica.reported(STREAM, held(2, 2), Some(2), NOW).unwrap();
+    assert_eq!(replica.counts().stale, 1);
+}
+
+#[test]
+fn who_leaves_with_a_signal_in_its_hands_is_not_waited_for() {
+    let (mut replica, _) = changed();
+    signalled(&mut replica);
+    replica.take_facts();
+    replica.stream_closed(STREAM, NOW);
+    assert_eq!(outcome(&mut replica), (1, 0, 1));
+}
+
+#[test]
+fn nobody_carries_on_what_is_gone() {
+    let (mut replica, scope) = changed();
+    replica.delete(scope, &key(), ResourceVersion(60), NOW);
+    let signal = signalled(&mut replica);
+    replica.acknowledged(STREAM, &key(), signal, true, NOW);
+    assert_eq!(replica.counts().gone, 1);
+}
+
+#[test]
 fn who_is_silent_counts_as_evicted_when_its_lease_is_over() {
     let (mut replica, _) = changed();
     signalled(&mut replica);

@@ -97,7 +97,8 @@ pub fn get_expire<S: State>(state: Option<&S>, what: &GetExpire, now: &Clock) ->
     let (change, events): (_, &[_]) = match what {
         GetExpire::Keep => (Change::Nothing, &[]),
         GetExpire::Clear if state.deadline().is_none() => (Change::Nothing, &[]),
-        GetExpire::Clear => (Change::Expire(Ttl::Clear, Exact::No), &["persist"]),
+        // As `PERSIST` does.
+        GetExpire::Clear => (Change::Expire(Ttl::Clear, Exact::Whole), &["persist"]),
         GetExpire::At(when, value) => match positive(*when, value, "getex", now)? {
             Ttl::At(at) if at <= now.millis() => (Change::Delete(Exact::No), &["del"]),
             ttl => (Change::Expire(ttl, Exact::No), &["expire"]),

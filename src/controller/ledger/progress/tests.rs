@@ -103,6 +103,18 @@ fn who_does_not_obey_is_waited_for_and_then_named_once() {
 }
 
 #[test]
+fn a_generation_that_a_restore_of_etcd_brings_back_is_what_is_waited_for() {
+    let mut progress = progress();
+    progress.changed(&key(), A, 5, false, at(0));
+    done(&mut progress, 5, 1);
+    assert_eq!(next(&mut progress, 1), Some((5, NOBODY)));
+    progress.changed(&key(), A, 4, false, at(10));
+    assert_eq!(next(&mut progress, 10), None, "nothing is settled");
+    done(&mut progress, 4, 11);
+    assert_eq!(next(&mut progress, 11), Some((4, NOBODY)));
+}
+
+#[test]
 fn news_of_another_object_of_that_name_does_not_count() {
     let mut progress = progress();
     progress.changed(&key(), A, 5, false, at(0));
