@@ -16,6 +16,8 @@ const TARGET: usize = 16 << 20;
 /// Bytes of a page that are read, at most. The objects behind small ones may be large, and a page of the largest is more than
 /// this process has.
 const MOST_BYTES: u64 = 48 << 20;
+/// How long the answer with one page may take, at most.
+const ANSWER: Duration = Duration::from_secs(30);
 /// How long a page is waited for that follows others. Where a list goes on is forgotten after some five minutes, or
 /// more if the API server is away: whoever waited for that would hold the pages that came for nothing.
 const LONGEST: Duration = Duration::from_mins(2);
@@ -29,11 +31,13 @@ pub(super) struct Paging {
     too_many: u32,
     /// Pages that came since then, or since it grew.
     good: u32,
+    /// Answers of this list that did not come in time.
+    late: u32,
 }
 
 impl Default for Paging {
     fn default() -> Self {
-        Self { objects: FIRST, too_many: MOST + 1, good: 0 }
+        Self { objects: FIRST, too_many: MOST + 1, good: 0, late: 0 }
     }
 }
 
@@ -46,6 +50,12 @@ impl Paging {
     /// How many bytes of the page to read. More is [too large](Self::failed), unless it is a single object.
     pub fn most_bytes(self) -> u64 {
         if self.objects == 1 { u64::MAX } else { MOST_BYTES }
+    }
+
+    /// How long to wait for the page. An API server that is cut off from etcd answers never, and another one may be in reach: whoever
+    /// began with a long wait would have no lease meanwhile. One that is only slow is given twice as long each time.
+    pub fn answer_within(self, patience: Duration) -> Duration {
+        patience.saturating_mul(2_u32.saturating_pow(self.late)).min(ANSWER)
     }
 
     /// A page came: so many objects, which have so many bytes.
@@ -63,6 +73,7 @@ impl Paging {
 
     /// A page did not come. Says whether to ask for a smaller one.
     pub fn failed(&mut self, kind: ApiErrorKind) -> bool {
+        self.late = self.late.saturating_add(u32::from(kind == ApiErrorKind::Timeout));
         let by_size = matches!(kind, ApiErrorKind::Timeout | ApiErrorKind::TooLarge | ApiErrorKind::ServerError);
         if !by_size || self.objects == 1 {
             return false;
@@ -82,6 +93,7 @@ impl Paging {
     /// The list is complete, or must begin anew since it took too long.
     pub fn complete(&mut self) {
         self.too_many = MOST + 1;
+        self.late = 0;
     }
 }
 
@@ -130,6 +142,23 @@ mod tests {
         for kind in [Forbidden, Gone, TooLarge] {
             assert!(!Paging::may_come(kind, Duration::ZERO), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn who_does_not_answer_is_waited_for_longer_each_time_until_the_list_is_complete() {
+        let (mut paging, patience) = (Paging::default(), Duration::from_secs(7));
+        let mut within = Vec::new();
+        for _ in 0..40 {
+            within.push(paging.answer_within(patience).as_secs());
+            paging.failed(ApiErrorKind::Timeout);
+        }
+        assert_eq!(within[..5], [7, 14, 28, 30, 30]);
+        paging.failed(ApiErrorKind::ServerError);
+        assert_eq!(paging.answer_within(patience), ANSWER, "also of a single object");
+        paging.complete();
+        assert_eq!(paging.answer_within(patience), patience);
+        paging.failed(ApiErrorKind::ServerError);
+        assert_eq!(paging.answer_within(patience), patience, "it has answered");
     }
 
     #[test]

@@ -28,8 +28,6 @@ use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::failing::Failing;
 
-/// How long one page of a list may take.
-const PAGE_DEADLINE: Duration = Duration::from_secs(30);
 /// Pause before a smaller page is asked for.
 const SMALLER_PAGE: Duration = Duration::from_millis(200);
 /// How long the beginning of a watch may take.
@@ -174,7 +172,7 @@ impl Watch {
         let (mut wanted, mut backoff) = (Instant::now(), self.backoff());
         let position = loop {
             params = params.limit(paging.limit());
-            let page = deadline(PAGE_DEADLINE, async {
+            let page = deadline(paging.answer_within(self.patience), async {
                 let request = Request::new(self.path()).list(&params).map_err(kube::Error::BuildRequest)?;
                 page(&self.client, request, paging.most_bytes()).await
             });
