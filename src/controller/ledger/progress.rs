@@ -95,12 +95,12 @@ impl Progress {
         let blind_until = if new && generation > 1 { lease_over } else { now };
         match self.entries.get_mut(key) {
             Some(entry) if entry.uid == uid => {
-                if entry.generation < generation {
-                    (entry.generation, entry.since) = (generation, now);
-                } else if entry.generation > generation {
+                if generation < entry.generation {
                     // Etcd was restored from a backup.
-                    (entry.generation, entry.since) = (generation, now);
                     (entry.settled, entry.offered) = (None, None);
+                }
+                if generation != entry.generation {
+                    (entry.generation, entry.since) = (generation, now);
                 }
                 entry.blind_until = entry.blind_until.max(blind_until);
             }

@@ -215,7 +215,8 @@ impl Replica {
         }
         let over = self.agents.get(&id).is_none_or(|a| a.remembered_until <= now);
         if over || !Rule::RememberAgents.on() {
-            self.round_left(id, now);
+            // It is forgotten: what it held went with it, whatever it was signalled.
+            self.round_reconnected(id, SignalId(u64::MAX), now);
             self.leases_over(&FastSet::from_iter([id]));
             self.confirm_ready(now);
         }

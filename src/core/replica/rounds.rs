@@ -198,11 +198,6 @@ impl Replica {
         self.settle(key, now);
     }
 
-    /// The agent is forgotten: what it held went with it.
-    pub(super) fn round_left(&mut self, agent: AgentId, now: Time) {
-        self.round_reconnected(agent, SignalId(u64::MAX), now);
-    }
-
     /// The agent has told all that it holds over a new stream. What it was signalled over an older one, up to
     /// `before`, it will not acknowledge any more: it has obeyed, or was just signalled again.
     pub(super) fn round_reconnected(&mut self, agent: AgentId, before: SignalId, now: Time) {
