@@ -93,6 +93,32 @@ async fn keys_that_were_lost_are_made_anew() {
     }
 }
 
+/// A replica that serves under another name follows one that does not; when it leads, it makes a certificate with that name at
+/// once. Until then no API server could ask it about a pod.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_with_another_name_makes_its_certificate_at_once() {
+    let options = ClusterOptions { own_certificates: true, ..ClusterOptions::default() };
+    let mut world = World::start(options.size(1, 0)).await;
+    world.options.controller_args.push("--tls-name=another.example".into());
+    world.add_controller().await.unwrap().wait_ready().await.unwrap();
+    let before = shown(&world, "tls.crt").await;
+    world.controllers[0].process.terminate(PATIENCE).await.unwrap();
+    let follower = &world.controllers[1].process;
+    let made = eventually(PATIENCE, "the one that is left makes another certificate", async || {
+        (shown(&world, "tls.crt").await != before).then_some(())
+    });
+    made.await.unwrap();
+    let at = |text: &str| {
+        let log = follower.log();
+        let line = log.lines().find(|line| line.contains(text)).unwrap_or_else(|| panic!("nothing of {text}:\n{log}"));
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap()
+    };
+    let pause = at("a new certificate for the streams was made").duration_since(at("\"leading\""));
+    // In quiet times it is looked every 10 s.
+    assert!(pause.as_secs() < 4, "it took {pause}");
+}
+
 /// Somebody else replaces the files, as the kubelet does with a Secret of cert-manager: new streams find the new certificate, no
 /// open one ends, no signal is lost, and nothing is restarted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

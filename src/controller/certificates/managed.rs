@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Secret;
 use thiserror::Error;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -19,7 +19,7 @@ use crate::runtime::failing::Failing;
 use crate::runtime::tls::trust::CurrentTrust;
 use crate::runtime::tls::{IdentityError, ServingCertificate};
 
-/// How often it is looked at least. A replica that has none yet looks more often.
+/// How often it is looked at least. A replica that has none yet, or none with its names, looks more often.
 const LOOK: Duration = Duration::from_secs(10);
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 
@@ -71,14 +71,8 @@ impl Managed {
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Infallible> {
         // A certificate is replaced when a third of its life is left; it is looked often enough to be in time for that.
         let calm = LOOK.min(self.lifetimes.serving / 30).max(FIRST_LOOK);
-        let mut ticks = interval(FIRST_LOOK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut shown, mut failing, mut eager) = (None, Failing::default(), true);
+        let (mut shown, mut failing) = (None, Failing::default());
         loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                _ = ticks.tick() => {}
-            }
             match self.look(&mut shown).await {
                 Ok(()) if failing.over() => info!("the certificate of the streams is as it should be again"),
                 Ok(()) => {}
@@ -87,12 +81,19 @@ impl Managed {
                 }
                 Err(error) => debug!(%error, "the certificate of the streams is not as it should be"),
             }
-            if std::mem::replace(&mut eager, shown.is_none()) && !eager {
-                ticks = interval(calm);
-                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                ticks.reset();
+            let pause = if self.has_its_names(shown.as_ref()) { calm } else { FIRST_LOOK };
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = sleep(pause) => {}
             }
         }
+    }
+
+    /// Whether what is shown is for all that this replica serves. One of an earlier configuration may still lead: until one of
+    /// this configuration does, an API server cannot ask this one's webhook, and workloads whose pods it was to change wait for
+    /// longer after each attempt. So it is no time to rest.
+    fn has_its_names(&self, shown: Option<&Shown>) -> bool {
+        shown.is_some_and(|shown| shown.serving.names == self.names)
     }
 
     /// The certificate is shown before the bundle is published, since somebody may be told late, or not at all: the plan lets
