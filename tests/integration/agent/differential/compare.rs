@@ -6,7 +6,7 @@
 //! - addresses, times, sizes and what is not of Redis 7.0 in the answer to CLIENT INFO;
 //! - when and how often a client is told to drop a key that it keeps: what counts is that it keeps nothing that Redis would have
 //!   told it to drop;
-//! - in which order those who listen are told of what one command has done;
+//! - in which order those who listen are told of what one command has done, and when that a key has expired;
 //! - what is left of a timeout, up to [`LATE`].
 
 use super::step::{Command, name, word};

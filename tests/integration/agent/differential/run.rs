@@ -114,14 +114,20 @@ impl Side {
     }
 
     /// What was told of keys since this was last asked, up to now: channels, and what was said there. The order of what one
-    /// command has done to several keys does not count.
+    /// command has done to several keys does not count, nor that a key has expired: Redis says so when it comes to it, which
+    /// may be now or up to a tenth of a second later.
     async fn events(&mut self) -> std::io::Result<Vec<(String, String)>> {
         self.listener.send(&["PING", MARK]).await?;
         let mut events = Vec::new();
         loop {
             let heard = self.listener.read().await?;
             match heard.items() {
-                [_, _, channel, message] => events.push((channel.text(), message.text())),
+                [_, _, channel, message] => {
+                    let event = (channel.text(), message.text());
+                    if event.0 != "__keyevent@0__:expired" && event.1 != "expired" {
+                        events.push(event);
+                    }
+                }
                 _ => break,
             }
         }
