@@ -80,6 +80,23 @@ async fn who_removes_a_timeout_that_is_gone_by_then_has_removed_none() {
 }
 
 #[tokio::test]
+async fn who_reads_and_removes_a_timeout_reads_what_it_was_removed_from() {
+    for commands in [&["GETEX k PERSIST"][..], &["MULTI", "GETEX k PERSIST", "EXEC"]] {
+        let bench = Bench::new();
+        let mut guest = bench.guest();
+        guest.asks(r#"SET k {"a":"1"} EX 100"#).await;
+        somebody_is_faster(&bench, json!({"spec": {"metadata": {"a": "2"}}}));
+        let mut last = Reply::Null;
+        for command in commands {
+            last = guest.asks(command).await;
+        }
+        let read = Reply::Bulk(r#"{"a":"2"}"#.into());
+        assert_eq!(last, if commands.len() == 1 { read } else { Reply::Array(vec![read]) }, "{commands:?}");
+        assert_eq!(bench.api.object("k").unwrap()["spec"], json!({"metadata": {"a": "2"}}), "{commands:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_somebody_else_changes_besides_does_not_keep_a_timeout_from_being_set() {
     let bench = Bench::new();
     let mut guest = bench.guest();
