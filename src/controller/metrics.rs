@@ -21,6 +21,7 @@ use super::status::SessionStatusWriter;
 use crate::core::expiry::Expired;
 use crate::core::replica::Counts;
 use crate::runtime::metrics::{counters, gauges, rows};
+use crate::runtime::tls::{Period, ServingCertificate};
 
 /// Where the numbers come from.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct Sources {
     pub retired: Arc<AtomicU64>,
     /// What becomes of the bundle of authorities.
     pub publications: Arc<Publications>,
+    /// The certificate of the streams.
+    pub certificate: Arc<ServingCertificate>,
 }
 
 /// Names of the numbers begin with this.
@@ -134,7 +137,7 @@ impl Sources {
     }
 
     fn encode_work(&self, encoder: &mut DescriptorEncoder) -> Encoded {
-        let Self { statuses, events, guard, reaped, retired, publications, .. } = self;
+        let Self { statuses, events, guard, reaped, retired, publications, certificate, .. } = self;
         gauges(encoder, "is_leader", "Whether this replica leads", &[(None, usize::from(guard.is_leader()))])?;
         let result = |name| Some(("result", name));
         let patches = [
@@ -159,7 +162,13 @@ impl Sources {
         let written = [(result("written"), publications.written()), (result("failed"), publications.failed())];
         counters(encoder, "bundle_writes", "Attempts to publish the bundle of authorities", &written)?;
         let help = "Places where the bundle of authorities is not what it should be";
-        gauges(encoder, "bundles_behind", help, &[(None, publications.behind())])
+        gauges(encoder, "bundles_behind", help, &[(None, publications.behind())])?;
+        // There is none before the first certificate.
+        let Some(Period { not_before, not_after }) = certificate.period() else { return Ok(()) };
+        let help = "When the certificate that is shown became valid, in seconds since 1970";
+        rows(encoder, "certificate_not_before_timestamp_seconds", help, &[(None, ConstGauge::new(not_before))])?;
+        let help = "When the certificate that is shown ends, in seconds since 1970";
+        rows(encoder, "certificate_not_after_timestamp_seconds", help, &[(None, ConstGauge::new(not_after))])
     }
 }
 
@@ -193,8 +202,13 @@ mod tests {
         });
         let statuses = StatusWriter::new(KubeStatus::new(client), guard.clone(), StatusLimits::default());
         let (reaped, retired, publications) = (Arc::default(), Arc::default(), Arc::default());
+        let certificate = Arc::new(ServingCertificate::default());
+        let made = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        certificate.set(made.cert.pem().as_bytes(), made.signing_key.serialize_pem().as_bytes()).unwrap();
         let mut text = String::new();
-        let sources = Sources { lease: second, shared, ledger, statuses, events, guard, reaped, retired, publications };
+        let lease = second;
+        let sources =
+            Sources { lease, shared, ledger, statuses, events, guard, reaped, retired, publications, certificate };
         prometheus_client::encoding::text::encode(&mut text, &registry(sources, measured)).unwrap();
         text
     }

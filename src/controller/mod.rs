@@ -260,6 +260,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         events,
         storms,
         publications,
+        certificate: serving.clone(),
         transport,
         scopes: scopes.iter().map(|(scope, namespace)| (*scope, markers_in(namespace))).collect(),
     };

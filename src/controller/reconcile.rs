@@ -28,6 +28,7 @@ use super::shared::Shared;
 use super::status::{KubeStatus, StatusLimits, StatusWriter};
 use crate::core::replica::ScopeId;
 use crate::runtime::task_set::TaskSet;
+use crate::runtime::tls::ServingCertificate;
 use crate::runtime::transport::Transport;
 
 pub mod condition;
@@ -64,6 +65,8 @@ pub struct Leader {
     pub storms: StormTeller,
     /// What becomes of the bundle of authorities.
     pub publications: Arc<Publications>,
+    /// The certificate of the streams.
+    pub certificate: Arc<ServingCertificate>,
     /// How other replicas are reached.
     pub transport: Transport,
     /// The watched collections, and where the markers of each are.
@@ -99,7 +102,8 @@ impl Ending {
 impl Leader {
     /// Starts everything, and tells how to end it and what to measure.
     pub fn start(self, elector: Elector, tasks: &mut TaskSet) -> (Ending, Sources) {
-        let Self { name, lease, client, shared, ledger, events, storms, publications, transport, scopes } = self;
+        let Self { name, lease, client, shared, ledger, events, storms, publications, certificate, transport, scopes } =
+            self;
         let (guard, leadership) = (elector.guard(), elector.subscribe());
         let closing = tasks.shutdown().clone();
         let (work, election) = (closing.child_token(), closing.child_token());
@@ -152,7 +156,8 @@ impl Leader {
         spawn.task("peers", peers.run(work.clone()));
         spawn.untracked("election", elector.run(election.clone()), election.clone());
 
-        let sources = Sources { lease, shared, ledger, statuses, events, guard, reaped, retired, publications };
+        let sources =
+            Sources { lease, shared, ledger, statuses, events, guard, reaped, retired, publications, certificate };
         (Ending { work, tracker, election }, sources)
     }
 }

@@ -15,6 +15,7 @@ use super::issue::IssueError;
 use super::plan::Lifetimes;
 use super::vault::{Keys, Serving, Vault, VaultError};
 use crate::controller::leader::LeadershipGuard;
+use crate::runtime::backoff::Backoff;
 use crate::runtime::failing::Failing;
 use crate::runtime::tls::trust::CurrentTrust;
 use crate::runtime::tls::{IdentityError, ServingCertificate};
@@ -72,8 +73,17 @@ impl Managed {
         // A certificate is replaced when a third of its life is left; it is looked often enough to be in time for that.
         let calm = LOOK.min(self.lifetimes.serving / 30).max(FIRST_LOOK);
         let (mut shown, mut failing) = (None, Failing::default());
+        let mut backoff = Backoff::new(FIRST_LOOK, calm);
         loop {
-            match self.look(&mut shown).await {
+            let looked = self.look(&mut shown).await;
+            let pause = match &looked {
+                Err(_) => backoff.pause(),
+                Ok(()) => {
+                    backoff.reset();
+                    if self.has_its_names(shown.as_ref()) { calm } else { FIRST_LOOK }
+                }
+            };
+            match looked {
                 Ok(()) if failing.over() => info!("the certificate of the streams is as it should be again"),
                 Ok(()) => {}
                 Err(error) if failing.failed(&error.to_string(), Instant::now()) => {
@@ -81,7 +91,6 @@ impl Managed {
                 }
                 Err(error) => debug!(%error, "the certificate of the streams is not as it should be"),
             }
-            let pause = if self.has_its_names(shown.as_ref()) { calm } else { FIRST_LOOK };
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 () = sleep(pause) => {}

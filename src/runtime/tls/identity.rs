@@ -8,6 +8,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use thiserror::Error;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 /// A certificate or its key cannot be used. Nothing of either is repeated.
 #[derive(Debug, Error)]
@@ -21,6 +23,24 @@ pub enum IdentityError {
     /// They do not fit, or are of a kind that is not supported.
     #[error("the certificate and the key cannot be used together: {0}")]
     Tls(#[source] rustls::Error),
+}
+
+/// When a certificate is valid, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period {
+    /// From then on.
+    pub not_before: i64,
+    /// Until then.
+    pub not_after: i64,
+}
+
+impl Period {
+    /// `None`: it is no X.509 certificate.
+    fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let validity = parsed.validity();
+        Some(Self { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
+    }
 }
 
 /// What a server shows: nothing, until a certificate is set. Handshakes fail until then.
@@ -48,6 +68,12 @@ impl ServingCertificate {
     /// Whether there is one.
     pub fn is_set(&self) -> bool {
         self.current.read().is_some()
+    }
+
+    /// When the one that is shown is valid. `None`: none is shown.
+    pub fn period(&self) -> Option<Period> {
+        let current = self.current.read().clone()?;
+        Period::of(current.end_entity_cert().ok()?)
     }
 }
 
@@ -83,5 +109,18 @@ mod tests {
         assert!(serving.is_set());
         refused(&cert, &other);
         assert!(serving.is_set());
+    }
+
+    #[test]
+    fn it_is_known_when_it_is_valid() {
+        let serving = ServingCertificate::default();
+        assert_eq!(serving.period(), None);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(["a".to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2026, 1, 1), rcgen::date_time_ymd(2026, 1, 11));
+        let cert = params.self_signed(&key).unwrap().pem();
+        serving.set(cert.as_bytes(), key.serialize_pem().as_bytes()).unwrap();
+        let begins = 1_767_225_600;
+        assert_eq!(serving.period(), Some(Period { not_before: begins, not_after: begins + 10 * 86_400 }));
     }
 }

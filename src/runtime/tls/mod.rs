@@ -14,7 +14,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::version::TLS13;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
-pub use identity::{IdentityError, ServingCertificate};
+pub use identity::{IdentityError, Period, ServingCertificate};
 pub use trust::{Trust, TrustError};
 
 /// The only version that is spoken.
