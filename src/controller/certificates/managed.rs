@@ -76,12 +76,11 @@ impl Managed {
         let mut backoff = Backoff::new(FIRST_LOOK, calm);
         loop {
             let looked = self.look(&mut shown).await;
-            let pause = match &looked {
-                Err(_) => backoff.pause(),
-                Ok(()) => {
-                    backoff.reset();
-                    if self.has_its_names(shown.as_ref()) { calm } else { FIRST_LOOK }
-                }
+            let pause = if looked.is_err() {
+                backoff.pause()
+            } else {
+                backoff.reset();
+                if self.has_its_names(shown.as_ref()) { calm } else { FIRST_LOOK }
             };
             match looked {
                 Ok(()) if failing.over() => info!("the certificate of the streams is as it should be again"),
