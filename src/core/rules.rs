@@ -86,6 +86,10 @@ pub enum Rule {
     RemovedIsDoubted,
     /// What was seen since the last marker was acknowledged may be lost if that is long ago.
     LongAgoIsDoubted,
+    /// A lease covers no holding that waits for the watch.
+    CoverWhatIsCompared,
+    /// What the watch shows of a session after what a pod holds of it is later than that, whatever the numbers say.
+    ShownIsReached,
 }
 
 #[cfg(test)]
@@ -139,6 +143,8 @@ mod switch {
             Self::BehindIsRestored,
             Self::RemovedIsDoubted,
             Self::LongAgoIsDoubted,
+            Self::CoverWhatIsCompared,
+            Self::ShownIsReached,
         ];
 
         /// Whether the rule is on in this thread.

@@ -1,6 +1,6 @@
 //! Agents: their streams, their leases, and what waits to be sent to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,7 +80,9 @@ pub(super) struct Agent {
     hello: Hello,
     pub(super) stream: Option<StreamId>,
     pub(super) holdings: FastMap<SessionKey, Held>,
-    /// Everything up to this sequence number was compared; nothing until the inventory is complete.
+    /// Those that wait for the watch, by the sequence number up to which everything had been told before.
+    pub(super) waiting: BTreeSet<(u64, SessionKey)>,
+    /// Everything up to this sequence number was told; nothing until the inventory is complete.
     pub(super) processed: u64,
     /// A holding beyond the limit was not taken: nothing new is covered over this stream, since a sequence number
     /// cannot leave one copy out.
@@ -172,6 +174,7 @@ impl Replica {
             hello,
             stream: Some(stream),
             holdings: FastMap::new(),
+            waiting: BTreeSet::new(),
             processed: 0,
             refused: false,
             opened_after: Some(SignalId(self.last_signal)),
@@ -373,6 +376,6 @@ impl Agent {
             // The lease itself began when the heartbeat was sent, which was before it was received.
             self.remembered_until = self.remembered_until.max(received + with_drift(lease.saturating_sub(age)));
         }
-        Some(Outgoing::Lease { heartbeat: number, age, covers: self.processed })
+        Some(Outgoing::Lease { heartbeat: number, age, covers: self.covers() })
     }
 }

@@ -1,7 +1,7 @@
 //! Whether a holding must be evicted, given what the watch shows.
 
 use super::Truth;
-use crate::core::cache::Holding;
+use super::holdings::Held;
 use crate::core::rules::Rule;
 use crate::core::session::ResourceVersion;
 use crate::core::signal::{Barrier, Fate, Mark};
@@ -18,7 +18,8 @@ pub enum Verdict {
 }
 
 /// Compares a holding with the object of its name, at this position of the watch.
-pub(crate) fn compare(held: &Holding, truth: Option<&Truth>, position: ResourceVersion) -> Verdict {
+pub(super) fn compare(held: &Held, truth: Option<&Truth>, position: ResourceVersion) -> Verdict {
+    let Held { holding: held, shown, .. } = held;
     let evict = |fate, at: Option<&Truth>| {
         Verdict::Evict(Barrier {
             mark: Mark { uid: held.uid, fate, resource_version: at.map_or(position, |t| t.resource_version) },
@@ -26,8 +27,11 @@ pub(crate) fn compare(held: &Holding, truth: Option<&Truth>, position: ResourceV
             digest: at.filter(|_| fate != Fate::Gone).map(|t| t.summary.digest),
         })
     };
-    // A watch that has reached what the pod read knows at least as much as the pod.
-    let caught_up = position >= held.resource_version || !Rule::WaitForPosition.on();
+    // A watch that has reached what the pod read, or has shown it, knows at least as much as the pod. If it has shown
+    // it at a lower resourceVersion, and shows something else there now, then the pod's is of a history that a restored
+    // backup has wiped out.
+    let reached = position >= held.resource_version || *shown && Rule::ShownIsReached.on();
+    let caught_up = reached || !Rule::WaitForPosition.on();
     let live = truth.filter(|t| t.uid == held.uid && !(t.terminating && Rule::TerminatingIsGone.on()));
     let Some(object) = live else {
         return if caught_up { evict(Fate::Gone, truth) } else { Verdict::Wait(held.resource_version) };
@@ -43,7 +47,7 @@ pub(crate) fn compare(held: &Holding, truth: Option<&Truth>, position: ResourceV
     if object.generation == held.generation && equal {
         return Verdict::Keep;
     }
-    if position >= held.resource_version {
+    if reached {
         // The pod claims a state that the watch has passed without showing it: etcd was restored from a backup.
         return evict(Fate::Gone, truth);
     }

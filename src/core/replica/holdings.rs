@@ -1,6 +1,7 @@
 //! What agents hold: reports come in, evictions are queued.
 
-use super::{AgentId, Entry, Replica};
+use super::agents::Agent;
+use super::{AgentId, Entry, Replica, ScopeId};
 use crate::core::cache::{Holding, Report};
 use crate::core::lease::StreamId;
 use crate::core::rules::Rule;
@@ -14,7 +15,11 @@ use crate::core::time::Time;
 pub(super) struct Held {
     pub holding: Holding,
     /// The watch must reach this before it can be compared.
-    pub waits_for: Option<ResourceVersion>,
+    waits_for: Option<ResourceVersion>,
+    /// Everything up to this sequence number had been told before it.
+    after: u64,
+    /// The watch has shown the state that it is of. What the watch shows from then on is later.
+    pub shown: bool,
     /// When it was reported.
     pub reported: Time,
     /// What the agent was told of it last, so that it is not told twice.
@@ -25,6 +30,32 @@ impl Held {
     /// Whether this replica has told the agent to drop it.
     pub fn was_told(&self) -> bool {
         self.told.is_some()
+    }
+}
+
+impl Agent {
+    /// What it holds of `key` cannot be compared before the watch has reached `until`.
+    pub fn wait(&mut self, key: &SessionKey, until: ResourceVersion) {
+        if let Some(held) = self.holdings.get_mut(key) {
+            held.waits_for = Some(until);
+            self.waiting.insert((held.after, key.clone()));
+        }
+    }
+
+    /// It waits no more. Tells for what it has waited, if it has.
+    fn waits_no_more(&mut self, key: &SessionKey) -> Option<ResourceVersion> {
+        let held = self.holdings.get_mut(key)?;
+        let until = held.waits_for.take()?;
+        self.waiting.remove(&(held.after, key.clone()));
+        Some(until)
+    }
+
+    /// Up to which sequence number a lease covers. What waits for the watch was not compared, and may be of a history
+    /// that a restored backup has wiped out. It stays without this cover, and so does what was reported with it or
+    /// later. Until the watch has caught up, milliseconds later, they have the provisional cover of their GETs and writes.
+    pub fn covers(&self) -> u64 {
+        let first = self.waiting.first().filter(|_| Rule::CoverWhatIsCompared.on());
+        first.map_or(self.processed, |(after, _)| *after)
     }
 }
 
@@ -98,22 +129,20 @@ impl Replica {
     fn hold(&mut self, id: AgentId, key: &SessionKey, holding: Holding, now: Time) -> Result<(), Full> {
         // What is not watched is compared with nothing, and must not be covered.
         let scope = self.scope_of(key.namespace()).ok_or(Full::Namespace)?;
+        self.waits_no_more(scope, id, key);
         let Some(agent) = self.agents.get_mut(&id) else {
             return Ok(());
         };
         if !agent.holds(key) {
             self.held.admits(agent.namespace(), agent.name(), self.config.holdings)?;
         }
-        let new = Held { holding, waits_for: None, reported: now, told: None };
+        let new = Held { holding, waits_for: None, after: agent.processed, shown: false, reported: now, told: None };
         // The new copy took the old one's place: what was queued for that one is settled.
         let settled = agent.evictions.remove(key);
         let mut carried_on = false;
         if let Some(old) = agent.holdings.insert(key.clone(), new) {
             // Else the copy that was known here was dropped before, and this one was restored.
             carried_on = old.holding.uid == holding.uid && holding.since <= old.holding.generation;
-            if let Some(until) = old.waits_for {
-                self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
-            }
         } else {
             self.held.add(agent.namespace(), agent.name());
             self.entries.entry(key.clone()).or_default().holders.push(id);
@@ -129,19 +158,26 @@ impl Replica {
         Ok(())
     }
 
+    /// What the agent holds of `key` waits for the watch of `scope` no more.
+    pub(super) fn waits_no_more(&mut self, scope: ScopeId, id: AgentId, key: &SessionKey) {
+        let until = self.agents.get_mut(&id).and_then(|agent| agent.waits_no_more(key));
+        if let Some(until) = until {
+            self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
+        }
+    }
+
     pub(super) fn release(&mut self, id: AgentId, key: &SessionKey, now: Time) {
-        let scope = self.scope_of(key.namespace());
+        if let Some(scope) = self.scope_of(key.namespace()) {
+            self.waits_no_more(scope, id, key);
+        }
         let Some(agent) = self.agents.get_mut(&id) else {
             return;
         };
         let settled = agent.evictions.remove(key);
-        let Some(old) = agent.holdings.remove(key) else {
+        if agent.holdings.remove(key).is_none() {
             return;
-        };
-        self.held.remove(agent.namespace(), agent.name());
-        if let (Some(until), Some(scope)) = (old.waits_for, scope) {
-            self.scopes[scope.0].waiting.remove(&(until, id, key.clone()));
         }
+        self.held.remove(agent.namespace(), agent.name());
         if let Some(Entry { truth, holders }) = self.entries.get_mut(key) {
             holders.retain(|h| *h != id);
             if holders.is_empty() && truth.is_none() {

@@ -251,7 +251,8 @@ impl Replica {
     }
 
     /// A copy that was reported before a write was sent cannot have been read at a resourceVersion above that of the
-    /// write: it is of a history that a restored backup has wiped out. Waiting for the watch to reach it would cover it.
+    /// write: it is of a history that a restored backup has wiped out. Whoever waited for the watch to reach it would
+    /// keep what was reported later without cover for as long.
     fn evict_impossible(&mut self, scope: ScopeId, sent: Time, written: ResourceVersion, now: Time) {
         let above = self.scopes[scope.0].waiting.iter().rev().take_while(|(until, ..)| *until > written);
         let above: Vec<(AgentId, SessionKey)> = above.map(|(_, agent, key)| (*agent, key.clone())).collect();
@@ -260,9 +261,7 @@ impl Replica {
             if let Some(held) = held.filter(|held| held.reported < sent) {
                 let uid = held.holding.uid;
                 // It is told, and needs to be looked at no more.
-                if let Some(until) = held.waits_for.take() {
-                    self.scopes[scope.0].waiting.remove(&(until, agent, key.clone()));
-                }
+                self.waits_no_more(scope, agent, &key);
                 let mark = Mark { uid, fate: Fate::Gone, resource_version: written };
                 self.evict(&key, agent, Barrier { mark, digest: None }, now);
             }

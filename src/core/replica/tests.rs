@@ -20,6 +20,7 @@ impl Replica {
             ("confirmations", self.confirmations(), 0),
             ("confirmations that pods wait for", self.asked.used(), 0),
             ("waiting holdings", waiting, 0),
+            ("holdings without cover", self.agents.values().map(|agent| agent.waiting.len()).sum(), 0),
             ("rounds", self.rounds.len(), 0),
             ("copies too many", self.held.used() - self.agents.values().map(Agent::holdings).sum::<usize>(), 0),
             ("replies", self.replies.values().map(Vec::len).sum(), 0),
@@ -56,6 +57,18 @@ fn replica() -> (Replica, ScopeId) {
     let hello = Hello { instance: InstanceId(1), namespace: "a".into(), name: "pod".into() };
     assert_eq!(replica.stream_opened(STREAM, hello, at(1)), None);
     (replica, scope)
+}
+
+/// A session of which [`held`] is a copy.
+fn object(key: &SessionKey, resource_version: u64) -> Object {
+    Object {
+        key: key.clone(),
+        uid: Uid::from_u128(1),
+        generation: 1,
+        resource_version: ResourceVersion(resource_version),
+        terminating: false,
+        kind: Kind::Session(Summarizer::default().summarize(&Metadata::new())),
+    }
 }
 
 fn evicted(replica: &mut Replica) -> Vec<Fate> {
@@ -138,10 +151,54 @@ fn an_inventory_covers_nothing_before_its_last_part() {
             other => panic!("{other:?}"),
         }
     };
-    replica.reported(STREAM, vec![(SessionKey::new("a", "s"), held(60))], None, at(3)).unwrap();
-    assert_eq!(covers(&mut replica, 1), 0);
-    replica.reported(STREAM, vec![(SessionKey::new("a", "t"), held(61))], Some(7), at(3)).unwrap();
-    assert_eq!(covers(&mut replica, 2), 7);
+    for (name, through, expected) in [("s", None, 0), ("t", Some(7), 7)] {
+        let key = SessionKey::new("a", name);
+        let position = replica.position(scope).0 + 1;
+        replica.apply(scope, object(&key, position), at(3));
+        replica.reported(STREAM, vec![(key, held(position))], through, at(3)).unwrap();
+        assert_eq!(covers(&mut replica, position), expected);
+    }
+}
+
+/// Each own write is reported before the watch shows it: that costs no lease, and nothing that was reported before.
+#[test]
+fn what_waits_for_the_watch_is_not_covered_until_it_was_compared() {
+    let (mut replica, scope) = replica();
+    replica.marker_answered(scope, at(2), ResourceVersion(50), ResourceVersion(50), at(2)).unwrap();
+    let [early, s, t] = ["early", "s", "t"].map(|name| SessionKey::new("a", name));
+    replica.apply(scope, object(&early, 51), at(2));
+    let report = |replica: &mut Replica, key: &SessionKey, resource_version, through| {
+        replica.reported(STREAM, vec![(key.clone(), held(resource_version))], Some(through), at(3)).unwrap();
+    };
+    let covers = |replica: &mut Replica| {
+        replica.heartbeat(STREAM, 1, at(3));
+        match replica.drain(STREAM, 9) {
+            Some(Outgoing::Lease { age: Ok(_), covers, .. }) => covers,
+            other => panic!("{other:?}"),
+        }
+    };
+    report(&mut replica, &early, 51, 3);
+    report(&mut replica, &s, 60, 4);
+    report(&mut replica, &t, 61, 5);
+    assert_eq!(covers(&mut replica), 3);
+    report(&mut replica, &s, 62, 6);
+    assert_eq!(covers(&mut replica), 4, "the copy that was the fourth is no more");
+    replica.apply(scope, object(&t, 61), at(3));
+    assert_eq!(covers(&mut replica), 5);
+    replica.reported(STREAM, vec![(s, Report::Released)], Some(7), at(3)).unwrap();
+    assert_eq!(covers(&mut replica), 7);
+}
+
+/// It waited for nobody when its state was shown at a lower resourceVersion, and a lease may cover it.
+#[test]
+fn a_copy_whose_state_was_shown_is_not_newer_than_what_is_shown_next() {
+    let (mut replica, scope) = replica();
+    let key = SessionKey::new("a", "s");
+    replica.apply(scope, object(&key, 51), at(2));
+    replica.reported(STREAM, vec![(key.clone(), held(100))], Some(1), at(2)).unwrap();
+    assert_eq!(evicted(&mut replica), []);
+    replica.delete(scope, &key, ResourceVersion(52), at(3));
+    assert_eq!(evicted(&mut replica), [Fate::Gone]);
 }
 
 #[test]
@@ -207,14 +264,6 @@ fn a_pod_that_another_replica_told_first_is_counted_when_the_watch_shows_the_cha
 fn after_a_restore_of_etcd_nothing_counts_before_a_whole_list() {
     let (mut replica, scope) = replica();
     let (kept, changed) = (SessionKey::new("a", "kept"), SessionKey::new("a", "changed"));
-    let object = |key: &SessionKey, resource_version| Object {
-        key: key.clone(),
-        uid: Uid::from_u128(1),
-        generation: 1,
-        resource_version: ResourceVersion(resource_version),
-        terminating: false,
-        kind: Kind::Session(Summarizer::default().summarize(&Metadata::new())),
-    };
     replica.apply(scope, object(&kept, 51), at(2));
     assert!(replica.marker_answered(scope, at(3), ResourceVersion(51), ResourceVersion(40), at(3)).is_err());
     replica.void();

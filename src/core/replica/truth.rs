@@ -208,24 +208,25 @@ impl Replica {
         let Some(scope) = self.scope_of(key.namespace()) else {
             return;
         };
+        self.waits_no_more(scope, agent, key);
         let truth = self.entries.get(key).and_then(|e| e.truth.as_ref());
-        let Some(held) = self.agents.get_mut(&agent).and_then(|a| a.held_mut(key)) else {
+        let Some(known) = self.agents.get_mut(&agent) else {
+            return;
+        };
+        let Some(held) = known.held_mut(key) else {
             return;
         };
         let watched = &mut self.scopes[scope.0];
-        if let Some(until) = held.waits_for.take() {
-            watched.waiting.remove(&(until, agent, key.clone()));
-        }
         let verdict = if watched.must_list() {
             // What a list will show may be older than what is known now.
             Verdict::Wait(held.holding.resource_version)
         } else {
-            compare(&held.holding, truth, position)
+            compare(held, truth, position)
         };
         match verdict {
-            Verdict::Keep => {}
+            Verdict::Keep => held.shown = true,
             Verdict::Wait(until) => {
-                held.waits_for = Some(until);
+                known.wait(key, until);
                 watched.waiting.insert((until, agent, key.clone()));
             }
             Verdict::Evict(state) => self.evict(key, agent, state, now),
@@ -235,11 +236,10 @@ impl Replica {
     fn advance(&mut self, scope: ScopeId, position: ResourceVersion, now: Time) {
         self.scopes[scope.0].advance(position, now);
         let position = self.position(scope);
-        while let Some((until, agent, key)) = self.scopes[scope.0].waiting.pop_first() {
-            if until > position {
-                self.scopes[scope.0].waiting.insert((until, agent, key));
-                break;
-            }
+        while self.scopes[scope.0].waiting.first().is_some_and(|(until, ..)| *until <= position)
+            && let Some((_, agent, key)) = self.scopes[scope.0].waiting.pop_first()
+        {
+            self.waits_no_more(scope, agent, &key);
             if Rule::RecheckWaiting.on() {
                 self.compare_one(&key, agent, position, now);
             }

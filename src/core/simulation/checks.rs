@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::replica::ReplicaEdge;
 use super::world::{Record, State, known, number, uid};
 use super::{LEASE, Process, Sim};
 use crate::core::cache::{Copy, DropReason, Dropped};
@@ -132,7 +131,6 @@ impl Sim {
             return self.breaks("I5", || format!("agent {at} serves {copy:?} after it knew of a later state"));
         }
         if let Some(next) = next
-            && !self.is_above(copy)
             && now > next.at + LEASE + LEASE / 100 + 1
         {
             return self.breaks("I1", || format!("agent {at} serves {copy:?}, which changed at {}", next.at));
@@ -158,20 +156,12 @@ impl Sim {
         if late {
             let how = || format!("agent {at} answers {copy:?} to a request after a confirmation");
             self.breaks("I8", how);
-        } else if until < bound && !copy.is_some_and(|copy| cached && self.is_above(copy)) {
+        } else if until < bound {
             let how = || format!("agent {at} answers {copy:?} at {when}, true until {until}");
             self.breaks("I1", how);
         } else if copy.is_some() && last < floor && !self.checks.restored {
             self.breaks("I5", || format!("agent {at} answers {copy:?}: it knew better"));
         }
-    }
-
-    /// Whether the copy is of a lost history, and above what some watch has shown of this one. A pod that comes with it is waited for until
-    /// the next marker is answered, and may serve it for so long.
-    fn is_above(&self, copy: &Copy) -> bool {
-        let shows =
-            |r: &ReplicaEdge| r.alive && !r.core.must_list(r.scope) && r.core.position(r.scope) < copy.resource_version;
-        self.checks.restored && self.replicas.iter().any(shows)
     }
 
     /// An agent was told of a fate: it must not serve anything older from now on.

@@ -204,7 +204,7 @@ pub fn action(rng: &mut Rng, setup: &Setup, theme: &Theme) -> Action {
             if rng.chance(50) { Action::Pause(agent, n) } else { Action::Resume(agent, n) }
         }
         Some(9) => {
-            let more = rng.chance(60).then(|| rng.below(20));
+            let more = rng.chance(60).then(|| rng.below(30).cast_signed() - 10);
             Action::Restore(rng.next() % (2 * LEASE), more)
         }
         _ => {

@@ -59,8 +59,8 @@ pub enum Action {
     Resume(bool, usize),
     Access(bool, usize, Access),
     /// Etcd is restored from a backup that is two leases and so much older. If it says so, then so many more writes than were lost
-    /// follow at once.
-    Restore(u64, Option<usize>),
+    /// follow at once, or fewer.
+    Restore(u64, Option<isize>),
 }
 
 /// A seed with what happens, each after a pause.
@@ -183,13 +183,13 @@ impl Sim {
         self.check();
     }
 
-    fn restore(&mut self, then: u64, more: Option<usize>) {
+    fn restore(&mut self, then: u64, more: Option<isize>) {
         let now = self.now;
         let lost = self.world.restore(then, now);
         self.checks.restored(lost);
         let another = self.world.record("other", "busy", false);
         self.world.create(another, 0, now, None);
-        for _ in 0..more.map_or(0, |more| lost + more) {
+        for _ in 0..more.map_or(0, |more| lost.saturating_add_signed(more)) {
             self.world.touch(another, false, now);
         }
         // Their watches go on from where they are.

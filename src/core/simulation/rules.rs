@@ -53,6 +53,8 @@ const CAUGHT: &[(&[Rule], &[&str])] = &[
     (&[Rule::BehindIsRestored], &["I1"]),
     (&[Rule::RemovedIsDoubted], &["I1"]),
     (&[Rule::LongAgoIsDoubted], &["I1"]),
+    (&[Rule::CoverWhatIsCompared], &["I1"]),
+    (&[Rule::ShownIsReached], &["I1"]),
     (&[Rule::NeverGoBack, Rule::WritesMark], &["I5"]),
 ];
 

@@ -42,6 +42,11 @@ impl Script<'_> {
         Action::OwnWrite(agent, 0, key, value, everywhere)
     }
 
+    /// So many more writes follow than a restore has lost.
+    fn more_than_lost(&mut self) -> Option<isize> {
+        Some(1 + self.rng.below(20).cast_signed())
+    }
+
     /// The reader is cut off until its lease has ended and the replica has forgotten it.
     fn forget_reader(&mut self) {
         self.step(0, 20, Action::Path(READER, ONLY, APART));
@@ -185,16 +190,38 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
             // The change is lost. In the oldest backup there are no markers.
             s.step(2 * LEASE + 200, 3 * LEASE, change).step(0, 60, get(READER));
             let age = if rule == Rule::BehindIsRestored { s.rng.next() % 100 } else { 9 * LEASE };
-            let restore = Action::Restore(age, Some(1 + s.rng.below(20)));
+            let restore = Action::Restore(age, s.more_than_lost());
             s.step(0, 300, restore).step(LEASE + 50, 2 * LEASE, nothing);
         }
         Rule::LongAgoIsDoubted => {
             // No marker is acknowledged from before the backup until after the restore, while the watch goes on.
             s.step(0, 100, Action::Access(false, ONLY, Access { lose: u8::MAX, ..Access::GOOD }));
             s.step(300, 500, change).step(0, 60, get(READER));
-            let restore = Action::Restore(s.rng.next() % 100, Some(1 + s.rng.below(20)));
+            let restore = Action::Restore(s.rng.next() % 100, s.more_than_lost());
             s.step(2 * LEASE - 200, 2 * LEASE, restore).step(0, 60, Action::Access(false, ONLY, Access::GOOD));
             s.step(LEASE + 50, 2 * LEASE, nothing);
+        }
+        Rule::CoverWhatIsCompared => {
+            // The reader comes back with a copy that is above all that there is now.
+            s.step(2 * LEASE + 200, 3 * LEASE, change).step(0, 60, get(READER));
+            s.step(0, 60, Action::Path(READER, ONLY, APART)).step(0, 5, Action::Cut(READER, ONLY, 3, 3));
+            let restore = Action::Restore(s.rng.next() % 100, None);
+            s.step(0, 100, restore).step(LEASE, LEASE + 400, Action::Path(READER, ONLY, GOOD));
+            s.step(100, 300, nothing);
+        }
+        Rule::ShownIsReached => {
+            // The watch shows the change and falls silent. What the reader reads then has the same metadata at a later
+            // version. In the backup there are no markers, and what follows ends between the two versions.
+            s.step(2 * LEASE, 2 * LEASE + 100, change).step(10, 30, Action::Watch(ONLY, Pace::Hung));
+            for _ in 0..8 {
+                s.step(0, 3, Action::Label(0));
+            }
+            let fewer = Some(-4 - s.rng.below(10).cast_signed());
+            s.step(0, 10, get(READER)).step(200, 300, Action::Restore(9 * LEASE, fewer));
+            s.step(0, 3, nothing);
+            // The marker that follows is the last one for long.
+            s.step(100, 400, Action::Access(false, ONLY, Access { lose: u8::MAX, ..Access::GOOD }));
+            s.step(LEASE, LEASE + 400, nothing);
         }
         Rule::MarkedAbsence => {
             s.step(0, 20, Action::Delete(0, false)).step(0, 60, Action::Access(true, READER, SLOW_ANSWER));
