@@ -17,7 +17,7 @@ use super::session::{Origin, Session};
 use super::shared::Shared;
 use super::store::now;
 use crate::api::VmcpSessionSpec;
-use crate::core::cache::{Copy, FlightId, Observed, Shard};
+use crate::core::cache::{FlightId, Observed, Shard};
 use crate::core::digest::{Digest, Metadata};
 use crate::core::fields::Fields;
 use crate::core::names::is_object_name;
@@ -84,8 +84,7 @@ impl<'a> Flight<'a> {
             let written = state.shard.write_answered(name, id, observed, wrote.digest, now, tell);
             disturbed = before.0.is_some() && before != state_of(&state.shard);
             if let (Some(copy), Some(metadata)) = (&written.session, wrote.metadata) {
-                let wrote = Copy { digest: wrote.digest, metadata, ..Copy::clone(copy) };
-                state.shard.wrote(name, &Arc::new(wrote));
+                state.shard.wrote(name, &Arc::new(copy.with(metadata, wrote.digest)));
             }
             (written.session, written.dropped)
         });

@@ -1,26 +1,35 @@
 //! A map of strings that does not change any more, in little memory: what pods keep of `spec.metadata`.
 //!
 //! A tree of strings takes an allocation for each key and each value and hundreds of bytes for its nodes. Here all of them stand in
-//! one text, sorted, and a second piece of memory says where each ends. Mostly that text is the JSON object that the map is, so that
-//! who answers with JSON has nothing left to do.
+//! one text, sorted, and behind them, in the same text, where each ends. Mostly the first part is the JSON object that the map is, so
+//! that who answers with JSON has nothing left to do.
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::ser::{Serialize, Serializer};
 
 use super::digest::Metadata;
 
-/// An immutable map of strings, sorted by the bytes of its keys. Cheap to clone.
+/// An immutable map of strings, sorted by the bytes of its keys.
 ///
 /// It can hold less than 4 GiB in all; etcd takes a two-thousandth of that. Its `Debug` output shows keys and no values (I6).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Fields {
-    text: Arc<str>,
-    /// Of each field, sorted: where its key ends in the text, and where its value does.
-    ends: Arc<[[u32; 2]]>,
-    /// Whether the text is JSON.
+    /// The fields, and behind them two numbers for each, sorted: where its key ends, and where its value does.
+    text: Box<str>,
+    /// Where the fields end, and the numbers begin.
+    end: u32,
+    /// Whether the fields' text is JSON.
     is_json: bool,
+}
+
+/// Each number has as many digits as the highest one needs. A digit is an ASCII character, so that it can stand in a text.
+const BITS_PER_DIGIT: u32 = 7;
+
+/// How many digits each number has, if none is above `most`.
+#[inline]
+fn digits(most: u32) -> usize {
+    (u32::BITS - most.leading_zeros()).div_ceil(BITS_PER_DIGIT).max(1) as usize
 }
 
 /// What stands before the first key of a JSON object, between a key and its value, and between a value and the next key.
@@ -40,32 +49,50 @@ impl Fields {
     pub fn of(map: &Metadata) -> Self {
         let is_json = map.iter().all(|(key, value)| is_plain(key) && is_plain(value));
         let between = |text| if is_json { text } else { "" };
-        let length: usize = map.iter().map(|(key, value)| key.len() + value.len() + between(COLON).len() * 2).sum();
-        let mut text = String::with_capacity(length + OPENS.len());
-        let end = |text: &String| u32::try_from(text.len()).unwrap_or(u32::MAX);
-        let ends = map.iter().enumerate().map(|(at, (key, value))| {
+        let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let room: usize = map.iter().map(|(key, value)| key.len() + value.len() + between(COLON).len() * 2).sum();
+        let room = room + OPENS.len();
+        let mut text = String::with_capacity(room + 2 * map.len() * digits(length(room)));
+        let mut numbers = Vec::with_capacity(2 * map.len());
+        for (at, (key, value)) in map.iter().enumerate() {
             text.push_str(between(if at == 0 { OPENS } else { COMMA }));
             text.push_str(key);
-            let key_ends = end(&text);
+            numbers.push(length(text.len()));
             text.push_str(between(COLON));
             text.push_str(value);
-            [key_ends, end(&text)]
-        });
-        let ends = ends.collect();
+            numbers.push(length(text.len()));
+        }
         text.push_str(between(if map.is_empty() { "{}" } else { "\"}" }));
-        Self { text: text.into(), ends, is_json }
+        let end = length(text.len());
+        for number in numbers {
+            let digit = |place: usize| number >> (place * BITS_PER_DIGIT as usize) & ((1 << BITS_PER_DIGIT) - 1);
+            text.extend((0..digits(end)).rev().filter_map(|place| char::from_u32(digit(place))));
+        }
+        Self { text: text.into(), end, is_json }
     }
 
     /// How many fields there are.
     #[inline]
     pub fn len(&self) -> usize {
-        self.ends.len()
+        (self.text.len() - self.end as usize) / (2 * digits(self.end))
     }
 
     /// Whether there is none.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.text.len() == self.end as usize
+    }
+
+    /// Where the key of the field at this place ends, and where its value does.
+    #[inline]
+    fn ends(&self, place: usize) -> [usize; 2] {
+        let digits = digits(self.end);
+        let number = |at: usize| {
+            let begins = self.end as usize + at * digits;
+            let number = self.text.as_bytes().get(begins..begins + digits).unwrap_or_default();
+            number.iter().fold(0, |number, digit| number << BITS_PER_DIGIT | usize::from(*digit))
+        };
+        [number(2 * place), number(2 * place + 1)]
     }
 
     /// The field at this place, of those sorted by key.
@@ -74,9 +101,9 @@ impl Fields {
         let gap = |text: &str| if self.is_json { text.len() } else { 0 };
         let begins = match place.checked_sub(1) {
             None => gap(OPENS),
-            Some(before) => self.ends[before][1] as usize + gap(COMMA),
+            Some(before) => self.ends(before)[1] + gap(COMMA),
         };
-        let [key_ends, ends] = self.ends[place].map(|end| end as usize);
+        let [key_ends, ends] = self.ends(place);
         let part = |from, to| self.text.get(from..to).unwrap_or_default();
         (part(begins, key_ends), part(key_ends + gap(COLON), ends))
     }
@@ -120,14 +147,14 @@ impl Fields {
     /// The JSON object that the map is, without spaces; `None` if it would need escapes.
     #[inline]
     pub fn json(&self) -> Option<&str> {
-        self.is_json.then_some(&*self.text)
+        self.text.get(..self.end as usize).filter(|_| self.is_json)
     }
 
     /// Bytes of memory behind it, roughly and rather more than less.
     pub fn footprint(&self) -> usize {
-        /// Reference counts of both pieces, and what an allocator rounds up by; long texts more.
-        const OVERHEAD: usize = 64;
-        OVERHEAD + self.text.len() + self.text.len() / 8 + size_of_val(&*self.ends)
+        /// What an allocator rounds up by; long texts more.
+        const OVERHEAD: usize = 24;
+        OVERHEAD + self.text.len() + self.text.len() / 8
     }
 }
 
@@ -192,6 +219,18 @@ mod tests {
         #[test]
         fn a_text_is_plain_if_json_has_it_as_it_is(text in "[\u{0}-\u{2f}\"\\\\\u{7f}-\u{100}a]{0,3}") {
             prop_assert_eq!(is_plain(&text), serde_json::to_string(&text).unwrap() == format!("\"{text}\""));
+        }
+    }
+
+    /// One digit more is needed from 128, from 16,384 and from 2,097,152 bytes on.
+    #[test]
+    fn numbers_have_as_many_digits_as_they_need() {
+        for length in [100, 127, 128, 200, 16_383, 16_384, 2_097_151, 2_097_152] {
+            let map = Metadata::from([("a".into(), "x".repeat(length - 17)), ("b".into(), "yz".into())]);
+            let fields = Fields::of(&map);
+            assert_eq!(fields.json().map(str::len), Some(length));
+            assert_eq!((fields.get("b"), fields.len()), (Some("yz"), 2));
+            assert!(fields == map && fields.text.len() <= length + 16);
         }
     }
 

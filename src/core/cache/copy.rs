@@ -45,6 +45,11 @@ impl fmt::Debug for Copy {
 }
 
 impl Copy {
+    /// The same state with other metadata.
+    pub fn with(&self, metadata: Fields, digest: Digest) -> Self {
+        Self { name: self.name.clone(), metadata, digest, facts: self.facts.clone(), ..*self }
+    }
+
     /// Bytes of memory that the copy takes, roughly and rather more than less.
     pub(super) fn footprint(&self) -> usize {
         /// Entry, table slots, what is told to replicas, reference counts and allocator overhead.

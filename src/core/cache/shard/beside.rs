@@ -186,8 +186,7 @@ impl Shard {
             self.given(name, of, now);
         } else if digest != former.digest {
             let renewal = self.formers.renewal(name, of);
-            let known = Copy { metadata: Fields::of(&metadata), digest, ..Copy::clone(&former) };
-            self.formers.remember(Arc::new(known), renewal);
+            self.formers.remember(Arc::new(former.with(Fields::of(&metadata), digest)), renewal);
         }
     }
 

@@ -109,8 +109,7 @@ impl Shard {
             let later = found.resource_version > entry.copy.resource_version;
             if (later || entry.copy.generation != found.generation) && Rule::AdoptGeneration.on() {
                 let before = entry.copy.footprint();
-                entry.copy =
-                    Arc::new(Copy { name: entry.copy.name.clone(), metadata: entry.copy.metadata.clone(), ..found });
+                entry.copy = Arc::new(Copy { name: entry.copy.name.clone(), ..found });
                 // Its annotations may have grown.
                 let footprint = entry.footprint - before + entry.copy.footprint();
                 self.bytes = self.bytes - entry.footprint + footprint;
