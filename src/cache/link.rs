@@ -17,9 +17,9 @@ use super::stream::Ended;
 use super::transport::one_line;
 use crate::core::lease::{Grant, StreamId, with_drift};
 use crate::core::signal::{Barrier, Fate};
-use crate::proto::PROTOCOL_VERSION;
 use crate::proto::convert::{self, Malformed};
 use crate::proto::v1::{self, agent_message, replica_message};
+use crate::proto::version::Versions;
 
 /// What a replica said first.
 #[derive(Debug)]
@@ -37,10 +37,9 @@ const HOUR: u64 = 3_600_000;
 impl Settings {
     /// Checks what a replica said.
     pub fn read(settings: &v1::Settings) -> Result<Self, Malformed> {
-        if settings.protocol_version != PROTOCOL_VERSION {
-            let got = settings.protocol_version;
-            return Err(Malformed::Version { got });
-        }
+        // It has chosen one, of those that both speak.
+        let spoken = Versions::told(settings.protocol_version, 0);
+        Versions::agree(("agent", Versions::OWN), ("controller", spoken))?;
         let field = |field, expected| Err(Malformed::Field { field, expected });
         if settings.replica.is_empty() || settings.replica.len() > 253 {
             return field("replica", "a name of 1 to 253 bytes");
@@ -268,7 +267,7 @@ mod tests {
     #[test]
     fn settings_that_make_no_sense_are_refused_by_name() {
         let good = v1::Settings {
-            protocol_version: PROTOCOL_VERSION,
+            protocol_version: Versions::OWN.highest,
             replica: "a".into(),
             lease_millis: 0,
             heartbeat_millis: 1_000,
@@ -281,7 +280,7 @@ mod tests {
             change(&mut settings);
             Settings::read(&settings).unwrap_err().to_string()
         };
-        assert!(refused(|s| s.protocol_version = 2).contains("version 2"));
+        assert!(refused(|s| s.protocol_version = 9).contains("controller speaks version 9"));
         assert!(refused(|s| s.replica = String::new()).contains("replica"));
         assert!(refused(|s| s.lease_millis = u64::MAX).contains("lease_millis"));
         assert!(refused(|s| s.heartbeat_millis = 0).contains("heartbeat_millis"));

@@ -17,11 +17,12 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::core::cache::Report;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
+use crate::proto::convert;
 use crate::proto::v1::agent_message::Message as Said;
 use crate::proto::v1::coherence_server::{Coherence, CoherenceServer};
 use crate::proto::v1::replica_message::Message as Say;
 use crate::proto::v1::{self, AgentMessage, ReplicaMessage};
-use crate::proto::{PROTOCOL_VERSION, convert};
+use crate::proto::version::Versions;
 use crate::runtime::tls::server::Encrypted;
 use crate::runtime::tls::{STREAMS, ServingCertificate, server_config};
 use crate::runtime::transport::CONTROLLER_NAME;
@@ -169,7 +170,7 @@ pub fn settings(replica: &str) -> Say {
 
 pub fn settings_for(replica: &str, namespace: Option<&str>) -> v1::Settings {
     v1::Settings {
-        protocol_version: PROTOCOL_VERSION,
+        protocol_version: Versions::OWN.highest,
         replica: replica.into(),
         lease_millis: u64::try_from(LEASE.as_millis()).unwrap(),
         heartbeat_millis: 20,

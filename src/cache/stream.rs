@@ -15,9 +15,9 @@ use super::link::{Link, Settings};
 use super::shared::Shared;
 use super::transport::{self, TransportError, status_text};
 use crate::core::lease::StreamId;
-use crate::proto::PROTOCOL_VERSION;
 use crate::proto::convert::Malformed;
 use crate::proto::v1::{self, agent_message, replica_message};
+use crate::proto::version::Versions;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::failing::Failing;
 
@@ -129,7 +129,8 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
 async fn open(shared: &Arc<Shared>, address: SocketAddr, instance: [u8; 16]) -> Result<Link, Ended> {
     let (sender, outgoing) = mpsc::channel(OUTGOING);
     let hello = v1::Hello {
-        protocol_version: PROTOCOL_VERSION,
+        lowest_version: Versions::OWN.lowest,
+        highest_version: Versions::OWN.highest,
         instance: instance.to_vec().into(),
         software: SOFTWARE.to_owned(),
     };

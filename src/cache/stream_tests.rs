@@ -179,7 +179,7 @@ async fn what_breaks_the_protocol_ends_the_stream_with_the_reason_and_nothing_el
         until(reason, || problem(&cache).contains(reason)).await;
     }
     for (bad, reason) in [
-        (v1::Settings { protocol_version: 2, ..v1::Settings::default() }, "version 2"),
+        (v1::Settings { protocol_version: 9, ..v1::Settings::default() }, "version 9, the agent version 1: upgrade"),
         (v1::Settings { protocol_version: 1, ..v1::Settings::default() }, "field replica"),
     ] {
         let (stream, _) = replica.accept().await;

@@ -21,7 +21,7 @@ use crate::core::session::SessionKey;
 use crate::core::tally::Full;
 use crate::proto::convert::{self, Malformed};
 use crate::proto::v1::{self, agent_message, replica_message};
-use crate::proto::{MAX_MESSAGE_BYTES, MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
+use crate::proto::{MAX_MESSAGE_BYTES, MAX_SESSIONS_PER_MESSAGE};
 
 /// How long an agent may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -78,7 +78,7 @@ impl Ended {
     fn status(&self) -> Option<Status> {
         let text = self.to_string();
         match self {
-            Self::Malformed(Malformed::Version { .. }) | Self::NotWatched(_) => Some(Status::failed_precondition(text)),
+            Self::Malformed(Malformed::NoVersion { .. }) | Self::NotWatched(_) => Some(Status::failed_precondition(text)),
             Self::Malformed(_) | Self::TooManyNamed | Self::Undecodable => Some(Status::invalid_argument(text)),
             Self::NoHello | Self::Stuck => Some(Status::deadline_exceeded(text)),
             Self::TooMany(_) | Self::TooLong => Some(Status::resource_exhausted(text)),
@@ -145,9 +145,9 @@ impl Attach {
         let Some(agent_message::Message::Hello(hello)) = message else {
             return Err(Malformed::Unexpected { expected: "a Hello" }.into());
         };
-        let instance = convert::hello(&hello)?;
+        let (instance, protocol_version) = convert::hello(&hello)?;
         let settings = v1::Settings {
-            protocol_version: PROTOCOL_VERSION,
+            protocol_version,
             namespace: Some(pod.namespace.clone()),
             ..self.settings.clone()
         };

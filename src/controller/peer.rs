@@ -15,7 +15,8 @@ use super::ledger::{Ledger, Turn};
 use super::shared::{Shared, StreamGuard};
 use crate::core::replica::Outgoing;
 use crate::proto::v1::{self, peer_reply, peer_request};
-use crate::proto::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION, convert};
+use crate::proto::version::Versions;
+use crate::proto::{MAX_SESSIONS_PER_MESSAGE, convert};
 
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the peer may take to read a message.
@@ -56,7 +57,8 @@ impl Peer {
     async fn send(&self, stream: &StreamGuard, outbox: &Outbox, asked: &AtomicU64) -> Result<(), Status> {
         // Before the peer knows that it is connected: from then on it counts on hearing everything.
         let turn = self.ledger.begin_taking();
-        let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: self.name.clone(), question: 0 };
+        let Versions { lowest: lowest_version, highest: highest_version } = Versions::OWN;
+        let hello = v1::PeerHello { lowest_version, highest_version, replica: self.name.clone(), question: 0 };
         push(outbox, peer_reply::Message::Hello(hello)).await?;
         // What a batch answers had come when the one before was taken. All that this replica was told by the time at which it was asked
         // may have been waiting to be read together with the question, and this task may run before those that read.
@@ -122,10 +124,9 @@ impl Peer {
         let Some(peer_request::Message::Hello(hello)) = first else {
             return Err(Status::invalid_argument("expected a PeerHello"));
         };
-        if hello.protocol_version != PROTOCOL_VERSION {
-            let got = hello.protocol_version;
-            return Err(Status::failed_precondition(convert::Malformed::Version { got }.to_string()));
-        }
+        let theirs = Versions::told(hello.lowest_version, hello.highest_version);
+        Versions::agree(("leading replica", theirs), ("other replica", Versions::OWN))
+            .map_err(|apart| Status::failed_precondition(apart.to_string()))?;
         let malformed = |malformed: convert::Malformed| Status::invalid_argument(malformed.to_string());
         let peer = convert::session_name(&hello.replica).map_err(malformed)?;
         info!(%peer, "the leading replica connected");

@@ -23,7 +23,8 @@ use crate::core::signal::Barrier;
 use crate::proto::convert::{self, Malformed};
 use crate::proto::v1::coherence_client::CoherenceClient;
 use crate::proto::v1::{self, peer_reply, peer_request};
-use crate::proto::{MAX_MESSAGE_BYTES, MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
+use crate::proto::version::Versions;
+use crate::proto::{MAX_MESSAGE_BYTES, MAX_SESSIONS_PER_MESSAGE};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::transport::{Transport, TransportError};
 
@@ -212,7 +213,8 @@ impl Peer {
         let (requests, outgoing) = mpsc::channel(REQUESTS);
         let questions = Questions::opening(now());
         let (replica, question) = (self.own.to_string(), Questions::FIRST);
-        let hello = v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica, question };
+        let Versions { lowest: lowest_version, highest: highest_version } = Versions::OWN;
+        let hello = v1::PeerHello { lowest_version, highest_version, replica, question };
         let hello = v1::PeerRequest { message: Some(peer_request::Message::Hello(hello)) };
         // There is room for it.
         let _ = requests.try_send(hello);
@@ -239,9 +241,8 @@ impl Peer {
         let Some(peer_reply::Message::Hello(hello)) = first.and_then(|reply| reply.message) else {
             return Err(Malformed::Unexpected { expected: "a PeerHello" }.into());
         };
-        if hello.protocol_version != PROTOCOL_VERSION {
-            return Err(Malformed::Version { got: hello.protocol_version }.into());
-        }
+        let theirs = Versions::told(hello.lowest_version, hello.highest_version);
+        Versions::agree(("leading replica", Versions::OWN), ("other replica", theirs))?;
         // Another one may have taken the address since: it cannot answer for this one.
         if *hello.replica == *self.replica { Ok(()) } else { Err(Ended::AnotherReplica) }
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use prost::bytes::Bytes;
 use thiserror::Error;
 
+use super::MAX_SESSIONS_PER_MESSAGE;
 use super::v1;
-use super::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
+use super::version::{Side, Versions};
 use crate::core::cache::{Holding, Report};
 use crate::core::digest::Digest;
 use crate::core::names::{is_namespace, is_object_name};
@@ -18,11 +19,16 @@ use crate::core::signal::{Barrier, Fate, Mark};
 /// A message that breaks the protocol. Ends the stream that it came on, and no other.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
-    /// The other side speaks another version.
-    #[error("protocol version {got} is not supported: expected {PROTOCOL_VERSION}")]
-    Version {
-        /// The version it speaks.
-        got: u32,
+    /// The two sides have no version of the protocol in common.
+    #[error(
+        "no version of the protocol in common: the {} speaks {}, the {} {}: upgrade the {}",
+        newer.0, newer.1, older.0, older.1, older.0
+    )]
+    NoVersion {
+        /// The one that is to be upgraded.
+        older: Side,
+        /// The other one.
+        newer: Side,
     },
     /// A message that is not allowed at this point, or none at all.
     #[error("unexpected message: expected {expected}")]
@@ -75,16 +81,15 @@ fn digest(bytes: &Bytes) -> Result<Digest, Malformed> {
     Digest::from_bytes(bytes).ok_or(field("digest", "32 bytes"))
 }
 
-/// The process that says hello.
-pub fn hello(hello: &v1::Hello) -> Result<InstanceId, Malformed> {
-    if hello.protocol_version != PROTOCOL_VERSION {
-        return Err(Malformed::Version { got: hello.protocol_version });
-    }
+/// The process of an agent that says hello to this replica, and the version that is spoken with it.
+pub fn hello(hello: &v1::Hello) -> Result<(InstanceId, u32), Malformed> {
+    let theirs = Versions::told(hello.lowest_version, hello.highest_version);
+    let version = Versions::agree(("agent", theirs), ("controller", Versions::OWN))?;
     if hello.software.len() > 64 {
         return Err(field("software", "at most 64 bytes"));
     }
     let instance: [u8; 16] = hello.instance[..].try_into().map_err(|_| field("instance", "16 bytes"))?;
-    Ok(InstanceId(u128::from_be_bytes(instance)))
+    Ok((InstanceId(u128::from_be_bytes(instance)), version))
 }
 
 /// A message that names too many sessions is refused as a whole.
@@ -265,9 +270,9 @@ mod tests {
 
     #[test]
     fn what_is_malformed_is_refused_with_the_reason() {
-        let mut message = v1::Hello { protocol_version: 2, ..Default::default() };
-        assert_eq!(hello(&message), Err(Malformed::Version { got: 2 }));
-        message.protocol_version = 1;
+        let mut message = v1::Hello { lowest_version: 2, ..Default::default() };
+        assert!(matches!(hello(&message), Err(Malformed::NoVersion { .. })));
+        message.lowest_version = 1;
         assert_eq!(hello(&message), Err(field("instance", "16 bytes")));
         let released = vec![String::from("a"); MAX_SESSIONS_PER_MESSAGE + 1];
         let message = v1::Reports { released, ..Default::default() };

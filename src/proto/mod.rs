@@ -4,6 +4,7 @@
 
 pub mod codec;
 pub mod convert;
+pub mod version;
 
 #[cfg(test)]
 mod properties;
@@ -13,9 +14,6 @@ mod properties;
 pub mod v1 {
     tonic::include_proto!("vmcp.session.v1");
 }
-
-/// The version of the protocol that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Bytes of one message, at most. Inventories and signals are cut into messages far below it.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;

@@ -10,7 +10,8 @@ use prost::bytes::Bytes;
 
 use super::convert::{self, Malformed};
 use super::v1::{self, agent_message, replica_message};
-use super::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION};
+use super::MAX_SESSIONS_PER_MESSAGE;
+use super::version::Versions;
 
 /// Every conversion that a replica does with what an agent says.
 fn hear(message: v1::AgentMessage) -> Result<(), Malformed> {
@@ -87,8 +88,10 @@ prop_compose! {
 
 fn said() -> impl Strategy<Value = v1::AgentMessage> {
     use agent_message::Message as M;
-    let hello = (0_u32..3, bytes(16), ".{0,70}").prop_map(|(protocol_version, instance, software)| v1::Hello {
-        protocol_version,
+    let hello = (0_u32..4, 0_u32..4, bytes(16), ".{0,70}");
+    let hello = hello.prop_map(|(lowest_version, highest_version, instance, software)| v1::Hello {
+        lowest_version,
+        highest_version,
         instance,
         software,
     });
@@ -126,7 +129,7 @@ fn keeps_the_rules(message: &v1::AgentMessage) -> bool {
     let state =
         |s: &v1::State| is_name(&s.session) && s.uid.len() == 16 && (s.digest.is_empty() || s.digest.len() == 32);
     match &message.message {
-        Some(M::Hello(h)) => h.protocol_version == PROTOCOL_VERSION && h.instance.len() == 16 && h.software.len() <= 64,
+        Some(M::Hello(h)) => h.lowest_version <= Versions::OWN.highest && h.instance.len() == 16 && h.software.len() <= 64,
         Some(M::Reports(r)) => {
             r.held.iter().all(|h| is_name(&h.session) && h.uid.len() == 16 && h.digest.len() == 32)
                 && r.released.iter().all(|name| is_name(name))

@@ -11,11 +11,11 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status, Streaming};
 use vmcp_session::core::session::Uid;
-use vmcp_session::proto::PROTOCOL_VERSION;
 use vmcp_session::proto::v1::agent_message::Message as Said;
 use vmcp_session::proto::v1::coherence_client::CoherenceClient;
 use vmcp_session::proto::v1::replica_message::Message as Heard;
 use vmcp_session::proto::v1::{self, AgentMessage, ReplicaMessage};
+use vmcp_session::proto::version::Versions;
 use vmcp_session::runtime::transport::CONTROLLER_NAME;
 
 use super::setup::soon;
@@ -151,7 +151,8 @@ pub fn instance() -> u128 {
 
 pub fn hello(instance: u128) -> Said {
     let instance = instance.to_be_bytes().to_vec().into();
-    Said::Hello(v1::Hello { protocol_version: PROTOCOL_VERSION, instance, software: "test".into() })
+    let Versions { lowest: lowest_version, highest: highest_version } = Versions::OWN;
+    Said::Hello(v1::Hello { lowest_version, highest_version, instance, software: "test".into() })
 }
 
 /// A copy with this uid, of which nothing else is true.

@@ -7,7 +7,6 @@ use testkit::{AuditMark, ClusterOptions, eventually, policy_rule};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use vmcp_session::controller::reviews::FRESH;
-use vmcp_session::proto::PROTOCOL_VERSION;
 use vmcp_session::proto::v1;
 use vmcp_session::proto::v1::coherence_client::CoherenceClient;
 
@@ -127,8 +126,7 @@ async fn a_peer_stream_ends_with_its_pod() {
     world.controllers[0].wait_ready().await.unwrap();
 
     let (outbox, messages) = tokio::sync::mpsc::channel(1);
-    let hello =
-        v1::PeerHello { protocol_version: PROTOCOL_VERSION, replica: "replica-another".to_owned(), question: 0 };
+    let hello = v1::PeerHello { lowest_version: 1, replica: "replica-another".to_owned(), ..Default::default() };
     outbox.send(v1::PeerRequest { message: Some(v1::peer_request::Message::Hello(hello)) }).await.unwrap();
     let mut client = CoherenceClient::new(connect(world.controllers[0].address).await);
     let opened = client.peer(request(ReceiverStream::new(messages), Some(&format!("Bearer {token}"))));

@@ -4,6 +4,7 @@ use prost::bytes::Bytes;
 use tonic::{Code, Status};
 use vmcp_session::core::session::Uid;
 use vmcp_session::proto::v1::agent_message::Message as Said;
+use vmcp_session::proto::v1::replica_message::Message as Heard;
 use vmcp_session::proto::{MAX_MESSAGE_BYTES, MAX_SESSIONS_PER_MESSAGE, v1};
 
 use super::client::{Agent, confirm, connect, hello, holding, instance, send_bytes};
@@ -43,8 +44,18 @@ fn openings() -> Vec<Case> {
     let case = |what, message, code, text| Case { what, greeted: false, message, code, text };
     let (version, invalid) = (Code::FailedPrecondition, Code::InvalidArgument);
     vec![
-        case("version 2", hello_with(|h| h.protocol_version = 2), version, "version 2 is not supported: expected 1"),
-        case("no version", hello_with(|h| h.protocol_version = 0), version, "version 0 is not supported: expected 1"),
+        case(
+            "an unknown version",
+            hello_with(|h| (h.lowest_version, h.highest_version) = (7, 9)),
+            version,
+            "the agent speaks versions 7 to 9, the controller version 1: upgrade the controller",
+        ),
+        case(
+            "an unknown version of one that speaks no other",
+            hello_with(|h| (h.lowest_version, h.highest_version) = (7, 0)),
+            version,
+            "the agent speaks version 7, the controller version 1: upgrade the controller",
+        ),
         case(
             "a short instance",
             hello_with(|h| h.instance.truncate(15)),
@@ -142,6 +153,22 @@ async fn end_each(shared: &Shared, cases: Vec<Case>) {
 #[test]
 fn a_wrong_first_message_ends_the_stream_with_the_reason() {
     on_shared(async |shared| end_each(shared, openings()).await);
+}
+
+/// One that speaks newer versions too, as an upgraded agent does, and those from before versions were told in a range, or at all.
+#[test]
+fn the_version_that_both_speak_is_used_and_told() {
+    on_shared(async |shared| {
+        let pod = shared.pod(shared.namespace()).await;
+        for (lowest, highest) in [(1, 9), (1, 0), (0, 0)] {
+            let Said::Hello(hello) = hello(instance()) else { unreachable!() };
+            let hello = v1::Hello { lowest_version: lowest, highest_version: highest, ..hello };
+            let mut agent = Agent::open_with(shared.address(), &pod.token).await.unwrap();
+            agent.say(Said::Hello(hello)).await;
+            let Ok(Heard::Settings(settings)) = agent.hear().await else { panic!("{lowest} to {highest}: expected Settings") };
+            assert_eq!(settings.protocol_version, 1, "{lowest} to {highest}");
+        }
+    });
 }
 
 #[test]

@@ -14,7 +14,7 @@ use vmcp_session::core::digest::{Digest, Metadata};
 use vmcp_session::core::session::{ResourceVersion, Uid};
 use vmcp_session::proto::v1::coherence_client::CoherenceClient;
 use vmcp_session::proto::v1::{self, agent_message, replica_message};
-use vmcp_session::proto::{MAX_SESSIONS_PER_MESSAGE, PROTOCOL_VERSION, convert};
+use vmcp_session::proto::{MAX_SESSIONS_PER_MESSAGE, convert};
 use vmcp_session::runtime::tls::trust::{CurrentTrust, Trust};
 use vmcp_session::runtime::transport::{CONTROLLER_NAME, Transport};
 
@@ -55,7 +55,7 @@ impl Agent {
         let mut client = CoherenceClient::new(transport.connect(address).await.unwrap());
         let (outbox, messages) = mpsc::channel(64);
         let instance = instance.to_be_bytes().to_vec().into();
-        let hello = v1::Hello { protocol_version: PROTOCOL_VERSION, instance, software: "test".into() };
+        let hello = v1::Hello { lowest_version: 1, highest_version: 1, instance, software: "test".into() };
         say(&outbox, agent_message::Message::Hello(hello)).await;
         let reports = convert::reports_message([], Some(0));
         say(&outbox, agent_message::Message::Reports(reports)).await;
