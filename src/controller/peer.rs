@@ -14,6 +14,7 @@ use super::attach::confirm;
 use super::ledger::{Ledger, Turn};
 use super::shared::{Shared, StreamGuard};
 use crate::core::replica::Outgoing;
+use crate::core::session::{SessionKey, Uid};
 use crate::proto::v1::{self, peer_reply, peer_request};
 use crate::proto::version::Versions;
 use crate::proto::{MAX_SESSIONS_PER_MESSAGE, convert};
@@ -96,16 +97,10 @@ impl Peer {
         let renewed = self.ledger.take_renewed(turn).ok_or(Status::aborted("another replica leads"))?;
         let mut renewed = renewed.into_iter();
         loop {
-            let part: Vec<_> = renewed.by_ref().take(MAX_SESSIONS_PER_MESSAGE).collect();
-            // A message that is not full is the last.
-            let more = part.len() == MAX_SESSIONS_PER_MESSAGE;
-            let used = part.into_iter().map(|(key, uid, idle)| v1::PeerRenewal {
-                namespace: key.namespace().to_string(),
-                renewal: Some(convert::renewal_message(key.name(), uid, idle)),
-            });
-            let message = v1::PeerRenewals { used: used.collect(), answers };
+            let message = part(&mut renewed, answers);
+            let last = message.last == Some(true);
             push(outbox, peer_reply::Message::Renewals(message)).await?;
-            if !more {
+            if last {
                 return Ok(());
             }
             self.answer(stream, outbox).await?;
@@ -155,10 +150,45 @@ impl Peer {
     }
 }
 
+/// The next message with what is handed over. The last one is never full: an older leader knows it by that.
+fn part(renewed: &mut impl Iterator<Item = (SessionKey, Uid, Duration)>, answers: u64) -> v1::PeerRenewals {
+    let used = renewed.take(MAX_SESSIONS_PER_MESSAGE).map(|(key, uid, idle)| v1::PeerRenewal {
+        namespace: key.namespace().to_string(),
+        renewal: Some(convert::renewal_message(key.name(), uid, idle)),
+    });
+    let used: Vec<_> = used.collect();
+    let last = used.len() < MAX_SESSIONS_PER_MESSAGE;
+    v1::PeerRenewals { used, answers, last: Some(last) }
+}
+
 async fn push(outbox: &Outbox, message: peer_reply::Message) -> Result<(), Status> {
     match timeout(READ_DEADLINE, outbox.send(v1::PeerReply { message: Some(message) })).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Status::ok("closed by the peer")),
         Err(_) => Err(Status::deadline_exceeded("the peer does not read")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::iter;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_what_is_handed_over_is_said_and_an_older_leader_finds_it_too() {
+        const MOST: usize = MAX_SESSIONS_PER_MESSAGE;
+        for (count, parts) in [(0, 1), (1, 1), (MOST - 1, 1), (MOST, 2), (MOST + 1, 2), (2 * MOST, 3)] {
+            let one = |n| (SessionKey::new("ns", format!("s-{n}").as_str()), Uid::from_u128(1), Duration::ZERO);
+            let mut renewed = (0..count).map(one);
+            let messages: Vec<_> = iter::repeat_with(|| part(&mut renewed, 7)).take(parts).collect();
+            assert_eq!(messages.iter().map(|message| message.used.len()).sum::<usize>(), count);
+            for (n, message) in messages.iter().enumerate() {
+                let last = n + 1 == parts;
+                assert_eq!(message.last, Some(last), "{count}: {n}");
+                assert_eq!(message.used.len() < MOST, last, "{count}: {n}");
+                assert_eq!(message.answers, 7);
+            }
+        }
     }
 }

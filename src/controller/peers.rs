@@ -260,9 +260,7 @@ impl Peer {
                     return Err(Malformed::Unexpected { expected: "no second PeerHello" }.into());
                 }
                 peer_reply::Message::Renewals(renewals) => {
-                    // A message that is not full is the last.
-                    let last = renewals.used.len() < MAX_SESSIONS_PER_MESSAGE;
-                    let through = last.then(|| questions.answered(renewals.answers));
+                    let through = is_last(&renewals).then(|| questions.answered(renewals.answers));
                     self.ledger.peer_renewed(&self.replica, used(&renewals)?, through);
                     ask(requests, &mut questions);
                 }
@@ -297,6 +295,12 @@ fn ask(requests: &mpsc::Sender<v1::PeerRequest>, questions: &mut Questions) {
     }
 }
 
+/// Whether a peer has told all with this that it hands over in this interval. One of an earlier version does not say so: what it
+/// sends last is not full, and nothing else is.
+fn is_last(message: &v1::PeerRenewals) -> bool {
+    message.last.unwrap_or(message.used.len() < MAX_SESSIONS_PER_MESSAGE)
+}
+
 /// What a peer has told of uses.
 fn used(message: &v1::PeerRenewals) -> Result<Vec<(SessionKey, Uid, Duration)>, Malformed> {
     convert::bounded(message.used.len())?;
@@ -314,4 +318,21 @@ fn replicas(names: &[String]) -> Result<Vec<Arc<str>>, Malformed> {
         return Err(Malformed::Unexpected { expected: "at most 64 names of replicas" });
     }
     Ok(names.iter().map(|name| name.as_str().into()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_says_which_message_is_the_last_unless_it_is_older() {
+        let used = |count| vec![v1::PeerRenewal::default(); count];
+        let renewals = |count, last| v1::PeerRenewals { used: used(count), answers: 0, last };
+        for count in [0, 1, MAX_SESSIONS_PER_MESSAGE] {
+            assert!(is_last(&renewals(count, Some(true))), "{count}");
+            assert!(!is_last(&renewals(count, Some(false))), "{count}");
+        }
+        assert!(is_last(&renewals(0, None)) && is_last(&renewals(MAX_SESSIONS_PER_MESSAGE - 1, None)));
+        assert!(!is_last(&renewals(MAX_SESSIONS_PER_MESSAGE, None)));
+    }
 }
