@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use vmcp_session::cache::{
-    Cache, CacheConfig, CreateOptions, Event, GetError, Metadata, Session, Visibility, WriteError, WriteOptions,
+    Cache, CacheConfig, Cause, CreateOptions, Event, GetError, Metadata, Session, Visibility, WriteError, WriteOptions,
 };
 use vmcp_session::runtime::kube_client::{KubeArgs, Timeouts};
 use vmcp_session::runtime::shutdown::Signals;
@@ -209,6 +209,8 @@ impl Evictions {
                 "reason": e.reason.as_str(), "at": e.at.as_nanos(),
             }),
             Event::Missed(missed) => json!({ "sequence": sequence, "missed": missed }),
+            // What later versions of the library may tell is nothing that this one shows.
+            _ => json!({ "sequence": sequence }),
         };
         if self.lines.len() == MAX_EVICTIONS {
             self.lines.pop_front();
@@ -235,6 +237,25 @@ fn told(status: StatusCode, error: &dyn std::fmt::Display) -> Answer {
     (status, json!({ "error": error.to_string() }).to_string())
 }
 
+/// Nobody can say what the session is now. Who asks is told whether it may help to ask again, and to ask another pod.
+fn unavailable(cause: Cause, error: &dyn std::fmt::Display) -> Answer {
+    let status = match cause {
+        // It will not, before somebody has mended it.
+        Cause::Refused => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, json!({ "error": error.to_string(), "cause": cause.as_str() }).to_string())
+}
+
+fn not_read(error: &GetError) -> Answer {
+    match error {
+        GetError::NotFound => told(StatusCode::NOT_FOUND, error),
+        GetError::Overloaded | GetError::TooManyUnknown => told(StatusCode::TOO_MANY_REQUESTS, error),
+        GetError::Unavailable { cause, .. } => unavailable(*cause, error),
+        _ => told(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
 fn failed(error: &WriteError) -> Answer {
     let status = match error {
         WriteError::NotFound => StatusCode::NOT_FOUND,
@@ -242,8 +263,9 @@ fn failed(error: &WriteError) -> Answer {
         WriteError::AlreadyExists | WriteError::Changed => StatusCode::CONFLICT,
         WriteError::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         WriteError::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-        WriteError::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        WriteError::Unavailable { cause, .. } => return unavailable(*cause, error),
         WriteError::OutcomeUnknown { .. } => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     told(status, error)
 }
@@ -272,9 +294,7 @@ async fn read(State(pod): State<Arc<Pod>>, Path(name): Path<String>) -> Answer {
             pod.remember(&session);
             shown(&session)
         }
-        Err(error @ GetError::NotFound) => told(StatusCode::NOT_FOUND, &error),
-        Err(error @ (GetError::Overloaded | GetError::TooManyUnknown)) => told(StatusCode::TOO_MANY_REQUESTS, &error),
-        Err(error @ GetError::Unavailable { .. }) => told(StatusCode::SERVICE_UNAVAILABLE, &error),
+        Err(error) => not_read(&error),
     }
 }
 

@@ -120,7 +120,7 @@ impl Cache {
     /// Whether the API server answers, asked right now. It is no read: it waits for no other, takes nobody's turn, and is in no
     /// count of outcomes.
     pub async fn reaches_api_server(&self, name_of_none: &str) -> Result<(), GetError> {
-        self.shared.api.get(name_of_none).await.map(drop).map_err(GetError::unavailable)
+        self.shared.api.get(name_of_none).await.map(drop).map_err(|error| self.shared.unavailable(&error))
     }
 
     /// When the last lease ends; `None` if none is in force.

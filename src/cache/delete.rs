@@ -10,7 +10,7 @@ use super::error::WriteError;
 use super::options::Visibility;
 use super::shared::Shared;
 use super::unconfirmed::Deletion;
-use super::write::{PAUSE, gone, refused};
+use super::write::{PAUSE, gone};
 use crate::core::cache::Answer;
 use crate::core::names::is_object_name;
 use crate::core::session::{ResourceVersion, Uid};
@@ -145,7 +145,7 @@ impl Shared {
             Ok(Answer::Found(found)) if found.copy.uid == uid => Ok(found.copy.resource_version),
             Ok(Answer::Found(_)) => Err(WriteError::Replaced),
             Ok(Answer::NotFound) => Err(WriteError::NotFound),
-            Err(error) => Err(WriteError::Unavailable { reason: error.to_string().into() }),
+            Err(error) => Err(self.unavailable(&error).into()),
         }
     }
 
@@ -171,7 +171,7 @@ impl Shared {
             let changed = only_at.is_some() && error.kind() == Some(ApiErrorKind::Conflict);
             let again = error.outcome_unknown() || error.kind() == Some(ApiErrorKind::Conflict);
             if changed || !again || attempt == ATTEMPTS {
-                return Err(match refused(&error) {
+                return Err(match self.refused(&error) {
                     // What this attempt was answered says nothing of an earlier one: it may have been done, even if the object is
                     // still there for its finalizers.
                     _ if unsure => WriteError::OutcomeUnknown { reason: error.to_string().into() },

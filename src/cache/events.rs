@@ -35,6 +35,7 @@ pub struct Eviction {
 
 /// What a [`Subscription`] brings.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Event {
     /// A copy was dropped.
     Evicted(Eviction),

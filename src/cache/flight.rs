@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::api_server::CallError;
-use super::error::GetError;
+use super::error::{Cause, GetError};
 use super::events::count;
 use super::respite::Respite;
 use super::session::{Origin, Session};
@@ -75,8 +75,10 @@ impl Gets {
 
     async fn permit(&self, turn: Instant) -> Result<SemaphorePermit<'_>, GetError> {
         match timeout_at(turn, self.permits.acquire()).await {
-            Ok(permit) => permit.map_err(|_| GetError::unavailable("the cache has ended")),
-            Err(_) => Err(GetError::unavailable("waited too long for other requests to the API server")),
+            Ok(permit) => permit.map_err(|_| GetError::unavailable(Cause::Ended, "the cache has ended")),
+            Err(_) => {
+                Err(GetError::unavailable(Cause::Busy, "waited too long for other requests to the API server"))
+            }
         }
     }
 }
@@ -115,6 +117,16 @@ enum Found {
 }
 
 impl Shared {
+    /// Why nothing can be said without the API server, which did not say it.
+    pub(super) fn cause(&self, error: &CallError) -> Cause {
+        Cause::of(error, self.streams.unheard_for().is_zero())
+    }
+
+    /// The same, for whoever wanted to read.
+    pub(super) fn unavailable(&self, error: &CallError) -> GetError {
+        GetError::unavailable(self.cause(error), error)
+    }
+
     /// Restores or validates a session that cannot be served from the cache alone.
     pub async fn restore(self: &Arc<Self>, name: &str) -> Outcome {
         self.ask(name, |shard, now| shard.join(name, now)).await
@@ -144,11 +156,11 @@ impl Shared {
                 count(&self.counters.overloaded);
                 return Err(GetError::Overloaded);
             }
-            Found::Lost => return Err(GetError::unavailable("the request was given up")),
+            Found::Lost => return Err(given_up()),
         };
         let told = outcome.wait_for(Option::is_some).await;
         let told = told.ok().and_then(|outcome| outcome.clone());
-        told.unwrap_or_else(|| Err(GetError::unavailable("the request was given up")))
+        told.unwrap_or_else(|| Err(given_up()))
     }
 
     fn find(self: &Arc<Self>, name: &str, join: impl FnOnce(&mut Shard, Time) -> Join) -> Found {
@@ -194,7 +206,7 @@ impl Flight {
             Err(GetError::Unavailable { .. }) => &counters.unavailable,
         });
         match &outcome {
-            Err(GetError::Unavailable { reason }) => _ = self.shared.trouble.reads.failed(reason, now()),
+            Err(GetError::Unavailable { reason, .. }) => _ = self.shared.trouble.reads.failed(reason, now()),
             Err(GetError::Overloaded | GetError::TooManyUnknown) => {}
             Ok(_) | Err(GetError::NotFound) => _ = self.shared.trouble.reads.worked(),
         }
@@ -235,7 +247,7 @@ impl Flight {
         let Self { shared, name, id, .. } = self;
         let end = Instant::now() + shared.gets.patience;
         let mut pause = PAUSE;
-        let mut last = GetError::unavailable("it changes faster than it can be read");
+        let mut last = GetError::unavailable(Cause::Busy, "it changes faster than it can be read");
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 sleep(pause).await;
@@ -245,7 +257,7 @@ impl Flight {
                 }
             }
             if !shared.gets.respite.over_by(end).await {
-                return Err(GetError::unavailable("the API server has asked for a pause"));
+                return Err(GetError::unavailable(Cause::Busy, "the API server has asked for a pause"));
             }
             shared.store.change(name, |state, _, now| {
                 state.shard.restore_sent(name, *id, now);
@@ -261,8 +273,8 @@ impl Flight {
                     }
                 }
                 // A connection that was kept open may have been closed by the other side: worth another try at once.
-                Err(error) if attempt < 2 && is_transient(&error) => last = GetError::unavailable(error),
-                Err(error) => return Err(GetError::unavailable(error)),
+                Err(error) if attempt < 2 && is_transient(&error) => last = shared.unavailable(&error),
+                Err(error) => return Err(shared.unavailable(&error)),
             }
         }
         Err(last)
@@ -286,6 +298,10 @@ impl Flight {
         }
         outcome
     }
+}
+
+fn given_up() -> GetError {
+    GetError::unavailable(Cause::Ended, "the request was given up")
 }
 
 fn is_transient(error: &CallError) -> bool {

@@ -91,7 +91,7 @@ pub use crate::core::session::{ResourceVersion, Uid};
 pub use crate::core::time::Time;
 pub use beside::{Beside, Deleting};
 pub use config::{CacheConfig, ConfigError};
-pub use error::{GetError, WriteError};
+pub use error::{Cause, GetError, WriteError};
 pub use events::{Event, Eviction, Subscription};
 /// What [`Cache::connect`] takes a client of.
 pub use kube;

@@ -9,6 +9,7 @@ use crate::core::session::{ResourceVersion, Uid};
 
 /// Where a session came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Origin {
     /// The cache had it, covered by a lease: nobody was asked.
     Cache,

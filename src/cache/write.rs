@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::api_server::CallError;
 use super::difference::difference;
-use super::error::WriteError;
+use super::error::{Cause, WriteError};
 use super::events::{Counters, count};
 use super::options::{Change, CreateOptions, IdleTimeout, Visibility};
 use super::session::{Origin, Session};
@@ -292,7 +292,8 @@ impl Shared {
             let shared = waiting.0.clone();
             let turn = timeout(shared.writes.patience, shared.writes.permits.acquire()).await;
             let Ok(Ok(_permit)) = turn else {
-                return Err(unavailable("waited too long for other requests to the API server").into());
+                let reason = "waited too long for other requests to the API server".into();
+                return Err(WriteError::Unavailable { cause: Cause::Busy, reason }.into());
             };
             let written = write(shared.clone()).await;
             shared.note(written.as_ref().err().map(AsRef::as_ref));
@@ -317,11 +318,27 @@ impl Shared {
                     return Err(WriteError::Changed);
                 }
                 Err(error) if attempt < ATTEMPTS && error.kind() == Some(ApiErrorKind::Conflict) => {}
-                Err(error) => return Err(refused(&error)),
+                Err(error) => return Err(self.refused(&error)),
             }
             attempt += 1;
             sleep(pause).await;
             pause *= 2;
+        }
+    }
+
+    /// What a call that brought no answer means for whoever wanted to write.
+    pub(super) fn refused(&self, error: &CallError) -> WriteError {
+        let reason: Arc<str> = error.to_string().into();
+        if error.outcome_unknown() {
+            return WriteError::OutcomeUnknown { reason };
+        }
+        match error.kind() {
+            None if *error == CallError::NotFound => WriteError::NotFound,
+            Some(ApiErrorKind::NotFound) => WriteError::NotFound,
+            Some(ApiErrorKind::UidMismatch) => WriteError::Replaced,
+            Some(ApiErrorKind::AlreadyExists) => WriteError::AlreadyExists,
+            Some(ApiErrorKind::Invalid | ApiErrorKind::TooLarge) => WriteError::Invalid { reason },
+            _ => WriteError::Unavailable { cause: self.cause(error), reason },
         }
     }
 
@@ -363,25 +380,6 @@ fn invalid(reason: &str) -> WriteError {
     WriteError::Invalid { reason: reason.into() }
 }
 
-fn unavailable(reason: &str) -> WriteError {
-    WriteError::Unavailable { reason: reason.into() }
-}
-
-/// What a call that brought no answer means for whoever wanted to write.
-pub(super) fn refused(error: &CallError) -> WriteError {
-    let reason: Arc<str> = error.to_string().into();
-    if error.outcome_unknown() {
-        return WriteError::OutcomeUnknown { reason };
-    }
-    match error.kind() {
-        None if *error == CallError::NotFound => WriteError::NotFound,
-        Some(ApiErrorKind::NotFound) => WriteError::NotFound,
-        Some(ApiErrorKind::UidMismatch) => WriteError::Replaced,
-        Some(ApiErrorKind::AlreadyExists) => WriteError::AlreadyExists,
-        Some(ApiErrorKind::Invalid | ApiErrorKind::TooLarge) => WriteError::Invalid { reason },
-        _ => WriteError::Unavailable { reason },
-    }
-}
 
 #[cfg(test)]
 mod tests {

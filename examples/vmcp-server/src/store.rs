@@ -185,7 +185,8 @@ impl Changes {
                     // Nothing has changed, there was only no room for it.
                     Event::Evicted(eviction) if eviction.reason == DropReason::Capacity => {}
                     Event::Evicted(eviction) => return Some(Change::Of(eviction.name)),
-                    Event::Missed(_) => return Some(Change::OfAny),
+                    // Some were missed, or it is something that is not known here.
+                    _ => return Some(Change::OfAny),
                 }
             },
             Self::Invalidations(changes) => match changes.recv().await {

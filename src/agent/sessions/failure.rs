@@ -86,19 +86,19 @@ fn one_line(text: &str) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Cause;
 
     #[test]
     fn clients_retry_what_may_pass_and_nothing_else() {
-        let unavailable = GetError::Unavailable { reason: "no\r\nanswer".into() };
+        let unavailable = GetError::Unavailable { cause: Cause::ApiServer, reason: "no\r\nanswer".into() };
         assert_eq!(
             Failure::from(unavailable).text(),
             "TRYAGAIN the session cannot be served now: no  answer",
             "one line, whatever the reason"
         );
         assert!(Failure::from(GetError::Overloaded).text().starts_with("TRYAGAIN "));
-        for passing in
-            [WriteError::Overloaded, WriteError::Unavailable { reason: "no answer".into() }, WriteError::Changed]
-        {
+        let unavailable = WriteError::Unavailable { cause: Cause::ApiServer, reason: "no answer".into() };
+        for passing in [WriteError::Overloaded, unavailable, WriteError::Changed] {
             assert!(Failure::from(passing).text().starts_with("TRYAGAIN "));
         }
         assert!(Failure::Conflict.text().starts_with("TRYAGAIN "));

@@ -90,6 +90,7 @@ impl<V> fmt::Debug for NamesOnly<'_, V> {
 
 /// Why a copy was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DropReason {
     /// The metadata changed.
     Stale,

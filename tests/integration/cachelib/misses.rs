@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use testkit::{AuditEntry, ProxyMode, TcpProxy, Verb, eventually};
-use vmcp_session::cache::{CreateOptions, GetError, Origin, WriteError, WriteOptions};
+use vmcp_session::cache::{Cause, CreateOptions, GetError, Origin, WriteError, WriteOptions};
 
 use super::{CANARY, SOON, cache_with, map, without_controller};
 
@@ -19,7 +19,10 @@ async fn without_an_api_server_nothing_is_served_and_the_error_says_why() {
 
     for mode in [ProxyMode::Cut, ProxyMode::Blackhole] {
         proxy.set(mode).await.unwrap();
-        let Err(GetError::Unavailable { reason }) = a.get("s").await else { panic!("{mode:?}: served or not found") };
+        let Err(GetError::Unavailable { cause, reason }) = a.get("s").await else {
+            panic!("{mode:?}: served or not found")
+        };
+        assert_eq!(cause, Cause::CutOff, "{mode:?}: it reaches nobody");
         let expected = if mode == ProxyMode::Cut { "cannot be reached" } else { "timed out" };
         assert!(reason.contains(expected), "{mode:?}: {reason}");
         assert!(matches!(a.get("other").await, Err(GetError::Unavailable { .. })), "absence cannot be known");
@@ -35,8 +38,8 @@ async fn without_an_api_server_nothing_is_served_and_the_error_says_why() {
     // A definition that is gone says nothing about a session.
     cluster.plane.kubectl(&["delete", "crd", "vmcpsessions.vmcp.dev"]).await.unwrap();
     eventually(SOON, "the type is not served", async || {
-        let error = a.get("s").await.unwrap_err();
-        (error != GetError::NotFound && error.to_string().contains("does not serve")).then_some(())
+        let Err(GetError::Unavailable { cause, reason }) = a.get("s").await else { return None };
+        (cause == Cause::Refused && reason.contains("does not serve")).then_some(())
     })
     .await
     .unwrap();

@@ -30,6 +30,7 @@ impl fmt::Debug for Beside<'_> {
 
 /// What became of a change of values that are true only in this pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LocalChange {
     /// It is made.
     Done,
