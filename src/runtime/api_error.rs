@@ -149,7 +149,7 @@ impl ApiError {
             reason: known,
             causes,
             retry_after: (seconds > 0).then(|| Duration::from_secs(seconds.into())),
-            detail: None,
+            detail: missing_right(&status.message),
             never_sent: false,
         }
     }
@@ -334,6 +334,38 @@ fn kind_of(status: &Status, causes: &[Cause]) -> ApiErrorKind {
         500..=599 => K::ServerError,
         _ => K::Other,
     }
+}
+
+/// The right that RBAC does not grant, which nothing but the message names. Only words of these lists are kept of it: whoever
+/// imitates the message can have any of them said, and no other.
+fn missing_right(message: &str) -> Option<String> {
+    const VERBS: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "attest"];
+    const RESOURCES: [&str; 13] = [
+        "vmcpsessions",
+        "vmcpsessions/status",
+        "leases",
+        "secrets",
+        "configmaps",
+        "events",
+        "pods",
+        "namespaces",
+        "tokenreviews",
+        "subjectaccessreviews",
+        "clustertrustbundles",
+        "signers",
+        "mutatingwebhookconfigurations",
+    ];
+    let (_, refused) = message.split_once(" is forbidden: User \"")?;
+    let (verb, rest) = refused.split_once("\" cannot ")?.1.split_once(" resource \"")?;
+    let (resource, scope) = rest.split_once('"')?;
+    let verb = VERBS.into_iter().find(|known| *known == verb)?;
+    let resource = RESOURCES.into_iter().find(|known| *known == resource)?;
+    let (role, place) = if scope.contains(" at the cluster scope") {
+        ("ClusterRole", "everywhere")
+    } else {
+        ("Role or ClusterRole", "in that namespace")
+    };
+    Some(format!("no {role} that is bound to this account lets it {verb} {resource} {place}"))
 }
 
 /// The reason, if it is one of Kubernetes' own. An admission webhook may put any text there.

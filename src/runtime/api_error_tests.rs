@@ -62,6 +62,29 @@ fn refusals() -> Vec<(serde_json::Value, K, &'static str)> {
             K::Invalid,
             "refused as invalid (422 Invalid): other cause",
         ),
+        // RBAC, in a namespace and for all; and somebody who imitates it.
+        (
+            json!({"message": "vmcpsessions.vmcp.dev \"t\" is forbidden: User \"system:serviceaccount:a:canary-4b1d\" \
+                cannot patch resource \"vmcpsessions/status\" in API group \"vmcp.dev\" in the namespace \"canary-4b1d\"",
+                "reason": "Forbidden", "code": 403, "details": {"name": "t", "group": "vmcp.dev", "kind": "vmcpsessions"}}),
+            K::Forbidden,
+            "forbidden by RBAC or admission (403 Forbidden): no Role or ClusterRole that is bound to this account lets it \
+                patch vmcpsessions/status in that namespace",
+        ),
+        (
+            json!({"message": "vmcpsessions.vmcp.dev is forbidden: User \"u\" cannot list resource \"vmcpsessions\" in API \
+                group \"vmcp.dev\" at the cluster scope: RBAC: clusterrole.rbac.authorization.k8s.io \"canary-4b1d\" not found",
+                "reason": "Forbidden", "code": 403, "details": {"group": "vmcp.dev", "kind": "vmcpsessions"}}),
+            K::Forbidden,
+            "forbidden by RBAC or admission (403 Forbidden): no ClusterRole that is bound to this account lets it list \
+                vmcpsessions everywhere",
+        ),
+        (
+            json!({"message": "it is forbidden: User \"u\" cannot list resource \"canary-4b1d\" in API group \"\"",
+                "reason": "Forbidden", "code": 403}),
+            K::Forbidden,
+            "forbidden by RBAC or admission (403 Forbidden)",
+        ),
         // An admission webhook may choose the reason and the code.
         (
             json!({"message": "admission webhook denied the request: canary-4b1d", "reason": "canary-4b1d", "code": 418}),
