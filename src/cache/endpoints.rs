@@ -10,12 +10,13 @@ use futures::future::join_all;
 use rand::Rng;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
-use tracing::warn;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
 
 use super::lookup::{Resolver, System, lookup};
 use super::shared::Shared;
 use super::stream::{self, Want};
+use crate::runtime::failing::Failing;
 
 /// Streams at once. [`MAX_LEASES`](crate::core::lease::MAX_LEASES) of them give cover, the others help to confirm writes.
 const MOST: usize = 16;
@@ -24,8 +25,13 @@ const LEAVE: Duration = Duration::from_secs(2);
 
 /// Keeps a stream to each replica until the cache ends. No lease is left then.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut streams =
-        Streams { shared: shared.clone(), wants: BTreeMap::new(), tasks: JoinSet::new(), addresses: HashMap::new() };
+    let mut streams = Streams {
+        shared: shared.clone(),
+        wants: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        addresses: HashMap::new(),
+        crowded: Failing::default(),
+    };
     let mut names = Names::default();
     loop {
         let round = async {
@@ -55,12 +61,16 @@ struct Streams {
     wants: BTreeMap<SocketAddr, watch::Sender<Want>>,
     tasks: JoinSet<()>,
     addresses: HashMap<Id, SocketAddr>,
+    /// There are more replicas than are connected to.
+    crowded: Failing,
 }
 
 impl Streams {
     /// There are replicas at these addresses, as far as is known.
     fn want(&mut self, addresses: &BTreeSet<SocketAddr>) {
-        if addresses.len() > MOST {
+        if addresses.len() <= MOST {
+            self.crowded.over();
+        } else if self.crowded.failed("", Instant::now()) {
             warn!(replicas = addresses.len(), "only {MOST} replicas are connected to");
         }
         let wanted: BTreeSet<SocketAddr> = addresses.iter().take(MOST).copied().collect();
@@ -111,23 +121,30 @@ impl Streams {
 #[derive(Default)]
 struct Names {
     known: HashMap<String, Vec<SocketAddr>>,
-    failing: BTreeSet<String>,
+    failing: HashMap<String, Failing>,
 }
 
 impl Names {
     async fn resolve(&mut self, resolver: &impl Resolver, controllers: &[String]) -> BTreeSet<SocketAddr> {
         let lookups = join_all(controllers.iter().map(|name| lookup(resolver, name))).await;
         for (name, addresses) in controllers.iter().zip(lookups) {
+            let failing = self.failing.entry(name.clone()).or_default();
             match addresses {
                 Ok(addresses) => {
-                    self.failing.remove(name);
+                    if failing.over() {
+                        info!(controller = %name, "the controller's name is resolved again");
+                    }
                     self.known.insert(name.clone(), addresses);
                 }
                 // What was known is kept: a name server that fails is no reason to let go of the replicas.
-                Err(error) if self.failing.insert(name.clone()) => {
-                    warn!(controller = %name, reason = %error.kind(), "cannot resolve the controller's name");
+                Err(error) => {
+                    let reason = error.kind();
+                    if failing.failed(&reason.to_string(), Instant::now()) {
+                        warn!(controller = %name, %reason, "cannot resolve the controller's name; trying again");
+                    } else {
+                        debug!(controller = %name, %reason, "cannot resolve the controller's name");
+                    }
                 }
-                Err(_) => {}
             }
         }
         self.known.values().flatten().copied().collect()
@@ -139,19 +156,22 @@ mod tests {
     use super::super::lookup::tests::{Scripted, address};
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn addresses_need_no_name_server_and_what_was_known_is_kept() {
         let mut names = Names::default();
         let controllers = ["127.0.0.1:7070".into(), "controller:1".into()];
         let found = names.resolve(&Scripted::default(), &controllers).await;
         assert_eq!(found, BTreeSet::from(["127.0.0.1:7070".parse().unwrap()]));
-        assert!(names.failing.contains("controller:1"));
+        let told = |names: &mut Names| names.failing.get_mut("controller:1").unwrap().over();
+        assert!(told(&mut names));
         let found = names.resolve(&Scripted::new("", &["controller:1"], &[]), &controllers).await;
         assert!(found.len() == 2 && found.contains(&address()), "{found:?}");
-        assert!(names.failing.is_empty());
         let kept = names.resolve(&Scripted::default(), &controllers).await;
         assert_eq!(kept, found);
-        assert!(names.failing.contains("controller:1"));
+        assert!(!told(&mut names), "whoever reads the log knows it");
+        tokio::time::advance(Duration::from_mins(1)).await;
+        names.resolve(&Scripted::default(), &controllers).await;
+        assert!(told(&mut names), "it still fails");
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,8 +23,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
+use crate::runtime::failing::Failing;
 use crate::runtime::listen;
 
 /// Connections at once: more than a cluster has pods that use sessions, and each costs some ten kilobytes and a file.
@@ -174,22 +175,26 @@ impl Connections {
     pub fn accept(self: Arc<Self>, listener: TcpListener) -> impl Stream<Item = io::Result<Accepted>> {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        stream::unfold((self, listener, sweep, false), |(all, listener, mut sweep, mut failing)| async move {
+        stream::unfold((self, listener, sweep, Failing::default()), |(all, listener, mut sweep, mut failing)| async move {
             loop {
                 tokio::select! {
                     _ = sweep.tick() => all.state.lock().end_overdue(Instant::now()),
                     accepted = listener.accept() => match accepted {
                         Ok((io, from)) => {
                             let from = listen::from(from);
-                            failing = false;
+                            if failing.over() {
+                                info!("connections are accepted again");
+                            }
                             if let Some(accepted) = all.admit(io, from) {
                                 return Some((Ok(accepted), (all, listener, sweep, failing)));
                             }
                             debug!(%from, "too many connections: one was not taken");
                         }
                         Err(error) => {
-                            if !std::mem::replace(&mut failing, true) {
+                            if failing.failed(&error.to_string(), Instant::now()) {
                                 warn!(%error, "cannot accept connections; trying again");
+                            } else {
+                                debug!(%error, "cannot accept connections");
                             }
                             sleep(ACCEPT_PAUSE).await;
                         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Status, Streaming};
@@ -26,6 +26,7 @@ use crate::proto::v1::{self, peer_reply, peer_request};
 use crate::proto::version::Versions;
 use crate::proto::{MAX_MESSAGE_BYTES, MAX_SESSIONS_PER_MESSAGE};
 use crate::runtime::backoff::Backoff;
+use crate::runtime::failing::Failing;
 use crate::runtime::transport::{Transport, TransportError};
 
 /// Requests that wait for one peer. What does not fit is not asked for: its leases end instead.
@@ -193,19 +194,20 @@ impl Drop for Open<'_> {
 impl Peer {
     async fn follow(self) {
         let mut backoff = Backoff::new(*BACKOFF.start(), *BACKOFF.end());
-        let mut failing = false;
+        let mut failing = Failing::default();
         loop {
-            let Err(ended) = self.once(&mut backoff, &mut failing).await;
-            if std::mem::replace(&mut failing, true) {
-                debug!(peer = %self.replica, address = self.address, reason = %ended, "still no stream to the peer");
+            let Err(ended) = self.once(&mut backoff).await;
+            let reason = ended.to_string();
+            if failing.failed(&reason, Instant::now()) {
+                warn!(peer = %self.replica, address = self.address, reason, "no stream to the peer; trying again");
             } else {
-                warn!(peer = %self.replica, address = self.address, reason = %ended, "no stream to the peer; trying again");
+                debug!(peer = %self.replica, address = self.address, reason, "still no stream to the peer");
             }
             sleep(backoff.pause()).await;
         }
     }
 
-    async fn once(&self, backoff: &mut Backoff, failing: &mut bool) -> Result<Infallible, Ended> {
+    async fn once(&self, backoff: &mut Backoff) -> Result<Infallible, Ended> {
         let channel = self.transport.connect(&self.address).await?;
         let mut client = CoherenceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -233,7 +235,6 @@ impl Peer {
         self.answer(Answer::Opened { replica: self.replica.clone() }).await?;
         info!(peer = %self.replica, address = self.address, "connected to the peer");
         backoff.reset();
-        *failing = false;
         self.receive(&mut inbound, &requests, questions).await
     }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use crate::runtime::failing::Failing;
 use crate::runtime::small_file;
 use crate::runtime::tls::{IdentityError, ServingCertificate};
 
@@ -60,29 +61,30 @@ impl Files {
         Ok(files)
     }
 
-    /// Follows the files until `shutdown`. What cannot be used changes nothing, and is told once.
+    /// Follows the files until `shutdown`. What cannot be used changes nothing.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failing = false;
+        let mut failing = Failing::default();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 _ = ticks.tick() => {}
             }
             match self.look().await {
-                Ok(true) => {
-                    info!(file = %self.cert.display(), "the certificate was replaced: new streams get the new one");
+                Ok(replaced) => {
+                    let over = failing.over();
+                    if replaced {
+                        info!(file = %self.cert.display(), "the certificate was replaced: new streams get the new one");
+                    } else if over {
+                        info!(file = %self.cert.display(), "the certificate in use is that of the files again");
+                    }
                 }
-                Ok(false) => {}
-                Err(_) if failing => continue,
-                Err(error) => {
+                Err(error) if failing.failed(&error.to_string(), Instant::now()) => {
                     warn!(%error, "the certificate in use stays");
-                    failing = true;
-                    continue;
                 }
+                Err(error) => debug!(%error, "the certificate in use stays"),
             }
-            failing = false;
         }
     }
 
