@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
@@ -57,6 +58,9 @@ pub enum ReleaseError {
     /// The API server would take it for a namespace in which there is nothing.
     #[error("--namespaces: no namespace can be called '{0}'")]
     NoName(String),
+    /// The API server lists nothing there, as in one without sessions.
+    #[error("--namespaces: there is no namespace '{0}'")]
+    NoNamespace(String),
     /// The API client cannot be configured.
     #[error(transparent)]
     Kube(#[from] KubeConfigError),
@@ -94,12 +98,16 @@ pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), R
     if scopes.is_empty() {
         scopes.push(Api::all(client.clone()));
     }
-    // Whether a namespace exists it has no right to ask. So it says where it looked.
+    // Whether a namespace exists the chart's Job has no right to ask. So it says where it looked.
     let namespaces = if chosen.is_empty() { "all".to_owned() } else { chosen.join(",") };
     let force = Instant::now() + Duration::from_secs(args.patience.into());
     let work = async {
         let (mut released, mut refusals) = (0, 0);
+        let mut unsure = chosen;
         loop {
+            if let Some(missing) = missing(&client, &mut unsure).await {
+                return Err(ReleaseError::NoNamespace(missing));
+            }
             let patient = Instant::now() < force;
             let (mut left, mut refused) = (0, None);
             for scope in &scopes {
@@ -126,6 +134,20 @@ pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), R
         }
     };
     shutdown.run_until_cancelled(work).await.unwrap_or(Err(ReleaseError::Ended))
+}
+
+/// The first of these namespaces of which the API server says that it does not exist. Those of which it says something else, if only
+/// that one may not ask, are not asked for again: one that is gone later was there.
+async fn missing(client: &kube::Client, unsure: &mut Vec<&str>) -> Option<String> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    while let Some(name) = unsure.last() {
+        match deadline(CALL, namespaces.get_metadata(name)).await {
+            Err(error) if error.kind() == ApiErrorKind::NotFound => return Some((*name).to_owned()),
+            Err(error) if error.kind().passes() => break,
+            Ok(_) | Err(_) => _ = unsure.pop(),
+        }
+    }
+    None
 }
 
 async fn release(client: &kube::Client, scope: &Api<VmcpSession>, patient: bool) -> Result<Pass, ApiError> {

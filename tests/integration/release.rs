@@ -50,8 +50,12 @@ impl Setup {
     }
 
     fn release(&self, patience: &str) -> Process {
-        let release = Process::builder("release", crate::programs().session);
-        release.args(["release", "--patience", patience]).env("KUBECONFIG", &self.kubeconfig).spawn().unwrap()
+        self.release_with(&["--patience", patience], &self.kubeconfig)
+    }
+
+    fn release_with(&self, args: &[&str], kubeconfig: &str) -> Process {
+        let release = Process::builder("release", crate::programs().session).arg("release");
+        release.args(args).env("KUBECONFIG", kubeconfig).spawn().unwrap()
     }
 }
 
@@ -103,6 +107,21 @@ async fn a_release_leaves_a_deletion_to_the_controllers_for_a_while() {
     assert!(impatient.wait(SOON).await.unwrap().success(), "{}", impatient.log());
     assert_eq!(setup.finalizers("deleted").await, None);
     assert!(patient.wait(SOON).await.unwrap().success(), "{}", patient.log());
+}
+
+/// The API server lists nothing there, which looks as if all were released. Whoever may not ask, as the chart's Job, is not told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_does_not_exist_is_named() {
+    let setup = Setup::new().await;
+    setup.session("s", &[OURS]).await;
+    let admin = setup.plane.kubeconfig_path().display().to_string();
+    let typo = setup.release_with(&["--namespaces=default,typo-ns"], &admin);
+    assert!(!typo.wait(SOON).await.unwrap().success(), "{}", typo.log());
+    assert!(typo.log().contains("there is no namespace 'typo-ns'"), "{}", typo.log());
+    assert_eq!(setup.finalizers("s").await, Some(json!([OURS])), "nothing is done by half");
+    let ignorant = setup.release_with(&["--namespaces=default,typo-ns"], &setup.kubeconfig);
+    assert!(ignorant.wait(SOON).await.unwrap().success(), "{}", ignorant.log());
+    assert_eq!(setup.finalizers("s").await, Some(Value::Null));
 }
 
 /// Whoever has deleted the definition has deleted all sessions, and can still uninstall.
