@@ -72,10 +72,12 @@ impl Confirmer {
         Self { state: Mutex::new(state), latest: watch::Sender::new(0) }
     }
 
-    /// A replica told how long its leases are.
-    pub fn told_lease(&self, length: Duration) {
+    /// A replica told how long its leases are. Returns whether that is longer than what was set, or told before.
+    pub fn told_lease(&self, length: Duration) -> bool {
         let mut state = self.state.lock();
+        let is_longer = length > state.longest;
         state.longest = state.longest.max(length);
+        is_longer
     }
 
     /// How long a lease that somebody granted can be, at most.
@@ -208,12 +210,12 @@ mod tests {
         assert_eq!(how, Confirmed::Waited);
         assert!(took >= with_drift(LEASE) && took < LEASE * 2, "{took:?}");
         // Another one may grant longer leases than those that were heard of,
-        confirmer.told_lease(Duration::from_secs(3));
+        assert!(!confirmer.told_lease(Duration::from_secs(3)));
         let (_, took) = confirm(&confirmer, |_| {}).await;
         assert!(took >= with_drift(LEASE), "{took:?}");
         // and it may have been set up too short.
-        confirmer.told_lease(LEASE * 3);
-        confirmer.told_lease(LEASE * 2);
+        assert!(confirmer.told_lease(LEASE * 3), "that is worth saying,");
+        assert!(!confirmer.told_lease(LEASE * 3) && !confirmer.told_lease(LEASE * 2), "once");
         let (_, took) = confirm(&confirmer, |_| {}).await;
         assert!(took >= with_drift(LEASE * 3) && took < LEASE * 4, "{took:?}");
     }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tonic::Streaming;
 use tonic::transport::Channel;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::outbox::Outbox;
 use super::shared::Shared;
@@ -105,7 +105,15 @@ impl Link {
         inbound: Streaming<v1::ReplicaMessage>,
         sender: mpsc::Sender<v1::AgentMessage>,
     ) -> Self {
-        shared.confirmer.told_lease(settings.lease);
+        if shared.confirmer.told_lease(settings.lease) {
+            warn!(
+                lease_upper_bound = shared.config.lease_upper_bound.as_secs_f64(),
+                lease = settings.lease.as_secs_f64(),
+                replica = %settings.replica,
+                "leases are longer than --lease-upper-bound: raise it to that of the controller, or a write that a replica out of \
+                 reach does not confirm may be answered too early"
+            );
+        }
         let shortest = shared.streams.opened(address, settings.replica.clone(), settings.lease);
         shared.store.set_lease_length(shortest);
         // Subscribed before the outbox is opened, so that nothing in it goes unnoticed.
