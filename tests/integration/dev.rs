@@ -47,7 +47,9 @@ async fn what_make_dev_tells_to_try_works_and_nothing_stays_behind() {
     .unwrap();
 
     // Where the agents are, another one says so at once, and starts nothing.
-    let other = std::process::Command::new(&program).arg(format!("--agents={second}")).output().unwrap();
+    let mut other = tokio::process::Command::new(&program);
+    other.arg(format!("--agents={second}")).stdin(Stdio::null()).kill_on_drop(true);
+    let other = tokio::time::timeout(PATIENCE, other.output()).await.expect("it ends at once").unwrap();
     let said = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(!other.status.success() && said.contains(&format!("no agent can listen on {second}")), "{said}");
     assert!(said.contains("--agents") && other.stdout.is_empty(), "{said}");
