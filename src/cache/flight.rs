@@ -76,9 +76,7 @@ impl Gets {
     async fn permit(&self, turn: Instant) -> Result<SemaphorePermit<'_>, GetError> {
         match timeout_at(turn, self.permits.acquire()).await {
             Ok(permit) => permit.map_err(|_| GetError::unavailable(Cause::Ended, "the cache has ended")),
-            Err(_) => {
-                Err(GetError::unavailable(Cause::Busy, "waited too long for other requests to the API server"))
-            }
+            Err(_) => Err(GetError::unavailable(Cause::Busy, "waited too long for other requests to the API server")),
         }
     }
 }

@@ -380,7 +380,6 @@ fn invalid(reason: &str) -> WriteError {
     WriteError::Invalid { reason: reason.into() }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -78,7 +78,9 @@ impl Ended {
     fn status(&self) -> Option<Status> {
         let text = self.to_string();
         match self {
-            Self::Malformed(Malformed::NoVersion { .. }) | Self::NotWatched(_) => Some(Status::failed_precondition(text)),
+            Self::Malformed(Malformed::NoVersion { .. }) | Self::NotWatched(_) => {
+                Some(Status::failed_precondition(text))
+            }
             Self::Malformed(_) | Self::TooManyNamed | Self::Undecodable => Some(Status::invalid_argument(text)),
             Self::NoHello | Self::Stuck => Some(Status::deadline_exceeded(text)),
             Self::TooMany(_) | Self::TooLong => Some(Status::resource_exhausted(text)),
@@ -146,11 +148,8 @@ impl Attach {
             return Err(Malformed::Unexpected { expected: "a Hello" }.into());
         };
         let (instance, protocol_version) = convert::hello(&hello)?;
-        let settings = v1::Settings {
-            protocol_version,
-            namespace: Some(pod.namespace.clone()),
-            ..self.settings.clone()
-        };
+        let settings =
+            v1::Settings { protocol_version, namespace: Some(pod.namespace.clone()), ..self.settings.clone() };
         let message = replica_message::Message::Settings(settings);
         push(outbox, message).await?;
         let hello = Hello { instance, namespace: pod.namespace.as_str().into(), name: pod.name.as_str().into() };

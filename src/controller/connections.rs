@@ -175,33 +175,36 @@ impl Connections {
     pub fn accept(self: Arc<Self>, listener: TcpListener) -> impl Stream<Item = io::Result<Accepted>> {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        stream::unfold((self, listener, sweep, Failing::default()), |(all, listener, mut sweep, mut failing)| async move {
-            loop {
-                tokio::select! {
-                    _ = sweep.tick() => all.state.lock().end_overdue(Instant::now()),
-                    accepted = listener.accept() => match accepted {
-                        Ok((io, from)) => {
-                            let from = listen::from(from);
-                            if failing.over() {
-                                info!("connections are accepted again");
+        stream::unfold(
+            (self, listener, sweep, Failing::default()),
+            |(all, listener, mut sweep, mut failing)| async move {
+                loop {
+                    tokio::select! {
+                        _ = sweep.tick() => all.state.lock().end_overdue(Instant::now()),
+                        accepted = listener.accept() => match accepted {
+                            Ok((io, from)) => {
+                                let from = listen::from(from);
+                                if failing.over() {
+                                    info!("connections are accepted again");
+                                }
+                                if let Some(accepted) = all.admit(io, from) {
+                                    return Some((Ok(accepted), (all, listener, sweep, failing)));
+                                }
+                                debug!(%from, "too many connections: one was not taken");
                             }
-                            if let Some(accepted) = all.admit(io, from) {
-                                return Some((Ok(accepted), (all, listener, sweep, failing)));
+                            Err(error) => {
+                                if failing.failed(&error.to_string(), Instant::now()) {
+                                    warn!(%error, "cannot accept connections; trying again");
+                                } else {
+                                    debug!(%error, "cannot accept connections");
+                                }
+                                sleep(ACCEPT_PAUSE).await;
                             }
-                            debug!(%from, "too many connections: one was not taken");
-                        }
-                        Err(error) => {
-                            if failing.failed(&error.to_string(), Instant::now()) {
-                                warn!(%error, "cannot accept connections; trying again");
-                            } else {
-                                debug!(%error, "cannot accept connections");
-                            }
-                            sleep(ACCEPT_PAUSE).await;
-                        }
-                    },
+                        },
+                    }
                 }
-            }
-        })
+            },
+        )
     }
 
     fn admit(self: &Arc<Self>, io: TcpStream, from: SocketAddr) -> Option<Accepted> {

@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::MAX_SESSIONS_PER_MESSAGE;
 use super::convert::{self, Malformed};
 use super::v1::{self, agent_message, replica_message};
-use super::MAX_SESSIONS_PER_MESSAGE;
 use super::version::Versions;
 
 /// Every conversion that a replica does with what an agent says.
@@ -129,7 +129,9 @@ fn keeps_the_rules(message: &v1::AgentMessage) -> bool {
     let state =
         |s: &v1::State| is_name(&s.session) && s.uid.len() == 16 && (s.digest.is_empty() || s.digest.len() == 32);
     match &message.message {
-        Some(M::Hello(h)) => h.lowest_version <= Versions::OWN.highest && h.instance.len() == 16 && h.software.len() <= 64,
+        Some(M::Hello(h)) => {
+            h.lowest_version <= Versions::OWN.highest && h.instance.len() == 16 && h.software.len() <= 64
+        }
         Some(M::Reports(r)) => {
             r.held.iter().all(|h| is_name(&h.session) && h.uid.len() == 16 && h.digest.len() == 32)
                 && r.released.iter().all(|name| is_name(name))

@@ -165,7 +165,9 @@ fn the_version_that_both_speak_is_used_and_told() {
             let hello = v1::Hello { lowest_version: lowest, highest_version: highest, ..hello };
             let mut agent = Agent::open_with(shared.address(), &pod.token).await.unwrap();
             agent.say(Said::Hello(hello)).await;
-            let Ok(Heard::Settings(settings)) = agent.hear().await else { panic!("{lowest} to {highest}: expected Settings") };
+            let Ok(Heard::Settings(settings)) = agent.hear().await else {
+                panic!("{lowest} to {highest}: expected Settings")
+            };
             assert_eq!(settings.protocol_version, 1, "{lowest} to {highest}");
         }
     });
