@@ -53,6 +53,8 @@ pub struct FakeApi {
     objects: Arc<Mutex<Objects>>,
     meddler: Arc<Mutex<Option<Meddler>>>,
     door: Arc<tokio::sync::Mutex<()>>,
+    /// Requests that have come to the door.
+    come: tokio::sync::watch::Sender<usize>,
 }
 
 fn status(code: StatusCode, reason: &str, name: &str) -> (StatusCode, Value) {
@@ -143,6 +145,7 @@ impl FakeApi {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = body.collect_bytes().await.unwrap();
+                api.come.send_modify(|come| *come += 1);
                 drop(api.door.lock().await);
                 let body: Value = serde_json::from_slice(&body).unwrap_or_default();
                 let last = parts.uri.path().rsplit('/').next().unwrap().to_owned();
@@ -189,7 +192,14 @@ impl FakeApi {
 
     /// All requests wait as long as what is returned lives.
     pub async fn close(&self) -> OwnedMutexGuard<()> {
-        self.door.clone().lock_owned().await
+        let closed = self.door.clone().lock_owned().await;
+        self.come.send_replace(0);
+        closed
+    }
+
+    /// Waits until so many requests wait, since it was closed.
+    pub async fn await_waiting(&self, _closed: &OwnedMutexGuard<()>, requests: usize) {
+        self.come.subscribe().wait_for(|come| *come >= requests).await.unwrap();
     }
 
     /// Has `meddle` called before each request: what others do just then.

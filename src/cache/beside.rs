@@ -138,10 +138,7 @@ impl Cache {
 
     /// A client is shown these fields of the session, and no others.
     pub fn shown(&self, session: &Session, fields: &[&str]) {
-        self.shared.store.change(session.name(), |state, _, now| {
-            state.shard.shown(session.name(), session.copy(), fields, now);
-            ((), None)
-        });
+        self.shared.store.shown(session, fields);
     }
 
     /// What clients were last given of the session, or wrote: what to take a difference from when one of them overwrites all
@@ -198,6 +195,15 @@ impl Cache {
 }
 
 impl Store {
+    /// A client is shown these fields of the session, and no others.
+    pub(super) fn shown(&self, session: &Session, fields: &[impl AsRef<str>]) {
+        let fields: Vec<&str> = fields.iter().map(AsRef::as_ref).collect();
+        self.change(session.name(), |state, _, now| {
+            state.shard.shown(session.name(), session.copy(), &fields, now);
+            ((), None)
+        });
+    }
+
     /// The session that `of` is, is gone: nothing is to be written to it any more.
     pub(super) fn forget_base(&self, of: &Session) {
         self.change(of.name(), |state, _, _| {

@@ -95,7 +95,7 @@ pub use error::{Cause, GetError, WriteError};
 pub use events::{Event, Eviction, Subscription};
 /// What [`Cache::connect`] takes a client of.
 pub use kube;
-pub use options::{Change, CreateOptions, IdleTimeout, Visibility, WriteOptions};
+pub use options::{Change, CreateOptions, IdleTimeout, Known, Visibility, WriteOptions};
 pub use session::{Origin, Session};
 pub use state::{CacheState, StreamState};
 

@@ -71,11 +71,23 @@ pub enum IdleTimeout {
     Set(Duration),
 }
 
+/// What a client knows of the metadata that it writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Known {
+    /// All of it.
+    #[default]
+    All,
+    /// Of what it had not seen before, only what is sent, and these fields.
+    Only(Vec<String>),
+}
+
 /// What [`Cache::patch`](super::Cache::patch) changes, all in one write.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Change {
     /// The metadata as it is to be; `None` leaves it. Only the difference from the base is sent.
     pub metadata: Option<Metadata>,
+    /// What of `metadata` its client knows then, besides what it had before ([`Cache::base`](super::Cache::base)).
+    pub known: Known,
     /// The idle timeout.
     pub idle_timeout: IdleTimeout,
     /// Annotations that are set, or removed.

@@ -12,7 +12,7 @@ use super::api_server::CallError;
 use super::difference::difference;
 use super::error::{Cause, WriteError};
 use super::events::{Counters, count};
-use super::options::{Change, CreateOptions, IdleTimeout, Visibility};
+use super::options::{Change, CreateOptions, IdleTimeout, Known, Visibility};
 use super::session::{Origin, Session};
 use super::shared::Shared;
 use super::store::now;
@@ -84,7 +84,9 @@ impl<'a> Flight<'a> {
             let written = state.shard.write_answered(name, id, observed, wrote.digest, now, tell);
             disturbed = before.0.is_some() && before != state_of(&state.shard);
             if let (Some(copy), Some(metadata)) = (&written.session, wrote.metadata) {
-                state.shard.wrote(name, &Arc::new(copy.with(metadata, wrote.digest)));
+                let fields: Vec<&str> = wrote.fields.iter().map(String::as_str).collect();
+                let copy = Arc::new(copy.with(metadata, wrote.digest));
+                state.shard.wrote(name, &copy, &fields, wrote.knows_all);
             }
             (written.session, written.dropped)
         });
@@ -101,16 +103,30 @@ struct Wrote {
     digest: Digest,
     /// The map, if the client gave one.
     metadata: Option<Fields>,
+    /// The fields of it that the client certainly knows.
+    fields: Vec<String>,
+    /// Whether it knows the others, too.
+    knows_all: bool,
 }
 
 impl Wrote {
     fn map(metadata: &Metadata) -> Self {
-        Self { digest: Digest::of(metadata), metadata: Some(Fields::of(metadata)) }
+        let (digest, metadata) = (Digest::of(metadata), Some(Fields::of(metadata)));
+        Self { digest, metadata, fields: Vec::new(), knows_all: true }
     }
 
-    /// What `base` becomes with this map, or stays without one.
-    fn of(base: &Session, metadata: Option<&Metadata>) -> Self {
-        metadata.map_or_else(|| Self { digest: base.digest(), metadata: None }, Self::map)
+    /// What `base` becomes with this map, or stays without one. Of the map, the client knows the fields that are `sent`, and what
+    /// it is `known` to know.
+    fn of(base: &Session, metadata: Option<&Metadata>, sent: Vec<String>, known: Known) -> Self {
+        let Some(metadata) = metadata else {
+            return Self { digest: base.digest(), metadata: None, fields: Vec::new(), knows_all: false };
+        };
+        let (knows_all, mut fields) = match known {
+            Known::All => (true, Vec::new()),
+            Known::Only(fields) => (false, fields),
+        };
+        fields.extend(sent);
+        Self { fields, knows_all, ..Self::map(metadata) }
     }
 }
 
@@ -175,7 +191,7 @@ impl Shared {
         change: Change,
         visibility: Visibility,
     ) -> Result<Session, WriteError> {
-        let Change { metadata, idle_timeout, annotations, only_if_unchanged, outdates_equal } = change;
+        let Change { metadata, known, idle_timeout, annotations, only_if_unchanged, outdates_equal } = change;
         let mut spec = Map::new();
         match idle_timeout {
             IdleTimeout::Keep => {}
@@ -189,13 +205,20 @@ impl Shared {
         // What is not compared is in no copy that anybody must drop first. But who writes a map relies on all of it, also on
         // what an earlier attempt has written.
         let visibility = if metadata.is_some() || outdates_equal { visibility } else { Visibility::Committed };
+        let sent = difference.iter().flat_map(|difference| difference.keys().cloned()).collect();
         if let Some(difference) = difference {
             spec.insert("metadata".into(), difference.into());
         }
         if spec.is_empty() && annotations.is_empty() {
-            return self.unchanged(base, only_if_unchanged, visibility).await;
+            let session = self.unchanged(base, only_if_unchanged, visibility).await?;
+            if let Known::Only(fields) = known
+                && !fields.is_empty()
+            {
+                self.store.shown(&session, &fields);
+            }
+            return Ok(session);
         }
-        let wrote = Wrote::of(base, metadata.as_ref());
+        let wrote = Wrote::of(base, metadata.as_ref(), sent, known);
         // Never a write to a successor of that name: the API server compares the uid.
         let mut patch = json!({"metadata": {"uid": base.uid().to_string()}});
         if only_if_unchanged {

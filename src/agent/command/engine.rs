@@ -12,7 +12,7 @@ use super::refusal::{NO_ROOM, Refusal};
 use crate::agent::Agent;
 use crate::agent::server::{Carried, ClientId};
 use crate::agent::sessions::{Entry, Exact, Failure, Form, Ttl};
-use crate::cache::Metadata;
+use crate::cache::{Known, Metadata};
 use crate::resp::Reply;
 use crate::runtime::backoff::Backoff;
 
@@ -157,7 +157,8 @@ async fn on_key(
             entered = takes;
         }
         let stays = matches!(change, Change::Nothing | Change::Expire(..));
-        match make(agent, key, entry.as_ref(), change, is_local).await {
+        let known = entry.as_ref().filter(|_| !is_local).map(|entry| op.known(entry));
+        match make(agent, key, entry.as_ref(), change, known).await {
             Ok(outcome @ (Outcome::Nothing | Outcome::Changed { .. })) => {
                 // Who reads what is seen has counted it.
                 if let Some(entry) = entry.filter(|_| stays && need != Need::Seen && op.shows() && !only_looks) {
@@ -216,13 +217,14 @@ pub(super) fn is(entry: &Entry, map: &Metadata) -> bool {
     entry.len() == map.len() && entry.fields().all(|(field, value)| map.get(field).is_some_and(|v| v == value))
 }
 
-/// Makes a change to what `entry` was. It `is_local` if it is about nothing but fields that are true only in this pod.
+/// Makes a change to what `entry` was, of which its client then knows what is `known`: nothing, if the change is about nothing but
+/// fields that are true only in this pod.
 pub(super) async fn make(
     agent: &Agent,
     key: &Bytes,
     entry: Option<&Entry>,
     change: Change,
-    is_local: bool,
+    known: Option<Known>,
 ) -> Result<Outcome, Failure> {
     let sessions = &agent.sessions;
     let changed = |is_there: bool| if is_there { Outcome::Changed { by_others: false } } else { Outcome::TooLate };
@@ -241,10 +243,9 @@ pub(super) async fn make(
             Ok(changed(created.is_some()))
         }
         (Some(base), Change::Put(Put { map, form, ttl, exact })) => {
-            let written = if is_local {
-                sessions.replace_local(base, map.clone(), exact).await?
-            } else {
-                sessions.replace(base, map.clone(), form, ttl, exact).await?
+            let written = match known {
+                None => sessions.replace_local(base, map.clone(), exact).await?,
+                Some(known) => sessions.replace(base, map.clone(), form, ttl, exact, known).await?,
             };
             Ok(written.map_or(Outcome::TooLate, |entry| Outcome::Changed { by_others: !is(&entry, &map) }))
         }

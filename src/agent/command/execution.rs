@@ -19,6 +19,7 @@ use super::transaction::Watched;
 use crate::agent::Agent;
 use crate::agent::server::{Carried, ClientId};
 use crate::agent::sessions::{Entry, Exact, Failure, Ttl};
+use crate::cache::Known;
 use crate::resp::Reply;
 use crate::runtime::turn::Turn;
 
@@ -326,7 +327,8 @@ impl<'a> Execution<'a> {
                 continue;
             };
             let base = self.bases.get(&key).and_then(Option::as_ref);
-            match make(self.agent, &key, base, slot.change(base), false).await {
+            let known = base.map(|base| self.known(&key, base));
+            match make(self.agent, &key, base, slot.change(base), known).await {
                 Ok(Outcome::Nothing) => {}
                 Ok(Outcome::Changed { by_others }) => {
                     self.agent.written(&key, self.by, &slot.events, by_others);
@@ -344,6 +346,22 @@ impl<'a> Execution<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// What the client knows of what the commands make of this key.
+    fn known(&self, key: &Bytes, base: &Entry) -> Known {
+        let mut all = Vec::new();
+        for step in &self.steps {
+            if let Step::Keys { plan, .. } = step
+                && plan.keys.as_slice().contains(key)
+            {
+                match plan.op.known(base) {
+                    Known::All => return Known::All,
+                    Known::Only(fields) => all.extend(fields),
+                }
+            }
+        }
+        Known::Only(all)
     }
 
     /// The client is shown what it has read.

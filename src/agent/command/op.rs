@@ -22,7 +22,7 @@ use super::args::{Clock, Unit, When};
 use super::glob;
 use super::refusal::Refusal;
 use crate::agent::sessions::{Condition, Entry, Exact, Failure, Form};
-use crate::cache::Metadata;
+use crate::cache::{Known, Metadata};
 use crate::resp::Reply;
 
 /// What to do with one key. Arguments that depend on nothing else are checked already.
@@ -247,6 +247,16 @@ impl Op {
             Self::HSetAbsent(field, _) | Self::HIncrement(field, _) => vec![field],
             Self::HDelete(fields) => fields.iter().map(AsRef::as_ref).collect(),
             _ => Vec::new(),
+        }
+    }
+
+    /// What its client knows of what it makes of this entry, besides what it had before.
+    pub fn known(&self, entry: &Entry) -> Known {
+        let text = |field: &&[u8]| Some(str::from_utf8(field).ok()?.to_owned());
+        match self.shown_fields(entry) {
+            Some(fields) => Known::Only(fields.into_iter().map(str::to_owned).collect()),
+            None if self.shows() => Known::All,
+            None => Known::Only(self.named_fields().iter().filter_map(text).collect()),
         }
     }
 

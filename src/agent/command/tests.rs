@@ -44,7 +44,9 @@ async fn what_shows_no_field_does_not_count_as_shown() {
     let lengths = &["HLEN k", "HEXISTS k a", "STRLEN k", "HSTRLEN k a"][..];
     let looked = ["CLIENT NO-TOUCH ON", "HGETALL k", "GET k", "HGET k b", "CLIENT NO-TOUCH OFF"];
     let others = [&["INFO keyspace"][..], &["SCAN 0 TYPE hash"], &["WATCH k", "UNWATCH"], &["EXISTS k"]];
-    for commands in others.into_iter().chain([lengths, &looked]) {
+    let written = [&["HSET k c 3"][..], &["HINCRBY k n 1"], &["HSETNX k c 3"], &["HSET k c 3", "HDEL k c"]];
+    let queued = [&["MULTI", "HSET k c 3", "HLEN k", "EXEC"][..], &["MULTI", "HSET k c 3", "HGET k c", "EXEC"]];
+    for commands in others.into_iter().chain([lengths, &looked]).chain(written).chain(queued) {
         does_not_show_all(commands).await;
     }
 }
@@ -71,6 +73,51 @@ async fn to_go_back_from_a_part_that_is_shown_is_a_change() {
         let stays = if command.ends_with('b') { json!({"a": "1"}) } else { json!({"a": "1", "b": "other"}) };
         assert_eq!(*fields, stays, "{command}");
     }
+}
+
+#[tokio::test]
+async fn to_go_back_from_what_a_command_has_written_is_a_change() {
+    for commands in [
+        &["HSET k a newer"][..],
+        &["HSET k a newer c 3", "HDEL k c"],
+        &["MULTI", "HSET k a newer", "EXEC"],
+        &["MULTI", "HGET k a", "HSET k c 3", "EXEC"],
+        &["MULTI", "HGETALL k", "HSET k c 3", "EXEC"],
+    ] {
+        let bench = Bench::new();
+        let mut guest = has_read_before_a_change(&bench).await;
+        // What is so already, nobody need send.
+        bench.api.merge("k", &json!({"spec": {"metadata": {"a": "newer"}}}));
+        guest.asks("TTL k").await;
+        for command in commands {
+            assert!(!matches!(guest.asks(command).await, Reply::Error(_)), "{command}");
+        }
+        guest.asks(r#"SET k {"a":"1"}"#).await;
+        let fields = &bench.api.object("k").unwrap()["spec"]["metadata"];
+        let stays =
+            if commands[1..].contains(&"HGETALL k") { json!({"a": "1"}) } else { json!({"a": "1", "b": "other"}) };
+        assert_eq!(*fields, stays, "{commands:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_one_client_has_written_is_no_news_to_the_next_though_it_was_read_before() {
+    let bench = Bench::new();
+    let (mut one, mut other) = (bench.guest(), bench.guest());
+    one.asks(r#"SET k {"state":"idle"}"#).await;
+    let closed = bench.api.close().await;
+    let set = tokio::spawn(async move {
+        one.asks(r#"SET k {"state":"busy"}"#).await;
+        one
+    });
+    let seen = tokio::spawn(async move { other.asks("HSET k seen 12").await });
+    bench.api.await_waiting(&closed, 2).await;
+    drop(closed);
+    let mut one = set.await.unwrap();
+    seen.await.unwrap();
+    assert_eq!(bench.api.object("k").unwrap()["spec"]["metadata"], json!({"state": "busy", "seen": "12"}));
+    assert_eq!(one.asks(r#"SET k {"state":"idle"}"#).await, Reply::OK);
+    assert_eq!(bench.api.object("k").unwrap()["spec"]["metadata"], json!({"state": "idle"}));
 }
 
 #[tokio::test]

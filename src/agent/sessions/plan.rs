@@ -70,7 +70,7 @@ impl Plan {
             idle_timeout: self.idle,
             annotations: self.annotations.clone(),
             outdates_equal: self.outdates,
-            only_if_unchanged: false,
+            ..Change::default()
         }
     }
 }

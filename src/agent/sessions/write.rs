@@ -11,7 +11,9 @@ use super::ttl::{ANNOTATION_EXPIRES_AT, TooLong, Ttl, Wanted, written_renewal};
 use super::value::check_limits;
 use super::{Inner, Sessions, now_millis};
 use crate::api::ANNOTATION_RENEWED_AT;
-use crate::cache::{Change, CreateOptions, LocalChange, LocalValues, Metadata, Session, WriteError, WriteOptions};
+use crate::cache::{
+    Change, CreateOptions, Known, LocalChange, LocalValues, Metadata, Session, WriteError, WriteOptions,
+};
 
 /// How often a write is tried, when others write at the same time.
 const ATTEMPTS: u32 = 8;
@@ -92,7 +94,9 @@ impl Sessions {
                 continue;
             };
             self.inner.used(key, &name);
-            if let Some(written) = self.inner.write(&base, map.clone(), Some(form), ttl, Exact::No, false).await? {
+            // What others have written beside it, no client has seen.
+            let known = Some(Known::Only(Vec::new()));
+            if let Some(written) = self.inner.write(&base, map.clone(), Some(form), ttl, Exact::No, known).await? {
                 return Ok(Some(written));
             }
             // What was last seen is gone. There may be another session by now.
@@ -122,7 +126,7 @@ impl Sessions {
     }
 
     /// Writes the difference between `base` and `map`; `None`: the session is gone. For commands that change what they read:
-    /// hash commands, `EXEC`, `SET` with `GET`.
+    /// hash commands, `EXEC`, `SET` with `GET`. What clients last saw then has what is `known`, and no more of what was read.
     pub async fn replace(
         &self,
         base: &Entry,
@@ -130,15 +134,16 @@ impl Sessions {
         form: Option<Form>,
         ttl: Ttl,
         exact: Exact,
+        known: Known,
     ) -> Result<Option<Entry>, Failure> {
         check_limits(&map)?;
-        self.inner.write(base, map, form, ttl, exact, false).await
+        self.inner.write(base, map, form, ttl, exact, Some(known)).await
     }
 
     /// The same for a command that names only fields that are true only in this pod: it waits for no other one.
     pub async fn replace_local(&self, base: &Entry, map: Metadata, exact: Exact) -> Result<Option<Entry>, Failure> {
         check_limits(&map)?;
-        self.inner.write(base, map, None, Ttl::Keep, exact, true).await
+        self.inner.write(base, map, None, Ttl::Keep, exact, None).await
     }
 
     /// Deletes the session that `base` is, in whatever state. False: it was gone already.
@@ -304,7 +309,8 @@ impl Inner {
         }
     }
 
-    /// One write of the difference between `base` and `map`; `None`: the session is gone.
+    /// One write of the difference between `base` and `map`; `None`: the session is gone. Without anything `known`, it is one of
+    /// fields that are true only in this pod.
     async fn write(
         &self,
         base: &Entry,
@@ -312,7 +318,7 @@ impl Inner {
         form: Option<Form>,
         ttl: Ttl,
         exact: Exact,
-        is_local: bool,
+        known: Option<Known>,
     ) -> Result<Option<Entry>, Failure> {
         let now = now_millis();
         let wanted = ttl.at(now)?;
@@ -339,13 +345,14 @@ impl Inner {
         }
         for _ in 0..ATTEMPTS {
             // Who says nothing of what is shared does not rely on what that is.
-            let metadata = (!is_local).then(|| shared.clone());
+            let metadata = known.is_some().then(|| shared.clone());
             let mut change = Change { metadata, ..Change::default() };
             // What is sent anyway says all: the base may not know how the timeout is by now.
             if plan.needed || *session.metadata() != shared {
                 change = plan.change(Some(shared.clone()));
             }
             change.only_if_unchanged = exact != Exact::No;
+            change.known = known.clone().unwrap_or(Known::Only(Vec::new()));
             match self.cache.patch(&session, change, self.options()).await {
                 Ok(session) => return self.written(base, session, local, &plan, exact, now).map(Some),
                 Err(WriteError::NotFound | WriteError::Replaced) => return Ok(None),

@@ -10,7 +10,7 @@ use vmcp_session::agent::sessions::{
     Condition, Entry, Exact, Failure, Form, Sessions, SessionsConfig, Ttl, now_millis, parse_value,
 };
 use vmcp_session::api::{LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
-use vmcp_session::cache::{Metadata, Visibility};
+use vmcp_session::cache::{Known, Metadata, Visibility};
 
 use super::{CANARY, SOON, bare, cached, leased, map, next, objects, pod, with_controllers, without_controller};
 
@@ -96,7 +96,7 @@ async fn a_key_lives_as_in_redis_and_is_an_object_of_kubernetes() {
     // As a hash: only what differs is sent, and the form follows.
     let mut more = seen.to_map();
     more.insert("team".into(), "t".into());
-    let hash = b.replace(&seen, more, Some(Form::Hash), Ttl::Keep, Exact::No).await.unwrap().unwrap();
+    let hash = b.replace(&seen, more, Some(Form::Hash), Ttl::Keep, Exact::No, Known::All).await.unwrap().unwrap();
     assert_eq!((hash.len(), hash.get("team"), hash.form()), (3, Some("t"), Form::Hash));
     let seen = a.fresh(b"mcp:s1").await.unwrap().unwrap();
     assert_eq!((seen.form(), seen.session().digest()), (Form::Hash, hash.session().digest()));
@@ -104,7 +104,7 @@ async fn a_key_lives_as_in_redis_and_is_an_object_of_kubernetes() {
     assert!(a.delete(&seen).await.unwrap());
     assert!(get(&b, "mcp:s1").await.is_none(), "I8 holds for deletions too");
     assert!(!b.delete(&hash).await.unwrap());
-    assert!(b.replace(&hash, Metadata::new(), None, Ttl::Keep, Exact::No).await.unwrap().is_none());
+    assert!(b.replace(&hash, Metadata::new(), None, Ttl::Keep, Exact::No, Known::All).await.unwrap().is_none());
     assert!(b.expire(&hash, Ttl::Millis(90_000), Exact::No).await.unwrap().is_none());
 
     // What nobody here knows is made without a look-up, of which there may be a few only.
@@ -308,12 +308,12 @@ async fn values_of_one_pod_evict_nobody_and_reach_nobody() {
         idea.insert(field.into(), value.into());
         idea
     };
-    b.replace(&base, with("conn-y", "1"), None, Ttl::Keep, Exact::No).await.unwrap().unwrap();
-    b.replace(&base, with("conn-z", "1"), None, Ttl::Keep, Exact::No).await.unwrap().unwrap();
+    b.replace(&base, with("conn-y", "1"), None, Ttl::Keep, Exact::No, Known::All).await.unwrap().unwrap();
+    b.replace(&base, with("conn-z", "1"), None, Ttl::Keep, Exact::No, Known::All).await.unwrap().unwrap();
     let both = get(&b, "mcp:s").await.unwrap();
     assert_eq!((both.get("conn-y"), both.get("conn-z")), (Some("1"), Some("1")));
     assert_ne!(both.local_digest(), base.local_digest());
-    let late = b.replace(&base, with("conn-y", "2"), None, Ttl::Keep, Exact::Yes).await;
+    let late = b.replace(&base, with("conn-y", "2"), None, Ttl::Keep, Exact::Yes, Known::All).await;
     assert_eq!(late.unwrap_err(), Failure::Conflict);
 
     // They go with the copy: what they stood beside is not true any more. Nothing was evicted before that.
@@ -349,9 +349,9 @@ async fn a_compare_and_set_is_one_whatever_else_of_the_object_changes() {
     let label = json!({"metadata": {"labels": {"team": "a"}}});
     api.patch("s", &PatchParams::default(), &Patch::Merge(&label)).await.unwrap();
     let n = |n: u32| map([("n", &*n.to_string())]);
-    let one = a.replace(&base, n(1), None, Ttl::Keep, Exact::Yes).await.unwrap().unwrap();
+    let one = a.replace(&base, n(1), None, Ttl::Keep, Exact::Yes, Known::All).await.unwrap().unwrap();
     assert_eq!(one.get("n"), Some("1"), "a label is no change of the session");
-    assert_eq!(b.replace(&base, n(7), None, Ttl::Keep, Exact::Yes).await.unwrap_err(), Failure::Conflict);
+    assert_eq!(b.replace(&base, n(7), None, Ttl::Keep, Exact::Yes, Known::All).await.unwrap_err(), Failure::Conflict);
     assert_eq!(b.delete_exact(&base, Exact::Yes).await.unwrap_err(), Failure::Conflict);
     assert_eq!(get(&b, "mcp:s").await.unwrap().get("n"), Some("1"), "nothing was written");
 
@@ -361,7 +361,7 @@ async fn a_compare_and_set_is_one_whatever_else_of_the_object_changes() {
         while counted < 25 {
             let base = get(sessions, "mcp:s").await.unwrap();
             let next = n(base.get("n").unwrap().parse::<u32>().unwrap() + 1);
-            match sessions.replace(&base, next, None, Ttl::Keep, Exact::Yes).await {
+            match sessions.replace(&base, next, None, Ttl::Keep, Exact::Yes, Known::All).await {
                 Ok(Some(_)) => counted += 1,
                 Err(Failure::Conflict) => {}
                 other => panic!("{other:?}"),
@@ -463,7 +463,7 @@ async fn without_an_api_server_nothing_is_missing_and_nothing_is_written() {
     failures.push(a.create(b"mcp:t", Metadata::new(), Form::Hash, HOUR).await.map(drop).unwrap_err());
     let other = map([("k", "2")]);
     failures.push(a.set(b"mcp:s", other.clone(), Form::String, HOUR, Condition::Always).await.map(drop).unwrap_err());
-    failures.push(a.replace(&base, other, None, Ttl::Keep, Exact::Yes).await.map(drop).unwrap_err());
+    failures.push(a.replace(&base, other, None, Ttl::Keep, Exact::Yes, Known::All).await.map(drop).unwrap_err());
     failures.push(a.expire(&base, Ttl::Millis(500), Exact::No).await.map(drop).unwrap_err());
     failures.push(a.delete(&base).await.map(drop).unwrap_err());
     for failure in failures {

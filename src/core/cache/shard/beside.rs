@@ -8,7 +8,7 @@ use crate::core::cache::copy::{Copy, DropReason, LocalValues, NamesOnly};
 use crate::core::cache::formers::Formers;
 use crate::core::cache::renewed::Renewal;
 use crate::core::cache::reports::Reporter;
-use crate::core::digest::Digest;
+use crate::core::digest::{Digest, Metadata};
 use crate::core::fields::Fields;
 use crate::core::time::Time;
 
@@ -58,6 +58,18 @@ impl Entry {
 /// Bytes of memory that pod-local values take, roughly.
 pub(super) fn footprint_of(local: &LocalValues) -> usize {
     local.iter().map(|(key, value)| key.len() + value.len() + 96).sum()
+}
+
+/// The metadata of `copy`, with these fields as `of` has them.
+fn with_fields(copy: &Copy, fields: &[&str], of: &Copy) -> Metadata {
+    let mut metadata = copy.metadata.to_map();
+    for field in fields {
+        match of.metadata.get(field) {
+            Some(value) => _ = metadata.insert((*field).to_owned(), value.to_owned()),
+            None => _ = metadata.remove(*field),
+        }
+    }
+    metadata
 }
 
 impl Shard {
@@ -175,13 +187,7 @@ impl Shard {
         let Some(former) = self.formers.get(name).filter(|former| former.uid == of.uid) else {
             return self.given(name, of, now);
         };
-        let mut metadata = former.metadata.to_map();
-        for field in fields {
-            match of.metadata.get(field) {
-                Some(value) => _ = metadata.insert((*field).to_owned(), value.to_owned()),
-                None => _ = metadata.remove(*field),
-            }
-        }
+        let metadata = with_fields(&former, fields, of);
         let digest = Digest::of(&metadata);
         if digest == of.digest {
             self.given(name, of, now);
@@ -191,12 +197,23 @@ impl Shard {
         }
     }
 
-    /// A client wrote this, whatever the session is by now: it is what the next difference is taken from.
-    pub fn wrote(&mut self, name: &str, wrote: &Arc<Copy>) {
+    /// A client wrote this, whatever the session is by now: the next difference is taken from what it had before with these fields
+    /// as it wrote them. It may never have seen the others. Without anything before, or if it `knows_all`, it is what it wrote.
+    pub fn wrote(&mut self, name: &str, wrote: &Arc<Copy>, fields: &[&str], knows_all: bool) {
         if !self.habits.remember_given {
             return;
         }
         let entry = self.entries.get(name).filter(|entry| entry.copy.uid == wrote.uid);
+        let had = match entry.filter(|entry| entry.used.is_given()) {
+            Some(entry) => Some(entry.copy.clone()),
+            None => self.formers.get(name).filter(|former| former.uid == wrote.uid),
+        };
+        let known = had.filter(|_| !knows_all).map(|had| with_fields(&had, fields, wrote));
+        let known = known.filter(|known| wrote.metadata != *known);
+        let known = known.map(|known| {
+            Arc::new(wrote.with(Fields::of(&known), Digest::of(&known)))
+        });
+        let wrote = known.as_ref().unwrap_or(wrote);
         if let Some(entry) = entry.filter(|entry| entry.copy.digest == wrote.digest) {
             entry.used.given(entry.used.last());
             self.formers.forget(name);

@@ -78,7 +78,7 @@ impl World {
         let id = self.shard.write_sent("s", self.now);
         let observed = Observed { copy: answer.clone(), terminating: false };
         let written = self.shard.write_answered("s", id, observed, wrote.digest, self.now, &mut self.reports);
-        self.shard.wrote("s", &Arc::new(wrote.clone()));
+        self.shard.wrote("s", &Arc::new(wrote.clone()), &["k"], false);
         written
     }
 
@@ -450,7 +450,7 @@ fn a_write_after_which_no_copy_is_held_forgets_no_renewal() {
     let observed = Observed { copy: two.clone(), terminating: false };
     let dropped = world.shard.write_answered("s", id, observed, two.digest, world.now, &mut world.reports).dropped;
     assert!(dropped.is_some() && world.shard.is_empty());
-    world.shard.wrote("s", &Arc::new(two));
+    world.shard.wrote("s", &Arc::new(two), &["k"], false);
     world.base_is("two");
     world.restore(copy(A, 9, "nine"));
     let of = world.give();
