@@ -208,7 +208,13 @@ impl Shard {
             Some(entry) => Some(entry.copy.clone()),
             None => self.formers.get(name).filter(|former| former.uid == wrote.uid),
         };
-        let known = had.filter(|_| !knows_all).map(|had| with_fields(&had, fields, wrote));
+        // Answers may come in another order than writes were done in. What is newer has made something else of the fields by now.
+        let held = entry.map(|entry| &entry.copy);
+        let newer =
+            [held, had.as_ref()].into_iter().flatten().find(|known| known.generation > wrote.generation).cloned();
+        let knows_all = knows_all && newer.is_none();
+        let latest = newer.as_ref().unwrap_or(wrote);
+        let known = had.filter(|_| !knows_all).map(|had| with_fields(&had, fields, latest));
         let known = known.filter(|known| wrote.metadata != *known);
         let known = known.map(|known| {
             Arc::new(wrote.with(Fields::of(&known), Digest::of(&known)))

@@ -251,6 +251,28 @@ fn what_a_client_wrote_is_what_it_has_also_when_more_is_in_the_answer() {
 }
 
 #[test]
+fn a_late_answer_to_an_older_write_is_not_what_clients_have() {
+    let (older, newer) = (copy(A, 2, "older"), copy(A, 3, "newer"));
+    for (knows_all, foreign, dropped) in
+        [(false, false, false), (true, false, false), (false, true, false), (false, false, true)]
+    {
+        let mut world = World::new(AGENT);
+        world.restore(copy(A, 1, "one"));
+        world.give();
+        let late = world.shard.write_sent("s", world.now);
+        world.write(&newer, &if foreign { copy(A, 3, "what the client meant") } else { newer.clone() });
+        if dropped {
+            world.shard.write_sent("s", world.now);
+            world.evict(stale(&copy(A, 4, "four")));
+        }
+        let observed = Observed { copy: older.clone(), terminating: false };
+        world.shard.write_answered("s", late, observed, older.digest, world.now, &mut world.reports);
+        world.shard.wrote("s", &Arc::new(older.clone()), &["k"], knows_all);
+        world.base_is("newer");
+    }
+}
+
+#[test]
 fn another_session_of_the_name_has_another_base_and_a_session_that_is_gone_has_none() {
     let mut world = World::new(AGENT);
     world.restore(copy(A, 1, "one"));
