@@ -131,10 +131,13 @@ impl Wrote {
 }
 
 impl Flight<'_> {
-    /// Nobody knows whether the write was done: neither the copy nor what clients last had says any more what the session is.
-    fn unknown(mut self) {
+    /// Nobody knows whether the write was done: the copy does not say any more what the session is, not even if it was one of
+    /// the timeout only. Nor does what clients last had, if it was one `of_metadata`.
+    fn unknown(mut self, of_metadata: bool) {
         if let Some(id) = self.id.take() {
-            self.shared.store.change(self.name, |state, tell, _| ((), state.shard.write_unknown(self.name, id, tell)));
+            self.shared
+                .store
+                .change(self.name, |state, tell, _| ((), state.shard.write_unknown(self.name, id, of_metadata, tell)));
         }
     }
 }
@@ -238,8 +241,8 @@ impl Shared {
                 Ok(observed) => flight.answered(observed, wrote),
                 Err(error) => {
                     shared.learn(&base, &error);
-                    if wrote.metadata.is_some() && matches!(error, WriteError::OutcomeUnknown { .. }) {
-                        flight.unknown();
+                    if matches!(error, WriteError::OutcomeUnknown { .. }) {
+                        flight.unknown(wrote.metadata.is_some());
                     }
                     Err(error)
                 }

@@ -183,6 +183,22 @@ async fn to_go_back_after_a_write_of_which_nobody_knows_is_a_write() {
 }
 
 #[tokio::test]
+async fn a_timeout_of_which_nobody_knows_is_not_taken_for_the_one_before() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    guest.asks(r#"SET k {"a":"1"} EX 1800"#).await;
+    bench.api.answers(Writes::Unanswered);
+    assert!(matches!(guest.asks("EXPIRE k 60").await, Reply::Error(_)));
+    bench.api.answers(Writes::Answered);
+    // What clients have seen is what it was.
+    bench.api.merge("k", &json!({"spec": {"metadata": {"b": "other"}}}));
+    assert_eq!(guest.asks("EXPIRE k 1800").await, Reply::Int(1));
+    assert_eq!(bench.api.object("k").unwrap()["spec"]["idleTimeoutSeconds"], 1800);
+    guest.asks(r#"SET k {"a":"2"} KEEPTTL"#).await;
+    assert_eq!(bench.api.object("k").unwrap()["spec"]["metadata"], json!({"a": "2", "b": "other"}));
+}
+
+#[tokio::test]
 async fn a_transaction_does_not_take_its_own_change_for_somebody_elses() {
     let bench = Bench::new();
     let mut guest = bench.guest();

@@ -87,7 +87,7 @@ impl Shard {
         }
     }
 
-    /// The write `id` was refused, or was one of the timeout only. A copy that waited for the outcome is dropped.
+    /// The write `id` was refused. A copy that waited for the outcome is dropped.
     pub fn write_failed(&mut self, name: &str, id: FlightId, reporter: &mut impl Reporter) -> Option<Dropped> {
         self.write_over(name, id);
         if self.is_suspended(name) && !self.writes_in_flight(name) {
@@ -96,14 +96,23 @@ impl Shard {
         None
     }
 
-    /// Nobody knows whether the write `id` was done. The copy is dropped, unless another write decides on it, and what clients last
-    /// had is forgotten: the next of them who overwrites the session takes the difference from what it is then. From what it had
-    /// been, to write that once more would be no difference.
-    pub fn write_unknown(&mut self, name: &str, id: FlightId, reporter: &mut impl Reporter) -> Option<Dropped> {
+    /// Nobody knows whether the write `id` was done. The copy is dropped, unless another write decides on it: if nothing else, its
+    /// timeout may be another one. After one `of_metadata`, what clients last had is forgotten: the next of them who overwrites
+    /// the session takes the difference from what it is then. From what it had been, to write that once more would be no
+    /// difference.
+    pub fn write_unknown(
+        &mut self,
+        name: &str,
+        id: FlightId,
+        of_metadata: bool,
+        reporter: &mut impl Reporter,
+    ) -> Option<Dropped> {
         self.write_over(name, id);
         let decided = self.writes_in_flight(name);
         let dropped = if decided { None } else { self.drop_copy(name, DropReason::Stale, reporter) };
-        self.nobody_knows(name);
+        if of_metadata {
+            self.nobody_knows(name);
+        }
         dropped
     }
 
