@@ -354,7 +354,16 @@ impl Inner {
             change.only_if_unchanged = exact != Exact::No;
             change.known = known.clone().unwrap_or(Known::Only(Vec::new()));
             match self.cache.patch(&session, change, self.options()).await {
-                Ok(session) => return self.written(base, session, local, &plan, exact, now).map(Some),
+                Ok(session) => {
+                    let mut had = base.local().cloned().unwrap_or_default();
+                    // With somebody else's change, a copy comes without any: then all that was written is set, not what differs.
+                    if form.is_some() && *session.metadata() != shared {
+                        had.retain(|key, _| !local.contains_key(key));
+                    }
+                    // Where more was written than this, it is too late to refuse.
+                    let exact = exact != Exact::No && session.digest() == base.session().digest();
+                    return self.written(&had, session, local, &plan, exact, now).map(Some);
+                }
                 Err(WriteError::NotFound | WriteError::Replaced) => return Ok(None),
                 Err(WriteError::Changed) if exact == Exact::Whole => return Err(Failure::Conflict),
                 Err(WriteError::Changed) => {}
@@ -381,21 +390,16 @@ impl Inner {
     /// A session was written: what is true only in this pod changes beside it, and its timeout begins.
     fn written(
         &self,
-        base: &Entry,
+        had: &LocalValues,
         session: Session,
         local: LocalValues,
         plan: &Plan,
-        exact: Exact,
+        exact: bool,
         now: u64,
     ) -> Result<Entry, Failure> {
         if self.local.is_empty() {
             return Ok(self.begun(session, plan, now));
         }
-        let none = LocalValues::new();
-        let had = base.local().map_or(&none, |had| had);
-        // Where more was written than this, it is too late to refuse.
-        let only_local = session.digest() == base.session().digest();
-        let exact = exact != Exact::No && only_local;
         match self.cache.change_local(&session, had, &local, exact) {
             LocalChange::Done => Ok(self.begun(session, plan, now)),
             LocalChange::Changed => Err(Failure::Conflict),

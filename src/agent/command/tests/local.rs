@@ -56,3 +56,16 @@ async fn so_does_one_beside_what_others_wrote_if_it_names_only_such_fields() {
         assert!(takes(&mut guest, command).await >= lease, "{command}");
     }
 }
+
+/// With another pod's change, a copy comes without what was true in this pod before. What is written is true all the same.
+#[tokio::test(start_paused = true)]
+async fn what_is_written_anew_beside_somebody_elses_change_is_there() {
+    for command in [r#"SET k {"a":"2","conn":"1"}"#, r#"SET k {"a":"2","conn":"1"} XX"#] {
+        let bench = Bench::with_pod_local_keys(&["conn*"]);
+        let mut guest = bench.guest();
+        guest.asks(r#"SET k {"a":"1","conn":"1","conn-2":"1"}"#).await;
+        bench.api.merge("k", &json!({"spec": {"metadata": {"b": "other"}}}));
+        assert_eq!(guest.asks(command).await, Reply::OK);
+        assert_eq!(guest.asks("GET k").await, bulk(r#"{"a":"2","b":"other","conn":"1"}"#), "{command}");
+    }
+}
