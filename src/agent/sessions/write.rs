@@ -44,6 +44,17 @@ pub enum Exact {
     Whole,
 }
 
+/// What became of a session that was given a timeout.
+#[derive(Clone, Debug)]
+pub enum Expired {
+    /// It has it.
+    Begins(Entry),
+    /// The time was over, perhaps only by then: it was deleted.
+    Over,
+    /// There was none any more.
+    Gone,
+}
+
 impl From<KeyError> for Failure {
     fn from(error: KeyError) -> Self {
         Self::invalid(error.to_string())
@@ -202,29 +213,29 @@ impl Sessions {
     }
 
     /// Gives the session this timeout from now on. Writes only if the timeout is another one than before, or is an exact
-    /// one, or no controller would hear of it. `None`: the session is gone, or is now, since its time is over. What is to be
-    /// [exact](Exact::Whole) has a base that was just read.
-    pub async fn expire(&self, base: &Entry, ttl: Ttl, exact: Exact) -> Result<Option<Entry>, Failure> {
+    /// one, or no controller would hear of it. `Gone`: it was before that. What is to be [exact](Exact::Whole) has a base that was
+    /// just read.
+    pub async fn expire(&self, base: &Entry, ttl: Ttl, exact: Exact) -> Result<Expired, Failure> {
         if let Some(renewed) = self.renew(base, ttl) {
-            return Ok(Some(renewed));
+            return Ok(Expired::Begins(renewed));
         }
         let now = now_millis();
         let wanted = ttl.at(now)?;
         if wanted == Wanted::Over {
-            match exact {
+            let existed = match exact {
                 Exact::No => self.delete(base).await?,
                 exact => self.delete_exact(base, exact).await?,
             };
-            return Ok(None);
+            return Ok(if existed { Expired::Over } else { Expired::Gone });
         }
         let plan = Plan::of(base, None, wanted, now).heard_unless(self.inner.is_unheard(base, now));
         if !plan.needed {
-            return Ok(Some(base.clone()));
+            return Ok(Expired::Begins(base.clone()));
         }
         let change = Change { only_if_unchanged: exact != Exact::No, ..plan.change(None) };
         match self.inner.cache.patch(base.session(), change, self.inner.options()).await {
-            Ok(session) => Ok(Some(self.inner.begun(session, &plan, now))),
-            Err(WriteError::NotFound | WriteError::Replaced) => Ok(None),
+            Ok(session) => Ok(Expired::Begins(self.inner.begun(session, &plan, now))),
+            Err(WriteError::NotFound | WriteError::Replaced) => Ok(Expired::Gone),
             Err(WriteError::Changed) => Err(Failure::Conflict),
             Err(error) => Err(error.into()),
         }

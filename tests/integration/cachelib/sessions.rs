@@ -7,7 +7,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use testkit::{Cluster, ClusterOptions, ProxyMode, TcpProxy, Verb, eventually};
 use vmcp_session::agent::sessions::{
-    Condition, Entry, Exact, Failure, Form, Sessions, SessionsConfig, Ttl, now_millis, parse_value,
+    Condition, Entry, Exact, Expired, Failure, Form, Sessions, SessionsConfig, Ttl, now_millis, parse_value,
 };
 use vmcp_session::api::{LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use vmcp_session::cache::{Known, Metadata, Visibility};
@@ -105,7 +105,7 @@ async fn a_key_lives_as_in_redis_and_is_an_object_of_kubernetes() {
     assert!(get(&b, "mcp:s1").await.is_none(), "I8 holds for deletions too");
     assert!(!b.delete(&hash).await.unwrap());
     assert!(b.replace(&hash, Metadata::new(), None, Ttl::Keep, Exact::No, Known::All).await.unwrap().is_none());
-    assert!(b.expire(&hash, Ttl::Millis(90_000), Exact::No).await.unwrap().is_none());
+    assert!(matches!(b.expire(&hash, Ttl::Millis(90_000), Exact::No).await.unwrap(), Expired::Gone));
 
     // What nobody here knows is made without a look-up, of which there may be a few only.
     let mark = cluster.plane.audit().mark().unwrap();

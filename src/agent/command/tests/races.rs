@@ -96,6 +96,41 @@ async fn who_reads_and_removes_a_timeout_reads_what_it_was_removed_from() {
     }
 }
 
+fn now() -> u64 {
+    in_a_day() - 86_400_000
+}
+
+#[tokio::test]
+async fn what_ends_while_its_command_waits_was_there_for_that() {
+    let value = Reply::Bulk(r#"{"a":"1"}"#.into());
+    for (commands, answer) in [
+        (&["GETEX k PXAT"][..], value.clone()),
+        (&["PEXPIREAT k"], Reply::Int(1)),
+        (&["MULTI", "GETEX k PXAT", "EXEC"], Reply::Array(vec![value])),
+    ] {
+        let bench = Bench::new();
+        bench.api.put("k", &json!({"a": "1"}));
+        let mut guest = bench.guest();
+        let closed = bench.api.close().await;
+        let at = now() + 300;
+        let waits = tokio::spawn(async move {
+            let mut last = Reply::Null;
+            for command in commands {
+                let instant = if command.contains(' ') { format!(" {at}") } else { String::new() };
+                last = guest.asks(&format!("{command}{instant}")).await;
+            }
+            last
+        });
+        bench.api.await_waiting(&closed, 1).await;
+        while now() <= at {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(closed);
+        assert_eq!(waits.await.unwrap(), answer, "{commands:?}");
+        assert_eq!(bench.api.object("k"), None);
+    }
+}
+
 #[tokio::test]
 async fn what_somebody_else_changes_besides_does_not_keep_a_timeout_from_being_set() {
     let bench = Bench::new();
