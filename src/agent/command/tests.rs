@@ -130,6 +130,23 @@ async fn agents_say_the_same_of_when_a_new_session_ends() {
     assert_eq!(other.asks("PEXPIRETIME k").await, ends);
 }
 
+/// Copies of an older generation can be told from it.
+#[tokio::test]
+async fn an_instant_as_far_away_as_the_timeout_was_long_is_a_new_generation() {
+    for (seconds, written) in [(1_800_u64, 1_801), (31_536_000, 31_535_999)] {
+        let bench = Bench::new();
+        let mut guest = bench.guest();
+        guest.asks(&format!("SET k {{}} EX {seconds}")).await;
+        let before = bench.api.object("k").unwrap()["metadata"]["generation"].as_u64().unwrap();
+        guest.asks(&format!("PEXPIRE k {}", seconds * 1_000 - 500)).await;
+        let object = bench.api.object("k").unwrap();
+        assert_eq!(object["metadata"]["generation"], before + 1);
+        assert_eq!(object["spec"]["idleTimeoutSeconds"], written);
+        let at = object["metadata"]["annotations"]["vmcp.dev/expires-at"].as_str().unwrap();
+        assert_eq!(guest.asks("PEXPIRETIME k").await, Reply::Int(at.parse().unwrap()));
+    }
+}
+
 #[tokio::test]
 async fn what_is_shown_counts_as_shown_however_it_was_read() {
     let queued = [&["MULTI", "GET k", "TTL k", "EXEC"][..], &["MULTI", "HGETALL k", "EXEC"]];

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::entry::{ANNOTATION_FORM, Entry, Form};
 use super::ttl::{ANNOTATION_EXPIRES_AT, Timeout, Wanted};
-use crate::api::ANNOTATION_RENEWED_AT;
+use crate::api::{ANNOTATION_RENEWED_AT, MAX_TIMEOUT_SECONDS};
 use crate::cache::{Change, IdleTimeout, Metadata};
 
 /// What a write does besides the metadata.
@@ -37,7 +37,7 @@ impl Plan {
             }
             Wanted::Begin(_) | Wanted::Over => {
                 if let Some(timeout) = begins(wanted, now) {
-                    plan.idle = IdleTimeout::Set(Duration::from_secs(timeout.idle_seconds.into()));
+                    plan.idle = IdleTimeout::Set(Duration::from_secs(seconds_to_write(has, timeout).into()));
                     plan.ends_at = timeout.expires_at;
                     (plan.sets_timeout, plan.begins) = (true, true);
                     plan.needed = has != Some(timeout);
@@ -72,6 +72,20 @@ impl Plan {
             outdates_equal: self.outdates,
             ..Change::default()
         }
+    }
+}
+
+/// The idle timeout of the object. An instant that is just as many seconds away as the idle timeout was long would be an annotation
+/// only, which is no new generation: copies of before could not be told from it, and would be renewed in memory. So it is
+/// a second more. At the maximum it is one less, which the controller still does not take for the end before the instant: it waits
+/// for a batch of uses after that.
+fn seconds_to_write(has: Option<Timeout>, timeout: Timeout) -> u32 {
+    let seconds = timeout.idle_seconds;
+    let is_same = has.is_some_and(|has| has.expires_at.is_none() && has.idle_seconds == seconds);
+    match timeout.expires_at {
+        Some(_) if is_same && seconds < MAX_TIMEOUT_SECONDS => seconds + 1,
+        Some(_) if is_same => seconds - 1,
+        _ => seconds,
     }
 }
 
