@@ -187,6 +187,11 @@ impl Shard {
         let Some(former) = self.formers.get(name).filter(|former| former.uid == of.uid) else {
             return self.given(name, of, now);
         };
+        // Most ask for the same fields again and again. To build and hash a whole map each time would tell nothing new.
+        let is_known = |field: &&str| former.metadata.get(field) == of.metadata.get(field);
+        if former.digest != of.digest && fields.iter().all(is_known) {
+            return;
+        }
         let metadata = with_fields(&former, fields, of);
         let digest = Digest::of(&metadata);
         if digest == of.digest {
