@@ -101,8 +101,19 @@ pub(super) struct Terms<'a> {
 /// Answers, whatever it takes. An error: the answer is too large, or there is no room for it now.
 pub(super) async fn run(agent: &Agent, by: ClientId, plan: &Plan, terms: &Terms<'_>) -> Result<Reply, Refusal> {
     let budget = Budget::new(agent.commands.output_limit);
+    // What each answer takes is entered before the first key is changed: it must not turn out between two that there is no room.
+    let entered = match (&plan.keys, plan.gather) {
+        (Keys::Many(keys), Gather::Sum) => {
+            let each = Reply::Int(0).weight();
+            if !terms.carried.grow(each * keys.len()) {
+                return Err(NO_ROOM);
+            }
+            each
+        }
+        _ => 0,
+    };
     let on_key = async |key: &Bytes| {
-        let answer = match on_key(agent, by, key, &plan.op, terms).await {
+        let answer = match on_key(agent, by, key, &plan.op, terms, entered).await {
             Ok(answer) => answer,
             // To wait for the other keys would keep what others want.
             Err(NO_ROOM) => return Err(NO_ROOM),
@@ -133,12 +144,13 @@ async fn on_key(
     key: &Bytes,
     op: &Op,
     &Terms { now, carried, only_looks }: &Terms<'_>,
+    mut entered: usize,
 ) -> Result<Reply, Refusal> {
     if let Some(options) = op.blind(now) {
         return set(agent, by, key, options).await.map_err(|failure| failure.of_command(op.is_repeatable(now)).into());
     }
     let is_local = agent.sessions.are_local(&op.named_fields());
-    let (mut entered, mut pauses) = (0, Pauses::new());
+    let mut pauses = Pauses::new();
     for attempt in 0..ATTEMPTS {
         pauses.before(attempt).await;
         let need = match op.need() {

@@ -14,6 +14,10 @@ use crate::agent::sessions::Exact;
 use crate::cache::Metadata;
 use crate::resp::Reply;
 
+/// Bytes of names times bytes of a pattern that `HSCAN` looks at, at most: a pattern costs its length for each byte of a name, at
+/// worst, and no other client of the thread is served meanwhile.
+const MOST_MATCHING: usize = 1 << 24;
+
 fn bulk(text: &str) -> Reply {
     Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()))
 }
@@ -58,6 +62,11 @@ pub fn scan<S: State>(state: Option<&S>, pattern: &Result<Option<Bytes>, Refusal
     let mut list = Vec::new();
     if let Some(state) = state {
         let pattern = pattern.as_ref().map_err(Refusal::clone)?.as_ref();
+        let mut names = 0;
+        state.each(&mut |field, _| names += field.len());
+        if pattern.is_some_and(|pattern| pattern.len().saturating_mul(names) > MOST_MATCHING) {
+            return Err(Refusal::Text("ERR the pattern is too long for names that have so many bytes together"));
+        }
         state.each(&mut |field, value| {
             if pattern.is_none_or(|pattern| glob::matches(pattern, field.as_bytes())) {
                 list.extend([bulk(field), bulk(value)]);

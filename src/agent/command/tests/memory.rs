@@ -133,6 +133,37 @@ async fn what_is_kept_for_a_client_is_in_the_account_until_it_is_not_kept() {
     assert_eq!((kept(), handle.memory_bytes()), (0, 0));
 }
 
+/// Refused half way, it would have been done in part.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_of_several_for_which_there_is_no_room_deletes_none() {
+    let bench = Bench::with_clients_memory(MEMORY);
+    let names: Vec<String> = (0..100).map(|n| format!("d{n}")).collect();
+    for name in &names {
+        bench.api.put(name, &json!({"a": "1"}));
+    }
+    let (other, mut guest) = (bench.guest(), bench.guest());
+    let all: Vec<&str> = std::iter::once("DEL").chain(names.iter().map(String::as_str)).collect();
+    let taken = MEMORY / 2 - 100 * size_of::<Reply>();
+    let others = other.client.handle().carry(taken).unwrap();
+    let Flow::Reply(reply) = guest.sends(&all).await else { panic!("no reply") };
+    assert!(is_refused(&reply), "{reply:?}");
+    assert!(names.iter().all(|name| bench.api.object(name).is_some()));
+    drop(others);
+    assert!(matches!(guest.sends(&all).await, Flow::Reply(Reply::Int(100))));
+}
+
+#[tokio::test]
+async fn a_pattern_for_many_long_names_is_bounded() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    let fields: serde_json::Map<_, _> = (0..256).map(|n| (format!("{n:a>250}"), json!("v"))).collect();
+    bench.api.put("k", &json!(fields));
+    let answer = guest.asks(&format!("HSCAN k 0 MATCH {}", "*a".repeat(512))).await;
+    assert!(matches!(answer, Reply::Error(text) if text.contains("too long for names")));
+    let Reply::Array(page) = guest.asks("HSCAN k 0 MATCH *a2").await else { panic!("no page") };
+    assert!(matches!(&page[1], Reply::Array(fields) if fields.len() == 2));
+}
+
 /// A write that waits for leases to end keeps what it takes until it is answered.
 #[tokio::test(start_paused = true)]
 async fn requests_beyond_what_may_be_carried_out_at_once_are_refused_until_others_are_done() {
