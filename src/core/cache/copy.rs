@@ -46,6 +46,7 @@ impl fmt::Debug for Copy {
 
 impl Copy {
     /// The same state with other metadata.
+    #[must_use]
     pub fn with(&self, metadata: Fields, digest: Digest) -> Self {
         Self { name: self.name.clone(), metadata, digest, facts: self.facts.clone(), ..*self }
     }

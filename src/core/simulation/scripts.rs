@@ -43,8 +43,8 @@ impl Script<'_> {
     }
 
     /// So many more writes follow than a restore has lost.
-    fn more_than_lost(&mut self) -> Option<isize> {
-        Some(1 + self.rng.below(20).cast_signed())
+    fn more_than_lost(&mut self) -> isize {
+        1 + self.rng.below(20).cast_signed()
     }
 
     /// The reader is cut off until its lease has ended and the replica has forgotten it.
@@ -190,14 +190,14 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
             // The change is lost. In the oldest backup there are no markers.
             s.step(2 * LEASE + 200, 3 * LEASE, change).step(0, 60, get(READER));
             let age = if rule == Rule::BehindIsRestored { s.rng.next() % 100 } else { 9 * LEASE };
-            let restore = Action::Restore(age, s.more_than_lost());
+            let restore = Action::Restore(age, Some(s.more_than_lost()));
             s.step(0, 300, restore).step(LEASE + 50, 2 * LEASE, nothing);
         }
         Rule::LongAgoIsDoubted => {
             // No marker is acknowledged from before the backup until after the restore, while the watch goes on.
             s.step(0, 100, Action::Access(false, ONLY, Access { lose: u8::MAX, ..Access::GOOD }));
             s.step(300, 500, change).step(0, 60, get(READER));
-            let restore = Action::Restore(s.rng.next() % 100, s.more_than_lost());
+            let restore = Action::Restore(s.rng.next() % 100, Some(s.more_than_lost()));
             s.step(2 * LEASE - 200, 2 * LEASE, restore).step(0, 60, Action::Access(false, ONLY, Access::GOOD));
             s.step(LEASE + 50, 2 * LEASE, nothing);
         }

@@ -221,9 +221,7 @@ impl Shard {
         let latest = newer.as_ref().unwrap_or(wrote);
         let known = had.filter(|_| !knows_all).map(|had| with_fields(&had, fields, latest));
         let known = known.filter(|known| wrote.metadata != *known);
-        let known = known.map(|known| {
-            Arc::new(wrote.with(Fields::of(&known), Digest::of(&known)))
-        });
+        let known = known.map(|known| Arc::new(wrote.with(Fields::of(&known), Digest::of(&known))));
         let wrote = known.as_ref().unwrap_or(wrote);
         if let Some(entry) = entry.filter(|entry| entry.copy.digest == wrote.digest) {
             entry.used.given(entry.used.last());
