@@ -21,8 +21,10 @@ use super::time::Time;
 
 /// Confirmations under way at once, and what a namespace may have of them. More wait, and are let go of after a lease.
 const CONFIRMATIONS: Bounds = Bounds { all: 1_024, per_pod: usize::MAX };
-/// How soon what went wrong is tried again.
+/// How soon what went wrong is tried again; then after twice as long each time.
 const AGAIN: Duration = Duration::from_secs(1);
+/// At most so many times longer.
+const PATIENCE: u32 = 64;
 
 /// A session with our finalizer that is being deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,17 @@ pub enum Why {
     Confirmed,
     /// Every lease has ended that was granted before it was deleted.
     LeasesEnded,
+}
+
+/// What came of a call to the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has let go of the session.
+    LetGo,
+    /// There was nothing to let go of, or somebody else has changed the object meanwhile.
+    Nothing,
+    /// It has refused, or has not answered.
+    Failed,
 }
 
 /// A request for a confirmation.
@@ -105,6 +118,8 @@ enum Stage {
 struct Work {
     terminating: Terminating,
     stage: Stage,
+    /// How many times longer it is left alone after the next call.
+    patience: u32,
 }
 
 /// The sessions of a namespace, each in the queue of its stage.
@@ -114,6 +129,8 @@ struct Queues {
     waiting: BTreeSet<(Time, SessionKey)>,
     unasked: BTreeSet<(Time, SessionKey)>,
     ready: BTreeSet<(Time, SessionKey)>,
+    /// Of those that are ready, these do not wait for their time: the API server works again.
+    at_once: BTreeSet<(Time, SessionKey)>,
     letting_go: usize,
     /// The number of its last turn.
     turn: u64,
@@ -121,7 +138,18 @@ struct Queues {
 
 impl Queues {
     fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.ready.is_empty() && self.letting_go == 0
+        self.waiting.is_empty() && self.ready.is_empty() && self.at_once.is_empty() && self.letting_go == 0
+    }
+
+    fn due(&self, now: Time) -> Option<&(Time, SessionKey)> {
+        let by_time = self.ready.first().filter(|(at, _)| *at <= now);
+        by_time.into_iter().chain(self.at_once.first()).min()
+    }
+
+    fn pop_due(&mut self, now: Time) -> Option<SessionKey> {
+        let due = self.due(now)?.clone();
+        let _ = self.ready.remove(&due) || self.at_once.remove(&due);
+        Some(due.1)
     }
 }
 
@@ -137,6 +165,10 @@ pub struct Finalizing {
     tally: Tally,
     last_number: u64,
     last_turn: u64,
+    /// Some call has failed, and nobody was tried at once since.
+    failing: bool,
+    /// Nobody is tried at once before this.
+    at_once_from: Time,
 }
 
 impl Finalizing {
@@ -150,6 +182,8 @@ impl Finalizing {
             tally: Tally::default(),
             last_number: 0,
             last_turn: 0,
+            failing: false,
+            at_once_from: Time::ZERO,
         }
     }
 
@@ -174,7 +208,7 @@ impl Finalizing {
             return;
         }
         self.gone(key);
-        self.works.insert(key.clone(), Work { terminating, stage: Stage::Unasked });
+        self.works.insert(key.clone(), Work { terminating, stage: Stage::Unasked, patience: 1 });
         // Who comes anew waits for those who wait already.
         let queues = self.queues.entry(key.namespace().clone());
         let queues = queues.or_insert_with(|| Queues { turn: self.last_turn, ..Queues::default() });
@@ -202,12 +236,27 @@ impl Finalizing {
         }
     }
 
-    /// The API server has answered, whatever it was. If the session is still there, it is tried again.
-    pub fn ended(&mut self, session: &SessionRef, now: Time) {
-        let work = self.works.get(&session.key).filter(|work| work.terminating.uid == session.uid);
-        if let Some(Work { stage: Stage::LettingGo { why }, .. }) = work {
-            let why = *why;
-            self.become_ready(&session.key, now + AGAIN, why);
+    /// A call has ended. If the session is still there, it is tried again, later each time.
+    pub fn ended(&mut self, session: &SessionRef, outcome: Outcome, now: Time) {
+        self.failing |= outcome == Outcome::Failed;
+        if outcome == Outcome::LetGo {
+            self.try_all_at_once(now);
+        }
+        let work = self.works.get_mut(&session.key).filter(|work| work.terminating.uid == session.uid);
+        if let Some(Work { stage: Stage::LettingGo { why }, patience, .. }) = work {
+            let (why, again) = (*why, AGAIN * *patience);
+            *patience = (*patience * 2).min(PATIENCE);
+            self.become_ready(&session.key, now + again, why);
+        }
+    }
+
+    /// The API server has let go of one: those that failed need not wait for as long as they were to. Now and then only, since what
+    /// fails for some may always work for others.
+    fn try_all_at_once(&mut self, now: Time) {
+        if self.failing && now >= self.at_once_from {
+            self.failing = false;
+            self.at_once_from = now + AGAIN * PATIENCE;
+            self.queues.values_mut().for_each(|queues| queues.at_once.append(&mut queues.ready));
         }
     }
 
@@ -309,7 +358,7 @@ impl Finalizing {
     /// Those of namespaces that have the fewest calls under way come first, and of these whose last turn was longest ago: so one
     /// with thousands does not keep the others waiting, nor do some of which each call fails.
     fn let_go(&mut self, now: Time, calls: usize, tasks: &mut Tasks) {
-        let is_ready = |queues: &Queues| queues.ready.first().is_some_and(|(at, _)| *at <= now);
+        let is_ready = |queues: &Queues| queues.due(now).is_some();
         let place = |queues: &Queues, namespace: Arc<str>| (queues.letting_go, queues.turn, namespace);
         let ready = self.queues.iter().filter(|(_, queues)| is_ready(queues));
         let mut turns: BTreeSet<_> = ready.map(|(namespace, queues)| place(queues, namespace.clone())).collect();
@@ -319,7 +368,7 @@ impl Finalizing {
             let Some(queues) = self.queues.get_mut(&namespace) else {
                 continue;
             };
-            let Some((_, key)) = queues.ready.pop_first() else {
+            let Some(key) = queues.pop_due(now) else {
                 continue;
             };
             let Some(work) = self.works.get_mut(&key) else {
@@ -371,7 +420,8 @@ impl Finalizing {
                 self.tally.remove(key.namespace(), "");
             }
             Stage::Ready { at, .. } => {
-                queues.ready.remove(&(*at, key.clone()));
+                let place = (*at, key.clone());
+                let _ = queues.ready.remove(&place) || queues.at_once.remove(&place);
             }
             Stage::LettingGo { .. } => {
                 queues.letting_go -= 1;

@@ -12,8 +12,9 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::api::{FINALIZER_CONFIRM_EVICTION, VmcpSession};
 use crate::controller::clock::{now, sleep_until};
@@ -21,12 +22,13 @@ use crate::controller::leader::{FIELD_MANAGER, LeadershipGuard};
 use crate::controller::ledger::Ledger;
 use crate::controller::peers::{Answer, Links};
 use crate::controller::shared::{Shared, StreamGuard};
-use crate::core::finalizing::{Finalizing, Registered, Request, Why};
+use crate::core::finalizing::{Finalizing, Outcome, Registered, Request, Why};
 use crate::core::lease::with_drift;
 use crate::core::replica::{Outgoing, ScopeId};
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+use crate::runtime::failing::Failing;
 
 /// Calls to the API server at once.
 const CALLS: usize = 8;
@@ -52,15 +54,15 @@ pub struct Finalizer {
     pub own: Arc<str>,
 }
 
-/// Calls under way, each with its session.
-type Calls = FuturesUnordered<futures::future::BoxFuture<'static, SessionRef>>;
+/// Calls under way, each with its session. Their answer is whether that was let go of.
+type Calls = FuturesUnordered<futures::future::BoxFuture<'static, (SessionRef, Result<bool, ApiError>)>>;
 
 impl Finalizer {
     /// Works until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let stream = self.shared.open_stream();
         let mut finalizing = Finalizing::new(self.own.clone());
-        let mut calls = Calls::new();
+        let (mut calls, mut failing) = (Calls::new(), Failing::default());
         loop {
             // Whoever does not lead any more may lead again without being told: a renewal was just late.
             let wake = if self.guard.is_leader() {
@@ -84,7 +86,9 @@ impl Finalizer {
                         self.answered(&mut finalizing, answer);
                     }
                 }
-                Some(session) = calls.next() => finalizing.ended(&session, now()),
+                Some((session, answer)) = calls.next() => {
+                    finalizing.ended(&session, outcome(&session, answer, &mut failing), now());
+                }
                 () = sleep_until(wake.unwrap_or_default()), if wake.is_some() => {}
             }
         }
@@ -150,18 +154,37 @@ impl Finalizer {
 }
 
 /// Removes our finalizer, and no other. Whatever happened, the watch shows whether there is anything left to do.
-async fn let_go(client: Client, guard: LeadershipGuard, session: SessionRef, why: Why) -> SessionRef {
+async fn let_go(
+    client: Client,
+    guard: LeadershipGuard,
+    session: SessionRef,
+    why: Why,
+) -> (SessionRef, Result<bool, ApiError>) {
     let why = match why {
         Why::Confirmed => "all replicas have confirmed",
         Why::LeasesEnded => "the last lease has ended",
     };
-    match try_let_go(client, &guard, &session).await {
-        Ok(true) => info!(%session, uid = %session.uid, reason = why, "deletion confirmed"),
-        Ok(false) => {}
-        Err(error) if error.kind() == ApiErrorKind::Conflict => {}
-        Err(error) => warn!(%session, %error, "cannot remove the finalizer; trying again"),
+    let answer = try_let_go(client, &guard, &session).await;
+    if matches!(answer, Ok(true)) {
+        info!(%session, uid = %session.uid, reason = why, "deletion confirmed");
     }
-    session
+    (session, answer)
+}
+
+/// There may be thousands of sessions that fail for one reason, which is said once.
+fn outcome(session: &SessionRef, answer: Result<bool, ApiError>, failing: &mut Failing) -> Outcome {
+    let error = match answer {
+        Ok(true) => return Outcome::LetGo,
+        Ok(false) => return Outcome::Nothing,
+        Err(error) if error.kind() == ApiErrorKind::Conflict => return Outcome::Nothing,
+        Err(error) => error,
+    };
+    if failing.failed(&error.to_string(), Instant::now()) {
+        warn!(%session, %error, "cannot remove the finalizer, perhaps of others neither; trying again");
+    } else {
+        debug!(%session, %error, "cannot remove the finalizer; trying again");
+    }
+    Outcome::Failed
 }
 
 async fn try_let_go(client: Client, guard: &LeadershipGuard, session: &SessionRef) -> Result<bool, ApiError> {

@@ -17,6 +17,10 @@ fn deleted(uid: u128, since: Time) -> Terminating {
     Terminating { uid: Uid::from_u128(uid), resource_version: ResourceVersion(7), since }
 }
 
+fn session(text: &str) -> SessionRef {
+    SessionRef { key: key(text), uid: Uid::from_u128(1) }
+}
+
 fn names(names: &[&str]) -> Vec<Arc<str>> {
     names.iter().map(|name| Arc::from(*name)).collect()
 }
@@ -75,14 +79,82 @@ fn it_is_let_go_of_when_all_have_confirmed_and_again_if_that_fails() {
     assert_eq!(bench.let_go(at(2)), [("a/s".to_owned(), Why::Confirmed)]);
     assert_eq!(bench.look(at(20_000)), Tasks::default(), "a call is under way");
 
-    let session = SessionRef { key: key("a/s"), uid: Uid::from_u128(1) };
-    bench.finalizing.ended(&session, at(3));
+    let session = session("a/s");
+    bench.finalizing.ended(&session, Outcome::Failed, at(3));
     assert_eq!(bench.look(at(4)).wake, Some(at(1_003)));
     assert_eq!(bench.let_go(at(1_003)), [("a/s".to_owned(), Why::Confirmed)]);
     bench.finalizing.gone(&key("a/s"));
-    bench.finalizing.ended(&session, at(1_004));
+    bench.finalizing.ended(&session, Outcome::LetGo, at(1_004));
     assert!(bench.finalizing.is_empty() && bench.finalizing.queues.is_empty());
     assert_eq!(bench.look(at(9_000)), Tasks::default());
+}
+
+#[test]
+fn what_fails_again_and_again_is_left_alone_for_longer_each_time() {
+    let (mut bench, mut now) = (Bench::new(), at(10_000));
+    bench.deleted(&["a/s"], at(0));
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        assert_eq!(bench.let_go(now).len(), 1);
+        bench.finalizing.ended(&session("a/s"), Outcome::Failed, now);
+        let again = bench.look(now).wake.unwrap();
+        let pause = again.saturating_since(now);
+        assert_eq!(bench.let_go(now + pause.saturating_sub(Duration::from_millis(1))), []);
+        pauses.push(pause.as_secs());
+        now = again;
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
+    // It is another deletion.
+    bench.finalizing.gone(&key("a/s"));
+    bench.deleted(&["a/s"], at(0));
+    assert_eq!(bench.let_go(now).len(), 1);
+    bench.finalizing.ended(&session("a/s"), Outcome::Failed, now);
+    assert_eq!(bench.look(now).wake, Some(now + AGAIN));
+}
+
+/// As many as there may be calls fail for so long that each waits for a minute.
+#[test]
+fn when_one_is_let_go_of_all_others_are_tried_at_once_but_not_over_and_over() {
+    let all = ["a/1", "a/2", "a/3", "a/4", "b/1", "b/2"];
+    let (mut bench, mut now) = (Bench::new(), at(10_000));
+    let fail = |bench: &mut Bench, now: Time| {
+        let tried = bench.look(now).let_go;
+        for (session, _) in &tried {
+            bench.finalizing.ended(session, Outcome::Failed, now);
+        }
+        tried.len()
+    };
+    bench.deleted(&all, at(0));
+    for pause in [1, 2, 4, 8, 16, 32, 64] {
+        assert_eq!(fail(&mut bench, now), all.len());
+        now = now + AGAIN * pause;
+    }
+    assert_eq!(fail(&mut bench, now), all.len());
+    now = now + AGAIN;
+    bench.deleted(&["a/new"], at(0));
+    bench.calls = 3;
+    let tried: Vec<SessionRef> = bench.look(now).let_go.into_iter().map(|(session, _)| session).collect();
+    assert_eq!(tried, [session("a/new")]);
+    bench.finalizing.gone(&key("a/new"));
+    bench.finalizing.ended(&tried[0], Outcome::LetGo, now);
+    let at_once: Vec<String> = bench.let_go(now).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(at_once, ["b/1", "a/1", "b/2"], "no more calls than there may be");
+    consistent(&bench.finalizing);
+    bench.finalizing.gone(&key("a/2"));
+    for name in ["b/1", "a/1", "b/2"] {
+        bench.finalizing.ended(&session(name), Outcome::Failed, now);
+    }
+    assert_eq!(fail(&mut bench, now), 2, "the rest");
+    assert_eq!(fail(&mut bench, now), 0);
+    // These fail for a reason of their own.
+    let works = |bench: &mut Bench, now: Time| {
+        bench.finalizing.ended(&session("a/other"), Outcome::LetGo, now);
+        bench.calls = 8;
+        bench.let_go(now).len()
+    };
+    assert_eq!(works(&mut bench, now + AGAIN), 0);
+    assert_eq!(works(&mut bench, now + AGAIN * (PATIENCE - 1)), 0);
+    assert_eq!(works(&mut bench, now + AGAIN * PATIENCE), 5);
 }
 
 #[test]
@@ -129,7 +201,7 @@ fn a_successor_is_another_session() {
     assert_eq!(bench.let_go(at(2)), []);
     bench.confirm_all(&second);
     assert_eq!(bench.let_go(at(3)), [("a/s".to_owned(), Why::Confirmed)]);
-    bench.finalizing.ended(&SessionRef { key: key("a/s"), uid: Uid::from_u128(1) }, at(4));
+    bench.finalizing.ended(&session("a/s"), Outcome::Failed, at(4));
     assert_eq!(bench.look(at(4)), Tasks::default(), "that was the call for the one before");
     // Answers to what was asked before all was forgotten are for nothing.
     bench.finalizing.clear();
@@ -180,7 +252,7 @@ fn a_namespace_that_had_its_turn_waits_for_those_that_had_none() {
         bench.calls = 8 - under_way.len();
         under_way.extend(bench.look(now).let_go.into_iter().map(|(session, _)| session));
         had.extend(under_way.iter().map(|session| session.key.namespace().clone()));
-        bench.finalizing.ended(&under_way.remove(0), now);
+        bench.finalizing.ended(&under_way.remove(0), Outcome::Nothing, now);
     }
     assert_eq!(had.len(), 20);
 }
@@ -236,18 +308,19 @@ enum Step {
     Deleted { namespace: bool, name: u8, uid: u8 },
     Gone { namespace: bool, name: u8 },
     Confirmed { which: usize, replica: bool },
-    Ended { which: usize },
+    Ended { which: usize, outcome: Outcome },
     Look { passed: u64, calls: usize, longest: u64, other: bool },
     Clear,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let name = 0..6u8;
+    let outcome = prop_oneof![Just(Outcome::LetGo), Just(Outcome::Nothing), Just(Outcome::Failed)];
     prop_oneof![
         4 => (any::<bool>(), name.clone(), 0..3u8).prop_map(|(namespace, name, uid)| Step::Deleted { namespace, name, uid }),
         2 => (any::<bool>(), name).prop_map(|(namespace, name)| Step::Gone { namespace, name }),
         6 => (any::<usize>(), any::<bool>()).prop_map(|(which, replica)| Step::Confirmed { which, replica }),
-        3 => any::<usize>().prop_map(|which| Step::Ended { which }),
+        3 => (any::<usize>(), outcome).prop_map(|(which, outcome)| Step::Ended { which, outcome }),
         6 => (0..4_000u64, 0..4usize, 8..12u64, prop::bool::weighted(0.8)).prop_map(|(passed, calls, longest, other)| Step::Look { passed, calls, longest, other }),
         1 => Just(Step::Clear),
     ]
@@ -307,7 +380,10 @@ fn consistent(finalizing: &Finalizing) {
     assert_eq!(queued(|queues| queues.unasked.len()), unasked);
     assert_eq!(queued(|queues| queues.waiting.len()), unasked + asked);
     assert_eq!((finalizing.asked.len(), finalizing.tally.used()), (asked, asked));
-    assert_eq!(queued(|queues| queues.ready.len()), of(|stage| matches!(stage, Stage::Ready { .. })));
+    assert_eq!(
+        queued(|queues| queues.ready.len() + queues.at_once.len()),
+        of(|stage| matches!(stage, Stage::Ready { .. }))
+    );
     assert_eq!(queued(|queues| queues.letting_go), of(|stage| matches!(stage, Stage::LettingGo { .. })));
     assert!(finalizing.queues.values().all(|queues| !queues.is_empty()));
 }
@@ -341,9 +417,9 @@ proptest! {
                         bench.finalizing.confirmed(request.number, replica.into(), names(&["own", "other"]));
                     }
                 }
-                Step::Ended { which } => {
+                Step::Ended { which, outcome } => {
                     if let Some(which) = which.checked_rem(diary.calls.len()) {
-                        bench.finalizing.ended(&diary.calls.swap_remove(which), diary.now);
+                        bench.finalizing.ended(&diary.calls.swap_remove(which), outcome, diary.now);
                     }
                 }
                 Step::Look { passed, calls, longest, other } => {
@@ -374,10 +450,10 @@ proptest! {
             consistent(&bench.finalizing);
         }
         for session in diary.calls {
-            bench.finalizing.ended(&session, diary.now);
+            bench.finalizing.ended(&session, Outcome::Failed, diary.now);
         }
         bench.calls = 100;
-        let gone = bench.look(diary.now + LEASE * 2).let_go;
+        let gone = bench.look(diary.now + LEASE * 2 + AGAIN * PATIENCE).let_go;
         prop_assert_eq!(gone.len(), diary.sessions.len());
     }
 }
