@@ -315,6 +315,13 @@ impl Ledger {
         self.state.lock().server.off_by(now(), wall())
     }
 
+    /// The time for what must not be dated ahead: by whichever is behind, the API server's clock or this machine's. By the latter
+    /// alone before the first answer.
+    pub fn prudent_time(&self) -> WallTime {
+        let wall = wall();
+        self.state.lock().server.past(now(), wall).unwrap_or(wall)
+    }
+
     /// Sessions that are over, at most `most`: by the API server's clock and by this machine's. None before the former
     /// is known, and none is idle before it is known who was `registered` until some time.
     pub fn expired(&self, registered: Option<Time>, most: usize) -> Vec<(SessionRef, ResourceVersion, Expired)> {

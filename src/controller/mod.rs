@@ -231,6 +231,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         client: &client,
         operator_namespace: &args.operator_namespace,
         guard: &guard,
+        ledger: &ledger,
         publications: &publications,
     };
     let trust = certificate.start(&args.tls, &args.injection, &serving, &mut tasks, &closing).await?;

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use thiserror::Error;
@@ -15,6 +15,7 @@ use super::issue::IssueError;
 use super::plan::Lifetimes;
 use super::vault::{Keys, Serving, Vault, VaultError};
 use crate::controller::leader::LeadershipGuard;
+use crate::controller::ledger::Ledger;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::failing::Failing;
 use crate::runtime::tls::trust::CurrentTrust;
@@ -48,6 +49,8 @@ pub struct Managed {
     pub lifetimes: Lifetimes,
     /// Whether this replica leads.
     pub guard: LeadershipGuard,
+    /// Knows the API server's clock: nobody would believe yet what is dated by a clock that is well ahead.
+    pub ledger: Arc<Ledger>,
     /// What this replica shows.
     pub serving: Arc<ServingCertificate>,
     /// Whom this replica believes when it connects to another.
@@ -113,7 +116,7 @@ impl Managed {
             self.publisher.rest();
             return self.show(shown, &keys);
         }
-        let now = unix_now();
+        let now = self.ledger.prudent_time().as_secs();
         if keys.renew(&self.names, self.lifetimes, now)? {
             secret = Some(self.store(&keys, secret).await?);
             info!(authorities = keys.authorities.len(), "a new certificate for the streams was made");
@@ -144,8 +147,4 @@ impl Managed {
         *shown = Some(now);
         Ok(())
     }
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::injection::InjectionArgs;
 use super::leader::LeadershipGuard;
+use super::ledger::Ledger;
 use crate::runtime::task_set::TaskSet;
 use crate::runtime::tls::ServingCertificate;
 use crate::runtime::tls::trust::{CurrentTrust, Trust};
@@ -52,6 +53,8 @@ pub struct Keeper<'a> {
     pub operator_namespace: &'a str,
     /// Whether this replica leads.
     pub guard: &'a LeadershipGuard,
+    /// What dates a certificate.
+    pub ledger: &'a Arc<Ledger>,
     /// What becomes of the bundle.
     pub publications: &'a Arc<Publications>,
 }
@@ -86,6 +89,7 @@ impl Keeper<'_> {
                     names,
                     lifetimes,
                     guard: self.guard.clone(),
+                    ledger: self.ledger.clone(),
                     serving: serving.clone(),
                     trust: trust.clone(),
                 };

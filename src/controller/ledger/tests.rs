@@ -98,6 +98,20 @@ fn a_lifetime_ends_by_the_api_servers_clock() {
 }
 
 #[test]
+fn what_is_dated_is_dated_by_the_clock_that_is_behind() {
+    let (ledger, hour) = (ledger(), Duration::from_hours(1));
+    let is_about = |time: WallTime| {
+        let found = ledger.prudent_time();
+        assert!(found.abs_diff(time) < Duration::from_secs(30), "{found:?} for {time:?}");
+    };
+    is_about(wall());
+    ledger.server_time(wall().saturating_sub(hour), now());
+    is_about(wall().saturating_sub(hour));
+    ledger.server_time(wall() + hour, now());
+    is_about(wall());
+}
+
+#[test]
 fn what_the_status_says_already_is_not_said_again() {
     let ledger = ledger();
     ledger.witness(facts(1, true));

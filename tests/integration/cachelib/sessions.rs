@@ -169,7 +169,7 @@ async fn a_renewal_writes_nothing_and_keeps_the_session_alive() {
         let left = renewed.deadline().unwrap() - now;
         assert!(left >= 3_600_000, "{left}");
         assert_eq!(a.hit(b"mcp:s").unwrap().deadline(), renewed.deadline(), "the next reader sees it");
-        a.expire(&entry, HOUR, Exact::No).await.unwrap().unwrap();
+        lives(a.expire(&entry, HOUR, Exact::No).await.unwrap());
     }
     assert_eq!(requests(&cluster, mark, "s").await, [], "neither read nor written");
 
@@ -205,7 +205,7 @@ async fn a_short_timeout_is_exact_on_every_pod() {
 
     // More time, from the other pod: no copy is dropped for that, and the first one hears of it when it must.
     let mut at_a = a.cache().subscribe();
-    let longer = b.expire(&at_b, Ttl::At(ends + 2_000), Exact::No).await.unwrap().unwrap();
+    let longer = lives(b.expire(&at_b, Ttl::At(ends + 2_000), Exact::No).await.unwrap());
     assert_eq!(longer.deadline(), Some(ends + 2_000));
     eventually(SOON, "the first instant has passed", async || (now_millis() > ends).then_some(())).await.unwrap();
     let still = get(&a, "mcp:s").await.expect("it was given more time");
@@ -242,7 +242,7 @@ async fn a_copy_that_knows_of_a_later_end_goes_when_the_session_ends() {
     let mut at_b = b.cache().subscribe();
     let mark = cluster.plane.audit().mark().unwrap();
     let base = get(&a, "mcp:s").await.unwrap();
-    let shorter = a.expire(&base, Ttl::Millis(300), Exact::No).await.unwrap().unwrap();
+    let shorter = lives(a.expire(&base, Ttl::Millis(300), Exact::No).await.unwrap());
     // The copy of before would be renewed in memory, to a timeout that is no more.
     assert_eq!(next(&mut at_b).await.0, "s", "who changes a timeout of whole seconds tells those who hold it");
     assert!(b.hit(b"mcp:s").is_none(), "the answer comes when all were told");
@@ -256,7 +256,7 @@ async fn a_copy_that_knows_of_a_later_end_goes_when_the_session_ends() {
     // PERSIST takes an end away, from wherever it was set.
     let base = set(&a, "mcp:t", "{}", Ttl::Millis(700)).await;
     let base = b.expire(&b.fresh(b"mcp:t").await.unwrap().unwrap_or(base), Ttl::Clear, Exact::No).await.unwrap();
-    let base = base.expect("it has not ended, unless the machine stood still");
+    let base = lives(base);
     assert_eq!(base.deadline(), None);
     let object = objects(&cluster).get("t").await.unwrap();
     assert_eq!(object.spec.idle_timeout_seconds, None);
@@ -264,10 +264,11 @@ async fn a_copy_that_knows_of_a_later_end_goes_when_the_session_ends() {
     assert_eq!(annotations.keys().collect::<Vec<_>>(), ["vmcp.dev/form"]);
     // A new timeout that is not exact tells every pod when it was set.
     let set_at = now_millis();
-    a.expire(&base, Ttl::Millis(120_000), Exact::No).await.unwrap().unwrap();
+    lives(a.expire(&base, Ttl::Millis(120_000), Exact::No).await.unwrap());
     let at_b = b.fresh(b"mcp:t").await.unwrap().unwrap().deadline().unwrap();
     assert!(at_b >= set_at + 120_000 && at_b <= now_millis() + 120_000, "{at_b}");
-    assert!(a.expire(&base, Ttl::At(1), Exact::No).await.unwrap().is_none(), "the past ends it at once");
+    let over = a.expire(&base, Ttl::At(1), Exact::No).await.unwrap();
+    assert!(matches!(over, Expired::Over), "the past ends it at once: {over:?}");
     assert!(get(&b, "mcp:t").await.is_none());
 }
 
