@@ -50,13 +50,13 @@ impl Setup {
     }
 
     fn release(&self, patience: &str) -> Process {
-        self.release_with(&["--patience", patience], &self.kubeconfig)
+        release_with(&["--patience", patience], &self.kubeconfig)
     }
+}
 
-    fn release_with(&self, args: &[&str], kubeconfig: &str) -> Process {
-        let release = Process::builder("release", crate::programs().session).arg("release");
-        release.args(args).env("KUBECONFIG", kubeconfig).spawn().unwrap()
-    }
+fn release_with(args: &[&str], kubeconfig: &str) -> Process {
+    let release = Process::builder("release", crate::programs().session).arg("release");
+    release.args(args).env("KUBECONFIG", kubeconfig).spawn().unwrap()
 }
 
 /// Only what is ours goes, and from all sessions; values are not even asked for.
@@ -115,11 +115,11 @@ async fn a_namespace_that_does_not_exist_is_named() {
     let setup = Setup::new().await;
     setup.session("s", &[OURS]).await;
     let admin = setup.plane.kubeconfig_path().display().to_string();
-    let typo = setup.release_with(&["--namespaces=default,typo-ns"], &admin);
+    let typo = release_with(&["--namespaces=default,typo-ns"], &admin);
     assert!(!typo.wait(SOON).await.unwrap().success(), "{}", typo.log());
     assert!(typo.log().contains("there is no namespace 'typo-ns'"), "{}", typo.log());
     assert_eq!(setup.finalizers("s").await, Some(json!([OURS])), "nothing is done by half");
-    let ignorant = setup.release_with(&["--namespaces=default,typo-ns"], &setup.kubeconfig);
+    let ignorant = release_with(&["--namespaces=default,typo-ns"], &setup.kubeconfig);
     assert!(ignorant.wait(SOON).await.unwrap().success(), "{}", ignorant.log());
     assert_eq!(setup.finalizers("s").await, Some(Value::Null));
 }

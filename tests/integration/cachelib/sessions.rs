@@ -55,6 +55,14 @@ async fn set(sessions: &Sessions, key: &str, json: &str, ttl: Ttl) -> Entry {
     sessions.set(key.as_bytes(), map, Form::String, ttl, Condition::Always).await.unwrap().unwrap()
 }
 
+/// The session that was given a timeout.
+fn lives(expired: Expired) -> Entry {
+    match expired {
+        Expired::Begins(entry) => entry,
+        over => panic!("it has ended, or the machine stood still: {over:?}"),
+    }
+}
+
 async fn get(sessions: &Sessions, key: &str) -> Option<Entry> {
     sessions.get(key.as_bytes()).await.unwrap()
 }
