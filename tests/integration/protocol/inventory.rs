@@ -16,7 +16,7 @@ const MEMORY: usize = 200;
 const HOLDINGS: &str = "vmcp_session_holdings";
 
 /// Reports of so many copies, in parts; only the last one ends the inventory. The copies are of sessions that the watch does
-/// not show, and newer than it: they stay, and wait.
+/// not show, and newer than it: they stay, and wait without cover.
 fn parts(prefix: &str, copies: usize) -> Vec<Said> {
     let held: Vec<_> = (0..copies)
         .map(|n| {
@@ -47,7 +47,7 @@ async fn longest_beside<T>(shared: &Shared, work: impl Future<Output = T>) -> (T
 }
 
 #[test]
-fn an_inventory_of_100_000_copies_is_covered_after_its_last_part_and_nobody_waits() {
+fn an_inventory_of_100_000_copies_is_taken_in_and_nobody_waits() {
     on_shared(async |shared| {
         let before = shared.resident_mib();
         let pod = shared.pod(shared.namespace()).await;
@@ -62,7 +62,7 @@ fn an_inventory_of_100_000_copies_is_covered_after_its_last_part_and_nobody_wait
             }
             assert_eq!(agent.leased().await.covers, 0, "covered before the last part");
             agent.say(last).await;
-            assert_eq!(agent.leased().await.covers, INVENTORY as u64);
+            assert_eq!(agent.leased().await.covers, 0, "covered before anything was compared");
             agent
         };
         let (agent, longest) = longest_beside(shared, telling).await;
@@ -89,7 +89,8 @@ fn who_reports_more_than_it_may_hold_is_cut_off() {
             agent.say(part).await;
         }
         // Just as many as it may: the same again are no more.
-        assert_eq!(agent.leased().await.covers, COPIES as u64);
+        agent.leased().await;
+        assert!(shared.metric(HOLDINGS).await >= COPIES as u64);
         agent.say(parts("more", 1).remove(0)).await;
         agent.leased().await;
         agent.say(parts("one-more", 1).remove(0)).await;
