@@ -231,8 +231,12 @@ impl Op {
             Self::HGet(field) => std::slice::from_ref(field),
             Self::HMGet(fields) => fields,
             Self::HScan(Ok(Some(pattern))) => {
-                let names = entry.fields().map(|(field, _)| field);
-                return Some(names.filter(|field| glob::matches(pattern, field.as_bytes())).collect());
+                let names = || entry.fields().map(|(field, _)| field);
+                // It was refused, and shows nothing.
+                if hash::is_too_long(pattern, names().map(str::len).sum()) {
+                    return Some(Vec::new());
+                }
+                return Some(names().filter(|field| glob::matches(pattern, field.as_bytes())).collect());
             }
             _ => return None,
         };

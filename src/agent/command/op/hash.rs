@@ -18,6 +18,11 @@ use crate::resp::Reply;
 /// worst, and no other client of the thread is served meanwhile.
 const MOST_MATCHING: usize = 1 << 24;
 
+/// Whether this pattern is not looked for among names that have so many bytes together.
+pub fn is_too_long(pattern: &[u8], names: usize) -> bool {
+    pattern.len().saturating_mul(names) > MOST_MATCHING
+}
+
 fn bulk(text: &str) -> Reply {
     Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()))
 }
@@ -64,7 +69,7 @@ pub fn scan<S: State>(state: Option<&S>, pattern: &Result<Option<Bytes>, Refusal
         let pattern = pattern.as_ref().map_err(Refusal::clone)?.as_ref();
         let mut names = 0;
         state.each(&mut |field, _| names += field.len());
-        if pattern.is_some_and(|pattern| pattern.len().saturating_mul(names) > MOST_MATCHING) {
+        if pattern.is_some_and(|pattern| is_too_long(pattern, names)) {
             return Err(Refusal::Text("ERR the pattern is too long for names that have so many bytes together"));
         }
         state.each(&mut |field, value| {

@@ -213,13 +213,16 @@ impl Shard {
             Some(entry) => Some(entry.copy.clone()),
             None => self.formers.get(name).filter(|former| former.uid == wrote.uid),
         };
-        // Answers may come in another order than writes were done in. What is newer has made something else of the fields by now.
-        let held = entry.map(|entry| &entry.copy);
-        let newer =
-            [held, had.as_ref()].into_iter().flatten().find(|known| known.generation > wrote.generation).cloned();
-        let knows_all = knows_all && newer.is_none();
-        let latest = newer.as_ref().unwrap_or(wrote);
-        let known = had.filter(|_| !knows_all).map(|had| with_fields(&had, fields, latest));
+        // Answers may come in another order than writes were done in. Clients that had something newer have it still; of what is
+        // held and newer, they know no more than the fields that they had the same.
+        let is_newer = |known: &Arc<Copy>| known.generation > wrote.generation;
+        let held = entry.map(|entry| &entry.copy).filter(|held| is_newer(held));
+        let knows_all = knows_all && held.is_none() && !had.as_ref().is_some_and(is_newer);
+        let known = had.filter(|_| !knows_all).map(|had| {
+            let is_older = |field: &str| held.is_none_or(|held| had.metadata.get(field) != held.metadata.get(field));
+            let fields = fields.iter().copied().filter(|field| !is_newer(&had) && is_older(field));
+            with_fields(&had, &fields.collect::<Vec<_>>(), wrote)
+        });
         let known = known.filter(|known| wrote.metadata != *known);
         let known = known.map(|known| Arc::new(wrote.with(Fields::of(&known), Digest::of(&known))));
         let wrote = known.as_ref().unwrap_or(wrote);

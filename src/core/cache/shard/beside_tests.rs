@@ -260,7 +260,8 @@ fn a_late_answer_to_an_older_write_is_not_what_clients_have() {
         world.restore(copy(A, 1, "one"));
         world.give();
         let late = world.shard.write_sent("s", world.now);
-        world.write(&newer, &if foreign { copy(A, 3, "what the client meant") } else { newer.clone() });
+        let meant = if foreign { "what the client meant" } else { "newer" };
+        world.write(&newer, &copy(A, 3, meant));
         if dropped {
             world.shard.write_sent("s", world.now);
             world.evict(stale(&copy(A, 4, "four")));
@@ -268,8 +269,23 @@ fn a_late_answer_to_an_older_write_is_not_what_clients_have() {
         let observed = Observed { copy: older.clone(), terminating: false };
         world.shard.write_answered("s", late, observed, older.digest, world.now, &mut world.reports);
         world.shard.wrote("s", &Arc::new(older.clone()), &["k"], knows_all);
-        world.base_is("newer");
+        world.base_is(meant);
     }
+}
+
+#[test]
+fn a_late_answer_shows_nobody_what_somebody_else_has_made_of_it_since() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    world.give();
+    let late = world.shard.write_sent("s", world.now);
+    world.evict(stale(&copy(A, 3, "of another pod")));
+    world.restore(copy(A, 3, "of another pod"));
+    let own = copy(A, 2, "own");
+    let observed = Observed { copy: own.clone(), terminating: false };
+    world.shard.write_answered("s", late, observed, own.digest, world.now, &mut world.reports);
+    world.shard.wrote("s", &Arc::new(own), &["k"], false);
+    world.base_is("own");
 }
 
 #[test]
