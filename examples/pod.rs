@@ -237,14 +237,9 @@ fn told(status: StatusCode, error: &dyn std::fmt::Display) -> Answer {
     (status, json!({ "error": error.to_string() }).to_string())
 }
 
-/// Nobody can say what the session is now. Who asks is told whether it may help to ask again, and to ask another pod.
+/// Nobody can say what the session is now. Who asks is told why, and so whether it may help to ask again, or another pod.
 fn unavailable(cause: Cause, error: &dyn std::fmt::Display) -> Answer {
-    let status = match cause {
-        // It will not, before somebody has mended it.
-        Cause::Refused => StatusCode::INTERNAL_SERVER_ERROR,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    (status, json!({ "error": error.to_string(), "cause": cause.as_str() }).to_string())
+    (StatusCode::SERVICE_UNAVAILABLE, json!({ "error": error.to_string(), "cause": cause.as_str() }).to_string())
 }
 
 fn not_read(error: &GetError) -> Answer {
