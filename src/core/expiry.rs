@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 
+use super::patience::Patience;
 use super::session::{SessionKey, Uid};
 use super::time::Time;
 
@@ -25,8 +26,6 @@ pub type WallTime = Duration;
 const SKEW: Duration = Duration::from_secs(1);
 /// A session that was found to be over is looked at again after this, if it is still there; then after twice as long each time.
 const RETRY: Duration = Duration::from_secs(5);
-/// At most so many times longer.
-const RETRY_AT_MOST: u32 = 64;
 /// The API server's clock is known to a few seconds.
 const FUTURE: Duration = Duration::from_mins(1);
 /// The last use is persisted no more often than this, and than twice in an idle timeout.
@@ -87,18 +86,11 @@ struct Session {
     persist_at: Option<Time>,
     /// Its use need not be persisted again before this.
     persisted_until: Time,
-    /// How many times longer it is left alone when it is found to be over the next time.
-    patience: u32,
+    /// For how long it is left alone when it is found to be over the next time.
+    patience: Patience,
 }
 
 impl Session {
-    /// It was found to be over. When it is looked at again.
-    fn again(&mut self) -> Duration {
-        let again = RETRY * self.patience;
-        self.patience = (self.patience * 2).min(RETRY_AT_MOST);
-        again
-    }
-
     /// When it can be idle at the earliest, as far as is known; `None`: it is. Uses are told within `renewal`.
     fn idle_from(&self, heard: Heard, renewal: Duration, now: Time, wall: WallTime) -> Option<Time> {
         let idle = self.limits.idle.unwrap_or(Duration::MAX);
@@ -158,8 +150,15 @@ impl Expiry {
         }
         let pending = self.sessions.get(key).is_some_and(|s| s.limits.uid == limits.uid && s.persist_at.is_some());
         self.removed(key);
-        let mut session =
-            Session { limits, used, idle_at: None, ends_at: None, persist_at: None, persisted_until, patience: 1 };
+        let mut session = Session {
+            limits,
+            used,
+            idle_at: None,
+            ends_at: None,
+            persist_at: None,
+            persisted_until,
+            patience: Patience::default(),
+        };
         if let Some(idle) = limits.idle {
             let at = used + idle + self.renewal;
             session.idle_at = Some(at);
@@ -234,7 +233,7 @@ impl Expiry {
             };
             if let Some(session) = self.sessions.get_mut(&key) {
                 expired.push((key.clone(), session.limits.uid, Expired::Lifetime));
-                let again = wall + session.again();
+                let again = wall + session.patience.pause(RETRY);
                 session.ends_at = Some(again);
                 self.ends.insert((again, key));
             }
@@ -254,7 +253,7 @@ impl Expiry {
             };
             let again = session.idle_from(heard, self.renewal, now, wall).unwrap_or_else(|| {
                 expired.push((key.clone(), session.limits.uid, Expired::Idle));
-                now + session.again()
+                now + session.patience.pause(RETRY)
             });
             session.idle_at = Some(again);
             self.idle.insert((again, key));

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 
+use super::patience::Patience;
 use super::quorum::Quorum;
 use super::session::{ResourceVersion, SessionKey, Uid};
 use super::session_ref::SessionRef;
@@ -23,8 +24,6 @@ use super::time::Time;
 const CONFIRMATIONS: Bounds = Bounds { all: 1_024, per_pod: usize::MAX };
 /// How soon what went wrong is tried again; then after twice as long each time.
 const AGAIN: Duration = Duration::from_secs(1);
-/// At most so many times longer.
-const PATIENCE: u32 = 64;
 
 /// A session with our finalizer that is being deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,8 +117,8 @@ enum Stage {
 struct Work {
     terminating: Terminating,
     stage: Stage,
-    /// How many times longer it is left alone after the next call.
-    patience: u32,
+    /// For how long it is left alone after the next call.
+    patience: Patience,
 }
 
 /// The sessions of a namespace, each in the queue of its stage.
@@ -208,7 +207,7 @@ impl Finalizing {
             return;
         }
         self.gone(key);
-        self.works.insert(key.clone(), Work { terminating, stage: Stage::Unasked, patience: 1 });
+        self.works.insert(key.clone(), Work { terminating, stage: Stage::Unasked, patience: Patience::default() });
         // Who comes anew waits for those who wait already.
         let queues = self.queues.entry(key.namespace().clone());
         let queues = queues.or_insert_with(|| Queues { turn: self.last_turn, ..Queues::default() });
@@ -244,8 +243,7 @@ impl Finalizing {
         }
         let work = self.works.get_mut(&session.key).filter(|work| work.terminating.uid == session.uid);
         if let Some(Work { stage: Stage::LettingGo { why }, patience, .. }) = work {
-            let (why, again) = (*why, AGAIN * *patience);
-            *patience = (*patience * 2).min(PATIENCE);
+            let (why, again) = (*why, patience.pause(AGAIN));
             self.become_ready(&session.key, now + again, why);
         }
     }
@@ -255,7 +253,7 @@ impl Finalizing {
     fn try_all_at_once(&mut self, now: Time) {
         if self.failing && now >= self.at_once_from {
             self.failing = false;
-            self.at_once_from = now + AGAIN * PATIENCE;
+            self.at_once_from = now + AGAIN * Patience::MOST;
             self.queues.values_mut().for_each(|queues| queues.at_once.append(&mut queues.ready));
         }
     }

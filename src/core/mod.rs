@@ -16,6 +16,7 @@
 //! * [`finalizing`]: which deleted sessions may be let go of.
 //! * [`storm`]: which sessions are evicted again and again.
 //! * [`coalesce`], [`rate`]: how much is written to Kubernetes, and when.
+//! * [`patience`]: when what was in vain is tried again.
 //! * [`tally`]: how much a pod or namespace may have of what is bounded.
 //! * [`events`], [`notes`]: which events are written, and what they say.
 
@@ -30,6 +31,7 @@ pub mod finalizing;
 pub mod lease;
 pub mod names;
 pub mod notes;
+pub mod patience;
 pub mod quorum;
 pub mod rate;
 pub mod replica;

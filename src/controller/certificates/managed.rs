@@ -78,21 +78,23 @@ impl Managed {
         let (mut shown, mut failing) = (None, Failing::default());
         let mut backoff = Backoff::new(FIRST_LOOK, calm);
         loop {
-            let looked = self.look(&mut shown).await;
-            let pause = if looked.is_err() {
-                backoff.pause()
-            } else {
-                backoff.reset();
-                if self.has_its_names(shown.as_ref()) { calm } else { FIRST_LOOK }
-            };
-            match looked {
-                Ok(()) if failing.over() => info!("the certificate of the streams is as it should be again"),
-                Ok(()) => {}
-                Err(error) if failing.failed(&error.to_string(), Instant::now()) => {
-                    warn!(%error, "the certificate of the streams is not as it should be; trying again");
+            let pause = match self.look(&mut shown).await {
+                Ok(()) => {
+                    if failing.over() {
+                        info!("the certificate of the streams is as it should be again");
+                    }
+                    backoff.reset();
+                    if self.has_its_names(shown.as_ref()) { calm } else { FIRST_LOOK }
                 }
-                Err(error) => debug!(%error, "the certificate of the streams is not as it should be"),
-            }
+                Err(error) => {
+                    if failing.failed(&error.to_string(), Instant::now()) {
+                        warn!(%error, "the certificate of the streams is not as it should be; trying again");
+                    } else {
+                        debug!(%error, "the certificate of the streams is not as it should be");
+                    }
+                    backoff.pause()
+                }
+            };
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 () = sleep(pause) => {}

@@ -153,8 +153,8 @@ fn when_one_is_let_go_of_all_others_are_tried_at_once_but_not_over_and_over() {
         bench.let_go(now).len()
     };
     assert_eq!(works(&mut bench, now + AGAIN), 0);
-    assert_eq!(works(&mut bench, now + AGAIN * (PATIENCE - 1)), 0);
-    assert_eq!(works(&mut bench, now + AGAIN * PATIENCE), 5);
+    assert_eq!(works(&mut bench, now + AGAIN * (Patience::MOST - 1)), 0);
+    assert_eq!(works(&mut bench, now + AGAIN * Patience::MOST), 5);
 }
 
 #[test]
@@ -453,7 +453,7 @@ proptest! {
             bench.finalizing.ended(&session, Outcome::Failed, diary.now);
         }
         bench.calls = 100;
-        let gone = bench.look(diary.now + LEASE * 2 + AGAIN * PATIENCE).let_go;
+        let gone = bench.look(diary.now + LEASE * 2 + AGAIN * Patience::MOST).let_go;
         prop_assert_eq!(gone.len(), diary.sessions.len());
     }
 }

@@ -67,10 +67,12 @@ pub fn scan<S: State>(state: Option<&S>, pattern: &Result<Option<Bytes>, Refusal
     let mut list = Vec::new();
     if let Some(state) = state {
         let pattern = pattern.as_ref().map_err(Refusal::clone)?.as_ref();
-        let mut names = 0;
-        state.each(&mut |field, _| names += field.len());
-        if pattern.is_some_and(|pattern| is_too_long(pattern, names)) {
-            return Err(Refusal::Text("ERR the pattern is too long for names that have so many bytes together"));
+        if let Some(pattern) = pattern {
+            let mut names = 0;
+            state.each(&mut |field, _| names += field.len());
+            if is_too_long(pattern, names) {
+                return Err(Refusal::Text("ERR the pattern is too long for names that have so many bytes together"));
+            }
         }
         state.each(&mut |field, value| {
             if pattern.is_none_or(|pattern| glob::matches(pattern, field.as_bytes())) {

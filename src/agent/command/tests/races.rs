@@ -1,11 +1,12 @@
 //! Commands whose answer depends on what they found, and others who are faster.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::agent::sessions::now_millis;
 use crate::agent::testing::Bench;
 use crate::resp::Reply;
 
@@ -29,8 +30,7 @@ fn ends_at(instant: u64) -> Value {
 }
 
 fn in_a_day() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
-    u64::try_from(now).unwrap() + 86_400_000
+    now_millis() + 86_400_000
 }
 
 #[tokio::test]
@@ -96,10 +96,6 @@ async fn who_reads_and_removes_a_timeout_reads_what_it_was_removed_from() {
     }
 }
 
-fn now() -> u64 {
-    in_a_day() - 86_400_000
-}
-
 #[tokio::test]
 async fn what_ends_while_its_command_waits_was_there_for_that() {
     let value = Reply::Bulk(r#"{"a":"1"}"#.into());
@@ -112,7 +108,7 @@ async fn what_ends_while_its_command_waits_was_there_for_that() {
         bench.api.put("k", &json!({"a": "1"}));
         let mut guest = bench.guest();
         let closed = bench.api.close().await;
-        let at = now() + 300;
+        let at = now_millis() + 300;
         let waits = tokio::spawn(async move {
             let mut last = Reply::Null;
             for command in commands {
@@ -122,7 +118,7 @@ async fn what_ends_while_its_command_waits_was_there_for_that() {
             last
         });
         bench.api.await_waiting(&closed, 1).await;
-        while now() <= at {
+        while now_millis() <= at {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         drop(closed);
