@@ -90,6 +90,8 @@ pub enum Rule {
     CoverWhatIsCompared,
     /// What the watch shows of a session after what a pod holds of it is later than that, whatever the numbers say.
     ShownIsReached,
+    /// After an own write of unknown outcome nothing that was in flight beside it counts.
+    UnknownVoids,
 }
 
 #[cfg(test)]
@@ -145,6 +147,7 @@ mod switch {
             Self::LongAgoIsDoubted,
             Self::CoverWhatIsCompared,
             Self::ShownIsReached,
+            Self::UnknownVoids,
         ];
 
         /// Whether the rule is on in this thread.

@@ -56,7 +56,7 @@ impl InFlight {
         }
     }
 
-    /// No answer to what is in flight counts: it was read before all knowledge became void.
+    /// No answer to what is in flight counts: it may be older than what nobody knows.
     pub fn void(&mut self) {
         for restore in self.restores.iter_mut().filter(|r| r.sent.is_some()) {
             restore.fence = Some(Mark::NOTHING_COUNTS);

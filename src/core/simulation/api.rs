@@ -63,8 +63,10 @@ pub enum Request {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     Pending,
-    /// The answer is lost, or it is an error.
+    /// It is an error, and nothing was done.
     Failed,
+    /// The call or the answer is lost. Whatever was done was done when this was the latest resourceVersion, or before.
+    Lost(u64),
     Read(Answer),
     Written(Observed),
     Deleted,
@@ -126,14 +128,15 @@ impl Sim {
             Process::Agent(at, life) if !lost => Some((at, life)),
             _ => None,
         };
-        let delay = if lost { super::LEASE } else { answer.delay(bits) };
+        // A connection may be cut at once, or a time limit pass.
+        let delay = if lost { 1 + (bits >> 8) % super::LEASE } else { answer.delay(bits) };
         let before = self.world.rv();
         if !lost || bits.is_multiple_of(2) {
             let outcome = self.execute(&request, by);
             self.calls[id].outcome = outcome;
         }
         if lost {
-            self.calls[id].outcome = Outcome::Failed;
+            self.calls[id].outcome = Outcome::Lost(self.world.rv());
         }
         self.tell(|| format!("api: {caller:?} {request:?}{}", if lost { " LOST" } else { "" }));
         self.committed(before);

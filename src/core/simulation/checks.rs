@@ -261,6 +261,14 @@ impl Sim {
         }
     }
 
+    /// An own write has an unknown outcome: what its agent serves from now on must be what it left, if it was done, or later.
+    pub fn wrote_unknown(&mut self, at: usize, record: usize, through: u64) {
+        self.count("unknown");
+        let state = self.world.records[record].at_rv(through);
+        let track = self.track(at, record);
+        track.floor = track.floor.max(state);
+    }
+
     /// Whoever wrote was told that nobody serves anything older than this.
     pub fn confirmed(&mut self, record: usize, state: Option<usize>) {
         self.count("confirmed");

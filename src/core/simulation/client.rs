@@ -25,7 +25,19 @@ impl Sim {
             self.answer(at, record, Some(&copy), when, true);
             return;
         }
-        match shard.join(&name, now) {
+        let joined = shard.join(&name, now);
+        self.joined(at, record, joined, when);
+    }
+
+    /// A client asks for a session as it is now.
+    pub fn asked_anew(&mut self, at: usize, record: usize) {
+        let name = self.name(record);
+        let joined = self.agents[at].shard.join_anew(&name);
+        self.joined(at, record, joined, self.now);
+    }
+
+    fn joined(&mut self, at: usize, record: usize, joined: Join, when: u64) {
+        match joined {
             Join::Serve(copy) => self.answer(at, record, Some(&copy), when, true),
             Join::Follow(flight) => {
                 let gets = &mut self.agents[at].gets;
@@ -149,13 +161,22 @@ impl Sim {
         let (now, name) = (self.agent_now(at), self.name(record));
         let agent = &mut self.agents[at];
         let reports = &mut agent.reports;
-        let Outcome::Written(observed) = outcome else {
-            let dropped = agent.shard.write_failed(&name, flight, reports);
-            if let Some(dropped) = dropped {
-                self.evicted(at, record, &dropped, None);
+        let observed = match outcome {
+            Outcome::Written(observed) => observed,
+            Outcome::Lost(through) => {
+                agent.shard.write_unknown(&name, flight, true, reports);
+                self.wrote_unknown(at, record, through);
+                self.pump_all(at);
+                return;
             }
-            self.pump_all(at);
-            return;
+            _ => {
+                let dropped = agent.shard.write_failed(&name, flight, reports);
+                if let Some(dropped) = dropped {
+                    self.evicted(at, record, &dropped, None);
+                }
+                self.pump_all(at);
+                return;
+            }
         };
         let before = agent.shard.peek(&name).cloned();
         let written = agent.shard.write_answered(&name, flight, observed.clone(), wrote, now, reports);

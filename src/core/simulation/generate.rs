@@ -173,6 +173,7 @@ pub fn action(rng: &mut Rng, setup: &Setup, theme: &Theme) -> Action {
             2 => Action::Finalize(s),
             _ => Action::Recreate(s, rng.below(16)),
         },
+        Some(2) if rng.chance(10) => Action::GetAnew(a, s),
         Some(2) => Action::Get(a, s),
         Some(3) => match rng.below(6) {
             0 => Action::OwnDelete(a, s, rng.chance(30), rng.chance(70)),

@@ -40,6 +40,8 @@ pub enum Action {
     /// A session in another namespace comes and goes under the name of a replica's registration.
     Shadow(usize),
     Get(usize, usize),
+    /// A client asks for a session as it is now, whatever its agent holds.
+    GetAnew(usize, usize),
     /// A client of an agent writes one key, and wants to know when everybody has it.
     OwnWrite(usize, usize, usize, usize, bool),
     OwnCreate(usize, usize, usize, bool),
@@ -100,6 +102,11 @@ impl Sim {
             Action::Get(a, s) => {
                 let life = self.agents[a].life;
                 self.schedule(now, Event::Asked(a, life, s, now));
+            }
+            Action::GetAnew(a, s) => {
+                if self.runs(a) {
+                    self.asked_anew(a, s);
+                }
             }
             Action::OwnWrite(a, s, key, value, everywhere) => {
                 if self.runs(a) {

@@ -55,6 +55,7 @@ const CAUGHT: &[(&[Rule], &[&str])] = &[
     (&[Rule::LongAgoIsDoubted], &["I1"]),
     (&[Rule::CoverWhatIsCompared], &["I1"]),
     (&[Rule::ShownIsReached], &["I1"]),
+    (&[Rule::UnknownVoids], &["I5"]),
     (&[Rule::NeverGoBack, Rule::WritesMark], &["I5"]),
 ];
 

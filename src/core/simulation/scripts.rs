@@ -109,6 +109,14 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
             let own = s.write(READER, false);
             s.step(0, 20, own).step(2, 12, everywhere);
         }
+        Rule::UnknownVoids => {
+            // A GET reads, the write takes effect, and the GET is answered when the write has been given up.
+            s.step(0, 30, get(READER)).step(0, 30, Action::Pause(false, ONLY));
+            s.step(LEASE, LEASE + 100, Action::Access(true, READER, SLOW_ANSWER)).step(0, 5, get(READER));
+            s.step(5, 20, Action::Access(true, READER, Access { lose: 1, ..Access::GOOD }));
+            let own = s.write(READER, false);
+            s.step(0, 5, own);
+        }
         Rule::CoverByLeasesInForce => {
             s.forget_reader();
             s.step(0, 5, Action::Access(true, READER, SLOW_ANSWER));

@@ -96,10 +96,10 @@ impl Shard {
         None
     }
 
-    /// Nobody knows whether the write `id` was done. The copy is dropped, unless another write decides on it: if nothing else, its
-    /// timeout may be another one. After one `of_metadata`, what clients last had is forgotten: the next of them who overwrites
-    /// the session takes the difference from what it is then. From what it had been, to write that once more would be no
-    /// difference.
+    /// Nobody knows whether the write `id` was done. The copy is dropped: if nothing else, its timeout may be another one. What is
+    /// in flight beside it does not become the copy, since it may be older than the write. After one `of_metadata`, what clients
+    /// last had is forgotten: the next of them who overwrites the session takes the difference from what it is then. From what
+    /// it had been, to write that once more would be no difference.
     pub fn write_unknown(
         &mut self,
         name: &str,
@@ -108,8 +108,10 @@ impl Shard {
         reporter: &mut impl Reporter,
     ) -> Option<Dropped> {
         self.write_over(name, id);
-        let decided = self.writes_in_flight(name);
-        let dropped = if decided { None } else { self.drop_copy(name, DropReason::Stale, reporter) };
+        if let Some(flights) = self.flights.get_mut(name).filter(|_| Rule::UnknownVoids.on()) {
+            flights.void();
+        }
+        let dropped = self.drop_copy(name, DropReason::Stale, reporter);
         if of_metadata {
             self.nobody_knows(name);
         }
