@@ -1,7 +1,7 @@
 # Everything a person needs. `make` alone lists it.
 #
 # PROFILE=release builds for speed: slower to build, faster to run. KUBEBUILDER_ASSETS names a folder with etcd,
-# kube-apiserver and kubectl to use instead of building them.
+# kube-apiserver and kubectl to use instead of building them; tests of the chart want helm, helm3 and kube-controller-manager there too.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -151,7 +151,7 @@ publish-check: target/tools/bin/crane ## Push image and chart to a registry on t
 	@$(STEP) "publish check" env HELM=$(HELM) bash hack/publish-check.sh
 
 .PHONY: controlplane
-controlplane: ## Build etcd, kube-apiserver and kubectl for tests and the demo
+controlplane: ## Build etcd, kube-apiserver, kubectl, Helm and the parts of a node for tests and the demo
 	@bash tests/controlplane/build.sh target/controlplane
 
 .PHONY: clients

@@ -67,7 +67,7 @@ go_clients() {
 
 python_clients() {
   local python
-  python=$(command -v python3) || fail "python3 was not found: install Python 3.9 or newer (Debian: apt install python3-venv)"
+  python=$(command -v python3) || fail "python3 was not found: install Python 3.10 or newer (Debian: apt install python3-venv)"
   # A virtual environment cannot be moved: its programs name the interpreter by its path. So it is called as a module.
   quietly "venv" "$1/log" "$python" -m venv "$1/venv" ||
     fail "python3 cannot make a virtual environment (Debian: apt install python3-venv)"

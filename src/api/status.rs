@@ -45,7 +45,7 @@ pub struct LastEviction {
     #[schemars(schema_with = "schema::date_time")]
     pub time: Time,
 
-    /// How many pods were told.
+    /// How many pods dropped a copy for it. The pod that wrote the change keeps its own, and is not among them.
     #[schemars(schema_with = "schema::count")]
     pub pods: u32,
 
