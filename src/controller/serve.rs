@@ -18,12 +18,12 @@ use tonic::transport::Server;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
-use super::admission::Admission;
 use super::attach::Attach;
 use super::auth::{Authenticator, Denied};
 use super::clock::now;
 use super::connections::{Busy, Connection, Connections};
 use super::peer::Peer;
+use super::stream_limits::StreamLimits;
 use crate::core::rate::TokenBucket;
 use crate::proto::MAX_MESSAGE_BYTES;
 use crate::proto::v1;
@@ -62,7 +62,7 @@ pub struct Service {
     attach: Attach,
     peer: Peer,
     authenticator: Authenticator,
-    admission: Arc<Admission>,
+    limits: Arc<StreamLimits>,
     refusals: Mutex<TokenBucket>,
 }
 
@@ -70,7 +70,7 @@ impl Service {
     /// Serves agents by `attach` and other replicas by `peer`, after `authenticator` has told who they are.
     pub fn new(attach: Attach, peer: Peer, authenticator: Authenticator) -> Self {
         let refusals = Mutex::new(TokenBucket::new(REFUSALS.0, REFUSALS.1));
-        Self { attach, peer, authenticator, admission: Arc::default(), refusals }
+        Self { attach, peer, authenticator, limits: Arc::default(), refusals }
     }
 
     /// Says who was not let in, now and then.
@@ -115,8 +115,8 @@ impl Coherence for Service {
         let refused = |denied: Denied| self.refused(request.extensions(), denied);
         let from = from(request.extensions());
         let (pod, pass) = self.authenticator.pod(request.metadata(), from).await.map_err(refused)?;
-        let too_much = |too_much| self.refused(request.extensions(), too_much);
-        let admitted = self.admission.admit(&pod.namespace, &pod.uid).map_err(too_much)?;
+        let exceeded = |exceeded| self.refused(request.extensions(), exceeded);
+        let permit = self.limits.open(&pod.namespace, &pod.uid).map_err(exceeded)?;
         let busy = busy(request.extensions());
         let (outbox, end, outgoing) = outgoing();
         let (attach, authenticator) = (self.attach.clone(), self.authenticator.clone());
@@ -129,7 +129,7 @@ impl Coherence for Service {
                     Some(denied.into())
                 }
             };
-            drop((admitted, busy));
+            drop((permit, busy));
             // Nobody may be reading any more.
             status.map(|status| end.send(status))
         });

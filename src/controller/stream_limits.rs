@@ -24,7 +24,7 @@ const MOST_PODS: usize = 16_384;
 
 /// A pod, or its namespace, has too much.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum TooMuch {
+pub enum Exceeded {
     /// Too many streams.
     #[error("too many streams: {0}")]
     Streams(#[from] Full),
@@ -33,15 +33,15 @@ pub enum TooMuch {
     Openings,
 }
 
-impl From<TooMuch> for Status {
-    fn from(too_much: TooMuch) -> Self {
-        Self::resource_exhausted(too_much.to_string())
+impl From<Exceeded> for Status {
+    fn from(exceeded: Exceeded) -> Self {
+        Self::resource_exhausted(exceeded.to_string())
     }
 }
 
 /// Counts what each pod has.
 #[derive(Debug)]
-pub struct Admission {
+pub struct StreamLimits {
     pods: Mutex<Pods>,
 }
 
@@ -51,40 +51,40 @@ struct Pods {
     openings: Buckets<Arc<str>>,
 }
 
-impl Default for Admission {
+impl Default for StreamLimits {
     fn default() -> Self {
         let openings = Buckets::new(OPENINGS, OPENING_INTERVAL, MOST_PODS);
         Self { pods: Mutex::new(Pods { streams: Tally::default(), openings }) }
     }
 }
 
-impl Admission {
+impl StreamLimits {
     /// A stream for the pod `uid` of a namespace, until the guard is dropped.
-    pub fn admit(self: &Arc<Self>, namespace: &str, uid: &str) -> Result<Admitted, TooMuch> {
-        self.admit_at(namespace, uid, now())
+    pub fn open(self: &Arc<Self>, namespace: &str, uid: &str) -> Result<StreamPermit, Exceeded> {
+        self.open_at(namespace, uid, now())
     }
 
-    fn admit_at(self: &Arc<Self>, namespace: &str, uid: &str, now: Time) -> Result<Admitted, TooMuch> {
+    fn open_at(self: &Arc<Self>, namespace: &str, uid: &str, now: Time) -> Result<StreamPermit, Exceeded> {
         let mut pods = self.pods.lock();
         pods.streams.admits(namespace, uid, STREAMS)?;
         let (namespace, uid): (Arc<str>, Arc<str>) = (namespace.into(), uid.into());
         if !pods.openings.of(&uid, now).take(now) {
-            return Err(TooMuch::Openings);
+            return Err(Exceeded::Openings);
         }
         pods.streams.add(&namespace, &uid);
-        Ok(Admitted { namespace, uid, by: self.clone() })
+        Ok(StreamPermit { namespace, uid, by: self.clone() })
     }
 }
 
-/// A stream that was admitted.
+/// The right to one open stream.
 #[derive(Debug)]
-pub struct Admitted {
+pub struct StreamPermit {
     namespace: Arc<str>,
     uid: Arc<str>,
-    by: Arc<Admission>,
+    by: Arc<StreamLimits>,
 }
 
-impl Drop for Admitted {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
         self.by.pods.lock().streams.remove(&self.namespace, &self.uid);
     }
@@ -96,44 +96,44 @@ mod tests {
 
     #[test]
     fn a_pod_has_a_few_streams_and_others_have_theirs() {
-        let (all, now) = (Arc::new(Admission::default()), Time::default());
-        let mut streams: Vec<_> = (0..STREAMS.per_pod).map(|_| all.admit_at("ns", "a", now).unwrap()).collect();
-        assert_eq!(all.admit_at("ns", "a", now).unwrap_err(), TooMuch::Streams(Full::Pod));
-        assert!(all.admit_at("ns", "b", now).is_ok());
+        let (all, now) = (Arc::new(StreamLimits::default()), Time::default());
+        let mut streams: Vec<_> = (0..STREAMS.per_pod).map(|_| all.open_at("ns", "a", now).unwrap()).collect();
+        assert_eq!(all.open_at("ns", "a", now).unwrap_err(), Exceeded::Streams(Full::Pod));
+        assert!(all.open_at("ns", "b", now).is_ok());
         streams.pop();
-        assert!(all.admit_at("ns", "a", now).is_ok());
+        assert!(all.open_at("ns", "a", now).is_ok());
     }
 
     #[test]
     fn a_namespace_with_many_pods_leaves_streams_to_others() {
-        let (all, now) = (Arc::new(Admission::default()), Time::default());
+        let (all, now) = (Arc::new(StreamLimits::default()), Time::default());
         let streams =
-            (0..STREAMS.all).map_while(|n| all.admit_at("greedy", &(n / STREAMS.per_pod).to_string(), now).ok());
+            (0..STREAMS.all).map_while(|n| all.open_at("greedy", &(n / STREAMS.per_pod).to_string(), now).ok());
         let greedy: Vec<_> = streams.collect();
         assert!(greedy.len() > STREAMS.all / 2 && greedy.len() < STREAMS.all, "{}", greedy.len());
-        assert_eq!(all.admit_at("greedy", "another", now).unwrap_err(), TooMuch::Streams(Full::Namespace));
-        let others: Vec<_> = (0..1_000).map_while(|n| all.admit_at("other", &n.to_string(), now).ok()).collect();
+        assert_eq!(all.open_at("greedy", "another", now).unwrap_err(), Exceeded::Streams(Full::Namespace));
+        let others: Vec<_> = (0..1_000).map_while(|n| all.open_at("other", &n.to_string(), now).ok()).collect();
         assert_eq!(others.len(), 1_000);
     }
 
     #[test]
     fn a_pod_that_opens_streams_again_and_again_must_wait_and_others_need_not() {
-        let (all, now) = (Arc::new(Admission::default()), Time::default());
+        let (all, now) = (Arc::new(StreamLimits::default()), Time::default());
         for _ in 0..OPENINGS {
-            all.admit_at("ns", "a", now).unwrap();
+            all.open_at("ns", "a", now).unwrap();
         }
-        assert_eq!(all.admit_at("ns", "a", now).unwrap_err(), TooMuch::Openings);
-        assert!(all.admit_at("ns", "b", now).is_ok());
-        assert!(all.admit_at("ns", "a", now + OPENING_INTERVAL).is_ok());
+        assert_eq!(all.open_at("ns", "a", now).unwrap_err(), Exceeded::Openings);
+        assert!(all.open_at("ns", "b", now).is_ok());
+        assert!(all.open_at("ns", "a", now + OPENING_INTERVAL).is_ok());
     }
 
     #[test]
     fn pods_of_which_nothing_is_left_are_forgotten() {
-        let (all, now) = (Arc::new(Admission::default()), Time::default());
-        let kept = all.admit_at("ns", "kept", now).unwrap();
+        let (all, now) = (Arc::new(StreamLimits::default()), Time::default());
+        let kept = all.open_at("ns", "kept", now).unwrap();
         for n in 0..MOST_PODS * 2 {
             let now = now + OPENING_INTERVAL * u32::try_from(n).unwrap();
-            all.admit_at("ns", &n.to_string(), now).unwrap();
+            all.open_at("ns", &n.to_string(), now).unwrap();
         }
         let pods = all.pods.lock().openings.len();
         assert!(pods <= MOST_PODS, "{pods}");
