@@ -3,7 +3,7 @@
 //! * [`watch`]: lists and watches sessions; [`object`] is how they are read.
 //! * [`marker`]: proves that the watch is complete, and registers the replica.
 //! * [`serve`]: streams of agents ([`attach`]) and of other replicas ([`peer`]); [`certificates`] has what they are encrypted
-//!   with, [`auth`] tells who they are by their [`token`], [`connections`] and [`stream_limits`] bound what they may have.
+//!   with, [`auth`] tells who they are by their token, [`connections`] and [`stream_limits`] bound what they may have.
 //! * [`ledger`]: what is left to be done for each session, by whoever leads.
 //! * [`injection`]: adds the agent to pods.
 //! * [`leader`]: who leads; [`reconcile`] is what it does; [`peers`] are its streams to the others.
@@ -54,18 +54,15 @@ mod paging;
 pub mod peer;
 pub mod peers;
 mod pump;
-mod question;
 pub mod reconcile;
 pub mod release;
 mod remedy;
-pub mod reviews;
 pub mod scrape;
 pub mod serve;
 pub mod shared;
 pub mod status;
 mod stop;
 pub mod stream_limits;
-pub mod token;
 pub mod watch;
 
 use certificates::CertificateError;

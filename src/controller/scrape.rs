@@ -20,9 +20,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::question;
-use super::reviews::{Busy, Reviews};
-use super::token::Token;
+use super::auth::question;
+use super::auth::reviews::{Busy, Reviews};
+use super::auth::token::Token;
 use crate::runtime::admin::{self, CONNECTION_TIMEOUT, MAX_CONNECTIONS};
 use crate::runtime::api_error::ApiError;
 use crate::runtime::bounded::{self, BoundedListener, Remote};

@@ -6,7 +6,7 @@ use serde_json::json;
 use testkit::{AuditMark, ClusterOptions, eventually, policy_rule};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
-use vmcp_session::controller::reviews::FRESH;
+use vmcp_session::controller::auth::reviews::FRESH;
 use vmcp_session::proto::v1;
 use vmcp_session::proto::v1::coherence_client::CoherenceClient;
 

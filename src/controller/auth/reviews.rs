@@ -17,8 +17,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use super::clock::now;
 use super::token::Token;
+use crate::controller::clock::now;
 use crate::core::rate::{Buckets, TokenBucket};
 use crate::core::time::Time;
 

@@ -10,10 +10,10 @@ use kube::api::{Api, PostParams};
 use crate::runtime::api_error::{ApiError, deadline};
 
 /// How long an answer may take.
-pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(5);
+pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Whose `token` it is, if it was made for `audience`; without one it must be made for the API server. `None`: nobody's.
-pub(super) async fn owner(client: &Client, token: &str, audience: Option<&str>) -> Result<Option<UserInfo>, ApiError> {
+pub async fn owner(client: &Client, token: &str, audience: Option<&str>) -> Result<Option<UserInfo>, ApiError> {
     let audiences = audience.map(|audience| vec![audience.to_owned()]);
     let spec = TokenReviewSpec { token: token.to_owned(), audiences };
     let review = TokenReview { spec, ..TokenReview::default() };
@@ -27,7 +27,7 @@ pub(super) async fn owner(client: &Client, token: &str, audience: Option<&str>) 
 }
 
 /// Whether somebody may do `what` is said there.
-pub(super) async fn may(client: &Client, user: UserInfo, what: SubjectAccessReviewSpec) -> Result<bool, ApiError> {
+pub async fn may(client: &Client, user: UserInfo, what: SubjectAccessReviewSpec) -> Result<bool, ApiError> {
     let spec =
         SubjectAccessReviewSpec { user: user.username, groups: user.groups, uid: user.uid, extra: user.extra, ..what };
     let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };

@@ -1,4 +1,7 @@
 //! Who is at the other end of a stream: taken from a token that the API server has checked, never from what is said.
+//!
+//! A [`token`] is shown to the API server, which is asked whose it is and what that one may do (`question`); [`reviews`] are its
+//! answers, and bound how often it is asked. Who reads metrics is asked for in the same way.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,11 +17,16 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tracing::debug;
 
-use super::clock::{now, sleep_until};
-use super::question::{self, CALL_DEADLINE};
-use super::reviews::{self, Reviews};
-use super::token::Token;
+use crate::controller::clock::{now, sleep_until};
 use crate::runtime::api_error::{ApiError, deadline};
+
+pub(super) mod question;
+pub mod reviews;
+pub mod token;
+
+use question::CALL_DEADLINE;
+use reviews::Reviews;
+use token::Token;
 
 /// How often it is looked whether who has a stream may still have it: a little less, so that not all come at once. With the
 /// [`reviews::FRESH`] seconds of an answer, and the ten for which the API server itself goes on to accept the token of a pod
