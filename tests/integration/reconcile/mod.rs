@@ -1,8 +1,6 @@
 //! What the leading replica does, on a real API server, with replicas that may do just what deploy/rbac says.
 
-#[path = "reconcile/agent.rs"]
 mod agent;
-#[path = "reconcile/setup.rs"]
 mod setup;
 
 use std::cell::Cell;
