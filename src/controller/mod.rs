@@ -10,6 +10,7 @@
 //! * [`status`], [`events`]: bounded queues of what is written; [`metrics`]: what Prometheus is told, and [`scrape`] to whom.
 //! * [`release`]: what is done when no controller will be there any more.
 //! * [`shared`]: the replica's state, where all of these meet.
+//! * [`shutdown`]: in what order they end.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -21,7 +22,6 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::api::{LABEL_REPLICA, MARKER_PREFIX};
@@ -60,8 +60,8 @@ mod remedy;
 pub mod scrape;
 pub mod serve;
 pub mod shared;
+pub mod shutdown;
 pub mod status;
-mod stop;
 pub mod stream_limits;
 pub mod watch;
 
@@ -73,10 +73,8 @@ use leader::Elector;
 use reconcile::Leader;
 use reconcile::herald::Herald;
 use shared::Shared;
-use stop::Stop;
+use shutdown::{Phases, Shutdown};
 
-/// How long the tasks may take to end when all that has an order has ended: see [`stop`].
-const DRAIN: Duration = Duration::from_millis(2500);
 /// The process is started anew if a loop that goes round many times in a lease has not for so long, and for four leases.
 const STUCK: Duration = Duration::from_mins(1);
 /// How often it is looked whether something that was remembered is over.
@@ -126,8 +124,8 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     };
     let webhook = args.injection.bind().await?;
     let client = args.kube.client(Timeouts::default()).await?;
-    // What must go on while the agents return their leases is cancelled later than what begins new work.
-    let closing = CancellationToken::new();
+    let phases = Phases::default();
+    let closing = phases.closing.clone();
     let mut tasks = TaskSet::new(closing.clone());
     let (health, registry) = (Health::default(), Arc::<OnceLock<_>>::default());
     // One of the two has the metrics. Whoever probes is answered while the API server is away: to be killed for that helps nobody.
@@ -164,8 +162,6 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         Some(_) => Ok(()),
     });
 
-    // The markers are removed before: whoever writes them must have ended by then, or one comes back.
-    let (marking, markers) = (closing.child_token(), TaskTracker::new());
     let stuck = STUCK.max(lease * 4);
     let markers_in = |namespace: &Option<Arc<str>>| {
         namespace.as_ref().map_or_else(|| args.operator_namespace.clone(), ToString::to_string)
@@ -198,12 +194,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
             heartbeat: health.heartbeat("marker", stuck),
         };
         tasks.spawn("watch", watch.run(closing.clone()));
-        let (marker, closing) = (markers.track_future(marker.run(marking.clone())), closing.clone());
-        tasks.spawn("marker", async move {
-            let ended = marker.await;
-            closing.cancelled().await;
-            ended
-        });
+        phases.marking.spawn(&mut tasks, "marker", |asked| marker.run(asked));
     }
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let settings = v1::Settings {
@@ -262,7 +253,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
         transport,
         scopes: scopes.iter().map(|(scope, namespace)| (*scope, markers_in(namespace))).collect(),
     };
-    let (ending, sources) = leader.start(elector, &mut tasks);
+    let sources = leader.start(elector, &mut tasks, &phases);
     let registry = registry.get_or_init(|| Arc::new(metrics::registry(sources, measured)));
     if let Some(scrape) = scrape {
         let tls = tls::server_config(serving, tls::REQUESTS)?;
@@ -270,16 +261,7 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
     }
 
     let namespaces = scopes.iter().map(|(_, namespace)| markers_in(namespace)).collect();
-    let stop = Stop { shared, client, namespaces, name, marking, markers, ending };
-    let (ended, ()) = tokio::join!(tasks.run(DRAIN), stop.when(&shutdown, closing));
-    match ended {
-        // Everything that must end in order has ended. What is left waits for somebody who does not answer.
-        Err(TaskError::Undrained { tasks, .. }) if shutdown.is_cancelled() => {
-            warn!(tasks = tasks.join(", "), "not waited for any longer");
-            Ok(())
-        }
-        ended => Ok(ended?),
-    }
+    Ok(Shutdown { shared, client, namespaces, name, phases }.run(tasks, &shutdown).await?)
 }
 
 async fn poll(

@@ -7,16 +7,11 @@
 //! * [`finalize`]: lets go of deleted sessions when no pod can serve them any more.
 //! * [`retire`]: removes the markers of replicas that are no more.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use kube::Client;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::warn;
 
 use super::certificates::bundle::Publications;
 use super::events::EventWriter;
@@ -25,6 +20,7 @@ use super::ledger::Ledger;
 use super::metrics::Sources;
 use super::peers::{Links, Peers};
 use super::shared::Shared;
+use super::shutdown::Phases;
 use super::status::{KubeStatus, StatusLimits, StatusWriter};
 use crate::core::replica::ScopeId;
 use crate::runtime::task_set::TaskSet;
@@ -43,9 +39,6 @@ use finalize::Finalizer;
 use herald::StormTeller;
 use retire::Retirer;
 use status::StatusReconciler;
-
-/// How long calls under way may take to end at a shutdown.
-const FINISH: Duration = Duration::from_secs(3);
 
 /// What the leader's tasks need.
 pub struct Leader {
@@ -73,56 +66,27 @@ pub struct Leader {
     pub scopes: Vec<(ScopeId, String)>,
 }
 
-/// Ends the leader's tasks, and only then the leadership: the next leader begins when the lease is free.
-#[derive(Debug)]
-pub struct Ending {
-    work: CancellationToken,
-    tracker: TaskTracker,
-    election: CancellationToken,
-}
-
-impl Ending {
-    /// Of a leader without tasks.
-    #[cfg(test)]
-    pub(super) fn of_nothing() -> Self {
-        Self { work: CancellationToken::new(), tracker: TaskTracker::new(), election: CancellationToken::new() }
-    }
-
-    /// Returns when the lease is being given back.
-    pub async fn end(&self) {
-        self.work.cancel();
-        self.tracker.close();
-        if timeout(FINISH, self.tracker.wait()).await.is_err() {
-            warn!("some of the leader's calls are still under way");
-        }
-        self.election.cancel();
-    }
-}
-
 impl Leader {
-    /// Starts everything, and tells how to end it and what to measure.
-    pub fn start(self, elector: Elector, tasks: &mut TaskSet) -> (Ending, Sources) {
+    /// Starts everything, and tells what to measure.
+    pub fn start(self, elector: Elector, tasks: &mut TaskSet, phases: &Phases) -> Sources {
         let Self { name, lease, client, shared, ledger, events, storms, publications, certificate, transport, scopes } =
             self;
         let (guard, leadership) = (elector.guard(), elector.subscribe());
-        let closing = tasks.shutdown().clone();
-        let (work, election) = (closing.child_token(), closing.child_token());
-        let tracker = TaskTracker::new();
         let statuses = StatusWriter::new(KubeStatus::new(client.clone()), guard.clone(), StatusLimits::default());
         let (links, answers) = Links::new();
         let (reaped, retired) = (Arc::new(Reaped::default()), Arc::new(AtomicU64::new(0)));
 
-        let mut spawn = Spawn { tasks, closing, work: work.clone(), tracker: &tracker };
-        spawn.task("statuses", statuses.clone().run(work.clone()));
-        spawn.task("events", events.clone().run(work.clone()));
-        spawn.task("storms", storms.run(work.clone()));
+        let leading = &phases.leading;
+        leading.spawn(tasks, "statuses", |asked| statuses.clone().run(asked));
+        leading.spawn(tasks, "events", |asked| events.clone().run(asked));
+        leading.spawn(tasks, "storms", |asked| storms.run(asked));
         let reconciler = StatusReconciler {
             ledger: ledger.clone(),
             shared: shared.clone(),
             writer: statuses.clone(),
             guard: guard.clone(),
         };
-        spawn.task("status", reconciler.run(work.clone()));
+        leading.spawn(tasks, "status", |asked| reconciler.run(asked));
         let expiry = Reaper {
             ledger: ledger.clone(),
             shared: shared.clone(),
@@ -131,7 +95,7 @@ impl Leader {
             guard: guard.clone(),
             reaped: reaped.clone(),
         };
-        spawn.task("expiry", expiry.run(work.clone()));
+        leading.spawn(tasks, "expiry", |asked| expiry.run(asked));
         let finalizer = Finalizer {
             ledger: ledger.clone(),
             shared: shared.clone(),
@@ -141,7 +105,7 @@ impl Leader {
             guard: guard.clone(),
             own: name.clone(),
         };
-        spawn.task("finalizers", finalizer.run(work.clone()));
+        leading.spawn(tasks, "finalizers", |asked| finalizer.run(asked));
         let markers = Retirer {
             shared: shared.clone(),
             client,
@@ -151,46 +115,11 @@ impl Leader {
             lease,
             removed: retired.clone(),
         };
-        spawn.task("markers", markers.run(work.clone()));
+        leading.spawn(tasks, "markers", |asked| markers.run(asked));
         let peers = Peers { own: name, ledger: ledger.clone(), leadership, transport, links };
-        spawn.task("peers", peers.run(work.clone()));
-        spawn.untracked("election", elector.run(election.clone()), election.clone());
+        leading.spawn(tasks, "peers", |asked| peers.run(asked));
+        phases.election.spawn(tasks, "election", |asked| elector.run(asked));
 
-        let sources =
-            Sources { lease, shared, ledger, statuses, events, guard, reaped, retired, publications, certificate };
-        (Ending { work, tracker, election }, sources)
-    }
-}
-
-/// Starts tasks that are asked to end before the others are.
-struct Spawn<'a> {
-    tasks: &'a mut TaskSet,
-    closing: CancellationToken,
-    work: CancellationToken,
-    tracker: &'a TaskTracker,
-}
-
-impl Spawn<'_> {
-    /// A task of the leader: leadership ends after it.
-    fn task(&mut self, name: &'static str, task: impl Future<Output = Result<(), Infallible>> + Send + 'static) {
-        let (tracked, work) = (self.tracker.track_future(task), self.work.clone());
-        self.untracked(name, tracked, work);
-    }
-
-    fn untracked(
-        &mut self,
-        name: &'static str,
-        task: impl Future<Output = Result<(), Infallible>> + Send + 'static,
-        asked: CancellationToken,
-    ) {
-        let closing = self.closing.clone();
-        self.tasks.spawn(name, async move {
-            let ended = task.await;
-            // If it was asked to, it has not ended early; the others go on for a while.
-            if asked.is_cancelled() {
-                closing.cancelled().await;
-            }
-            ended
-        });
+        Sources { lease, shared, ledger, statuses, events, guard, reaped, retired, publications, certificate }
     }
 }
