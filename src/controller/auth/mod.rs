@@ -13,12 +13,16 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use rand::Rng;
 use thiserror::Error;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use crate::controller::clock::{now, sleep_until};
 use crate::runtime::api_error::{ApiError, deadline};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::failing::Failing;
 
 pub(super) mod question;
 pub mod reviews;
@@ -188,12 +192,37 @@ pub struct Authenticator {
 
 impl Authenticator {
     /// An authenticator for tokens made for `audience`. Asks the API server who this process itself is.
-    pub async fn new(client: Client, audience: String) -> Result<Self, ApiError> {
+    async fn new(client: Client, audience: String) -> Result<Self, ApiError> {
         let api: Api<SelfSubjectReview> = Api::all(client.clone());
         let params = PostParams::default();
         let own = deadline(CALL_DEADLINE, api.create(&params, &SelfSubjectReview::default())).await?;
         let own_user = own.status.and_then(|s| s.user_info).and_then(|u| u.username).unwrap_or_default();
         Ok(Self { client, audience, own_user, reviews: Arc::default() })
+    }
+
+    /// Asks until the API server answers: a controller that starts before it must not fail for that. `None` if it was asked to end
+    /// before.
+    pub async fn awaited(client: &Client, audience: &str, shutdown: &CancellationToken) -> Option<Self> {
+        let asking = async {
+            let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+            let mut failing = Failing::default();
+            loop {
+                match Self::new(client.clone(), audience.to_owned()).await {
+                    Ok(authenticator) => {
+                        if failing.over() {
+                            info!("the API server says who this controller is");
+                        }
+                        return authenticator;
+                    }
+                    Err(error) if failing.failed(&error.to_string(), Instant::now()) => {
+                        warn!(%error, "the API server does not say who this controller is; trying again");
+                    }
+                    Err(error) => debug!(%error, "the API server does not say who this controller is"),
+                }
+                sleep(backoff.pause()).await;
+            }
+        };
+        shutdown.run_until_cancelled(asking).await
     }
 
     /// The pod whose token came with a request `from` an address, if it may read the sessions of its namespace; and what it was
@@ -286,6 +315,7 @@ impl Authenticator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::tests::unanswered;
 
     /// An API server that answers with this status code.
     fn unchecked(code: u16) -> Result<(), Denied> {
@@ -320,5 +350,17 @@ mod tests {
     fn a_stream_ends_at_once_when_it_is_known_that_it_may_not_go_on() {
         assert!(matches!(Looks::default().saw(Err(Denied::AnotherPod)), Err(Denied::AnotherPod)));
         assert_eq!(Looks::default().saw(Err(Denied::Busy)).unwrap(), AGAIN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shutdown_before_the_api_server_has_answered_is_no_failure() {
+        let (client, _listener) = unanswered().await;
+        let shutdown = CancellationToken::new();
+        let end = async {
+            sleep(Duration::from_mins(1)).await;
+            shutdown.cancel();
+        };
+        let (authenticator, ()) = tokio::join!(Authenticator::awaited(&client, "vmcp.dev", &shutdown), end);
+        assert!(authenticator.is_none());
     }
 }
