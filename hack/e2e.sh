@@ -18,8 +18,8 @@ why=$(unshare --net --mount --pid --fork --mount-proc --propagation private moun
   skip "cgroups cannot be made in /sys/fs/cgroup"
 if [[ ${1:-} == --check ]]; then exit 0; fi
 
-# The node's cgroup has a fixed name. The lock goes with the last process of the run.
-exec 9>/tmp/vmcp-e2e.lock
+# The node's cgroup has a fixed name. The lock goes with the last process of the run. It is not in /tmp, where anybody may be first.
+exec 9>/run/vmcp-e2e.lock
 flock -n 9 || { echo "e2e: another run is going on, waiting for it" >&2; flock 9; }
 
 # Cargo builds outside, where there is a network, and runs the test inside.
