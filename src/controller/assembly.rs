@@ -9,7 +9,7 @@ use kube::api::Api;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use rand::Rng;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -32,7 +32,7 @@ use super::reconcile::herald::{Herald, Measured, StormTeller};
 use super::serve::Service;
 use super::shared::Shared;
 use super::shutdown::{Phases, Shutdown};
-use super::watch::Watch;
+use super::watch::{PAGES_AT_ONCE, Watch};
 use super::{ControllerError, scrape, serve};
 use crate::api::{LABEL_REPLICA, MARKER_PREFIX};
 use crate::core::replica::{Config, Replica, ScopeId};
@@ -201,6 +201,7 @@ impl Assembly {
             }
             Some(_) => Ok(()),
         });
+        let room = Arc::new(Semaphore::new(PAGES_AT_ONCE));
         for scope in &self.scopes {
             let distrust = Arc::new(Notify::new());
             let has_sessions = self.shared.with(|replica, _| replica.has_sessions(scope.id));
@@ -214,6 +215,7 @@ impl Assembly {
                 reader: Arc::new(Mutex::new(Reader::new(&scope.markers, &self.args.operator_namespace))),
                 distrust: distrust.clone(),
                 patience: self.lease / 2,
+                room: room.clone(),
             };
             let marker = Marker {
                 client: self.client.clone(),

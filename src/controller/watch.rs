@@ -6,13 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{AsyncReadExt, Stream, StreamExt};
+use futures::{AsyncRead, AsyncReadExt, Stream, StreamExt};
 use kube::api::{ListParams, WatchParams};
 use kube::core::{ObjectList, Request, WatchEvent};
 use kube::{Client, Resource};
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -54,13 +54,11 @@ enum WatchError {
     Doubted,
 }
 
-/// One page of a list. `None`: it has more than `most` bytes, and was not read to its end.
-async fn page(
-    client: &Client,
-    request: http::Request<Vec<u8>>,
-    most: u64,
-) -> Result<Option<ObjectList<Watched>>, kube::Error> {
-    let body = client.request_stream(request).await?;
+/// Pages that are read at once, of all collections together: chosen namespaces may be many, and all are listed at the start.
+pub(super) const PAGES_AT_ONCE: usize = 4;
+
+/// One page of a list, read to its end. `None`: it has more than `most` bytes.
+async fn page(body: impl AsyncRead + Unpin, most: u64) -> Result<Option<ObjectList<Watched>>, kube::Error> {
     let mut read = Vec::new();
     body.take(most.saturating_add(1)).read_to_end(&mut read).await.map_err(kube::Error::ReadEvents)?;
     if u64::try_from(read.len()).is_ok_and(|bytes| bytes > most) {
@@ -104,6 +102,8 @@ pub struct Watch {
     pub distrust: Arc<Notify>,
     /// How long a watch may take to show anything.
     pub patience: Duration,
+    /// Room for pages that are read: see [`PAGES_AT_ONCE`].
+    pub room: Arc<Semaphore>,
 }
 
 impl Watch {
@@ -172,11 +172,8 @@ impl Watch {
         let (mut wanted, mut backoff) = (Instant::now(), self.backoff());
         let position = loop {
             params = params.limit(paging.limit());
-            let page = deadline(paging.answer_within(self.patience), async {
-                let request = Request::new(self.path()).list(&params).map_err(kube::Error::BuildRequest)?;
-                page(&self.client, request, paging.most_bytes()).await
-            });
-            let ObjectList { metadata, items, .. } = match page.await {
+            let page = self.page(&params, *paging);
+            let (ObjectList { metadata, items, .. }, room) = match page.await {
                 Err(error) if paging.failed(error.kind()) => {
                     info!(scope = %self.name(), %error, objects = paging.limit(), "asking for a smaller page");
                     // What fails at once may fail for a moment only, whatever is asked for.
@@ -205,6 +202,7 @@ impl Watch {
                     reads.extend(readable(reader.read(item))?.ok());
                 }
             }
+            drop(room);
             match metadata.continue_.filter(|c| !c.is_empty()) {
                 Some(next) => {
                     params = params.continue_token(&next);
@@ -236,6 +234,26 @@ impl Watch {
         })?;
         debug!(scope = %self.name(), objects = count, %position, "listed");
         Ok(())
+    }
+
+    /// Asks for a page, and reads it when there is room for it. That is not taken while an API server has not answered yet, which
+    /// another collection's may have, and to wait for it is no fault of the API server.
+    async fn page(
+        &self,
+        params: &ListParams,
+        paging: Paging,
+    ) -> Result<Option<(ObjectList<Watched>, Option<SemaphorePermit<'_>>)>, ApiError> {
+        let (begun, within) = (Instant::now(), paging.answer_within(self.patience));
+        let body = deadline(within, async {
+            let request = Request::new(self.path()).list(params).map_err(kube::Error::BuildRequest)?;
+            self.client.request_stream(request).await
+        });
+        let body = body.await?;
+        let left = within.saturating_sub(begun.elapsed());
+        // It is never closed.
+        let room = self.room.acquire().await.ok();
+        let page = deadline(left, page(body, paging.most_bytes())).await?;
+        Ok(page.map(|page| (page, room)))
     }
 
     async fn watch(&self, course: &mut Course) -> Result<Ended, WatchError> {

@@ -32,6 +32,7 @@ fn watch(patience: Duration) -> Watch {
         reader: Arc::default(),
         distrust: Arc::default(),
         patience,
+        room: Arc::new(Semaphore::new(1)),
     }
 }
 
@@ -102,6 +103,23 @@ async fn a_list_of_large_sessions_comes_in_pages_that_the_api_server_can_send() 
     watch.list(&mut Paging::default()).await.unwrap();
     assert_eq!(watch.shared.with(|replica, _| replica.sessions()), 30);
     assert_eq!(*asked.lock(), [100, 50, 25, 12, 6, 11, 5, 10, 10]);
+}
+
+/// Many namespaces are listed at once when a controller starts.
+#[tokio::test]
+async fn a_page_is_read_when_there_is_room_for_it_and_may_wait_for_that() {
+    let (client, asked) = serve(150, |_| 1, |_, _| None).await;
+    let watch = Watch { client, ..watch(Duration::from_secs(2)) };
+    let others = watch.room.clone().acquire_owned().await.unwrap();
+    let mut paging = Paging::default();
+    let mut list = std::pin::pin!(watch.list(&mut paging));
+    // Longer than a page may take.
+    assert!(timeout(Duration::from_secs(3), &mut list).await.is_err(), "there is no room");
+    assert_eq!(*asked.lock(), [100]);
+    drop(others);
+    list.await.unwrap();
+    assert_eq!(*asked.lock(), [100, 500]);
+    assert_eq!(watch.room.available_permits(), 1);
 }
 
 #[tokio::test]
