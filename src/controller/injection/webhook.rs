@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -17,6 +17,7 @@ use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::definition::Definition;
@@ -29,12 +30,15 @@ use crate::runtime::tls::listener::TlsListener;
 pub const PATH: &str = "/pods";
 /// A pod has less than etcd takes, which is 1.5 MiB, and in a review there is little beside it.
 const MAX_REVIEW: usize = 2 << 20;
-/// What is read of a review may take a hundred times its size, and anybody may ask: one at a time.
-static TURN: Semaphore = Semaphore::const_new(1);
-/// Each API server keeps a connection or two.
-const MAX_CONNECTIONS: usize = 32;
-/// A connection ends when it has carried no answer for that long. An API server opens another one.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// So many reviews are held at once: of the largest, 64 MiB.
+const MOST_HELD: usize = 32;
+/// A review takes no longer to come once there is room for it: others wait for that room.
+const READ_WITHIN: Duration = Duration::from_millis(500);
+/// API servers ask with HTTP/1.1: whoever creates many pods at once causes as many connections.
+const MAX_CONNECTIONS: usize = 256;
+/// A connection ends when it has carried no answer for that long. API servers end theirs when nothing was asked for 90 s: none must
+/// end from here while a question is on its way.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The webhook cannot be served.
 #[derive(Debug, Error)]
@@ -56,31 +60,48 @@ pub enum WebhookError {
 #[derive(Debug)]
 pub struct BoundWebhook {
     listener: TcpListener,
-    definition: Arc<Definition>,
+    definition: Definition,
 }
 
 impl BoundWebhook {
     /// Binds `address`.
     pub async fn bind(address: Listen, definition: Definition) -> Result<Self, WebhookError> {
         let failed = |source| WebhookError::Bind { address, source };
-        Ok(Self { listener: address.bind().await.map_err(failed)?, definition: Arc::new(definition) })
+        Ok(Self { listener: address.bind().await.map_err(failed)?, definition })
     }
 
     /// Serves until `shutdown`, with TLS.
     pub async fn serve(self, tls: Arc<ServerConfig>, shutdown: CancellationToken) -> Result<(), WebhookError> {
-        let router = Router::new()
-            .route(PATH, post(review))
-            .layer(DefaultBodyLimit::max(MAX_REVIEW))
-            .with_state(self.definition);
         let listener = BoundedListener::new(self.listener, MAX_CONNECTIONS, CONNECTION_TIMEOUT);
+        let router = router(self.definition);
         bounded::serve(TlsListener::new(listener, tls), router, &shutdown).await.map_err(WebhookError::Serve)
     }
 }
 
-async fn review(State(definition): State<Arc<Definition>>, body: Bytes) -> Response {
-    // It is never closed.
-    let _turn = TURN.acquire().await;
-    match answer(&definition, &body) {
+/// Answers, and what bounds what they take: anybody may ask.
+struct Reviewer {
+    definition: Definition,
+    /// A place for each review that is held. It is taken before any of it is read.
+    room: Semaphore,
+    /// What is made of a review may take a hundred times its size: one at a time.
+    turn: Semaphore,
+}
+
+fn router(definition: Definition) -> Router {
+    let reviewer = Reviewer { definition, room: Semaphore::new(MOST_HELD), turn: Semaphore::new(1) };
+    Router::new().route(PATH, post(review)).layer(DefaultBodyLimit::max(MAX_REVIEW)).with_state(Arc::new(reviewer))
+}
+
+async fn review(State(reviewer): State<Arc<Reviewer>>, request: Request) -> Response {
+    // Neither is ever closed.
+    let _room = reviewer.room.acquire().await;
+    let body = match timeout(READ_WITHIN, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(rejection)) => return rejection.into_response(),
+        Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
+    };
+    let _turn = reviewer.turn.acquire().await;
+    match answer(&reviewer.definition, &body) {
         Ok(answer) => ([(header::CONTENT_TYPE, "application/json")], answer).into_response(),
         Err(reason) => {
             // The API server tells whoever creates the pod. Anybody else can cause this too.
@@ -123,7 +144,17 @@ fn answer(definition: &Definition, body: &[u8]) -> Result<Vec<u8>, Unanswerable>
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::net::SocketAddr;
+
+    use axum::body::Body;
+    use futures::future::{join, join_all};
+    use futures::stream;
     use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::Instant;
+    use tower::ServiceExt;
 
     use super::*;
 
@@ -179,6 +210,59 @@ mod tests {
         let mut without_object = question("DELETE", "pods");
         without_object["request"]["object"] = Value::Null;
         assert_eq!(answered(&without_object)["response"]["allowed"], true);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_reviews_are_held_and_slow_ones_hold_others_up_for_a_moment() {
+        let (begun, router) = (Instant::now(), router(definition()));
+        let ask = async |body: Body| {
+            let request = Request::post(PATH).body(body).unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            (answer.status(), begun.elapsed())
+        };
+        let slow = || ask(Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()));
+        let slow = join_all((0..MOST_HELD).map(|_| slow()));
+        let (slow, quick) = join(slow, ask(question("CREATE", "pods").to_string().into())).await;
+        assert_eq!(slow, [(StatusCode::REQUEST_TIMEOUT, READ_WITHIN); MOST_HELD]);
+        assert_eq!(quick, (StatusCode::OK, READ_WITHIN), "there was room when the slow ones had gone, not before");
+    }
+
+    /// A connection to the webhook, and what it answers to a question with this body.
+    async fn asked(stream: &mut TcpStream, body: &str) -> std::io::Result<String> {
+        let head = format!("POST {PATH} HTTP/1.1\r\nhost: webhook\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).await?;
+        let mut answer = Vec::new();
+        // It ends with the review.
+        while !answer.ends_with(b"}}") {
+            if stream.read_buf(&mut answer).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// As an API server asks that is asked for many pods at once, and soon again.
+    #[tokio::test]
+    async fn many_ask_at_once_and_none_is_hung_up_on() {
+        let bound = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address: SocketAddr = bound.local_addr().unwrap();
+        let (shutdown, router) = (CancellationToken::new(), router(definition()));
+        let serving = tokio::spawn({
+            let shutdown = shutdown.clone();
+            let listener = BoundedListener::new(bound, MAX_CONNECTIONS, CONNECTION_TIMEOUT);
+            async move { bounded::serve(listener, router, &shutdown).await }
+        });
+        let opened = (0..MAX_CONNECTIONS).map(|_| async { TcpStream::connect(address).await.unwrap() });
+        let mut streams = join_all(opened).await;
+        let question = question("CREATE", "pods").to_string();
+        for _ in 0..2 {
+            let answers = join_all(streams.iter_mut().map(|stream| asked(stream, &question))).await;
+            for answer in answers {
+                assert!(answer.unwrap().starts_with("HTTP/1.1 200 OK"));
+            }
+        }
+        shutdown.cancel();
+        serving.await.unwrap().unwrap();
     }
 
     #[test]
