@@ -283,9 +283,23 @@ async fn values_that_do_not_fit_together_are_refused_with_what_would_be_right() 
             "needs agents that Prometheus can reach",
         ),
         ("serviceAccount.create=false", "serviceAccount.name must say which account"),
+        ("controller.env[0].name=VMCP_LEADER_LEASE_NAME", "the right to that Lease is given by its name"),
     ] {
         let refused = plane.helm(&["template", "release", CHART, "--set", wrong]).await.unwrap_err().to_string();
         assert!(refused.contains(right), "{wrong}: {refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_controller_may_have_the_lease_that_its_environment_names() {
+    let plane = plane().await;
+    let env = ["controller.env[0].name=VMCP_LEADER_LEASE_NAME", "controller.env[0].value=mine"];
+    for (values, lease) in [(&[][..], "vmcp-session-controller"), (&env, "mine")] {
+        let all = objects(&rendered(&plane, values).await);
+        let rules = all.iter().flat_map(|object| object["rules"].as_array().into_iter().flatten());
+        let of_leases = rules.filter(|rule| rule["resources"] == json!(["leases"]) && !rule["resourceNames"].is_null());
+        let names: Vec<&Value> = of_leases.map(|rule| &rule["resourceNames"]).collect();
+        assert_eq!(names, [&json!([lease])]);
     }
 }
 

@@ -9,6 +9,17 @@
 {{- .Values.serviceAccount.name | default (include "vmcp.name" .) -}}
 {{- end -}}
 
+{{/* The Lease that elects the leader: its name may be said in the environment, and the right to it is given by its name. */}}
+{{- define "vmcp.lease" -}}
+{{- $lease := "vmcp-session-controller" -}}
+{{- range .Values.controller.env -}}
+{{- if eq .name "VMCP_LEADER_LEASE_NAME" -}}
+{{- $lease = required "controller.env sets VMCP_LEADER_LEASE_NAME without a value: the right to that Lease is given by its name, so say it there" .value -}}
+{{- end -}}
+{{- end -}}
+{{- $lease -}}
+{{- end -}}
+
 {{- define "vmcp.selector" -}}
 app.kubernetes.io/name: vmcp-session-operator
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
