@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use vmcp_session::agent;
 use vmcp_session::agent::debug::{self, AgentCommand};
-use vmcp_session::controller::release::{self, ReleaseArgs};
+use vmcp_session::controller::uninstall::{self, UninstallArgs};
 use vmcp_session::controller::{self, ControllerArgs};
 use vmcp_session::runtime::environment;
 use vmcp_session::runtime::fail_fast;
@@ -44,7 +44,7 @@ enum Command {
     },
     /// Take the finalizer vmcp.dev/confirm-eviction off all sessions. Helm runs it before it uninstalls: without a controller,
     /// sessions that have it could not be deleted.
-    Release(Box<ReleaseArgs>),
+    Release(Box<UninstallArgs>),
     /// Print the CustomResourceDefinition.
     Crds,
 }
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
                 }
             },
         },
-        Command::Release(args) => serve(&cli.log, |shutdown| release::run(*args, shutdown)),
+        Command::Release(args) => serve(&cli.log, |shutdown| uninstall::run(*args, shutdown)),
         Command::Controller(args) => serve(&cli.log, |shutdown| controller::run(*args, shutdown)),
     }
 }

@@ -18,16 +18,16 @@ use super::auth::Authenticator;
 use super::certificates::Keeper;
 use super::certificates::bundle::Publications;
 use super::config::{ConfigError, ControllerArgs};
+use super::election::{Elector, LeadershipGuard};
 use super::events::{EventWriter, REPORTING_CONTROLLER};
 use super::injection::webhook::BoundWebhook;
-use super::leader::{Elector, LeadershipGuard};
 use super::ledger::Ledger;
 use super::marker::Marker;
 use super::metrics;
 use super::object::Reader;
 use super::peer::Peer;
 use super::poll::poll;
-use super::reconcile::Leader;
+use super::reconcile::LeaderTasks;
 use super::reconcile::herald::{Herald, Measured, StormTeller};
 use super::serve::Service;
 use super::shared::Shared;
@@ -301,7 +301,7 @@ impl Assembly {
         if let Err(error) = transport.authorize(&mut tonic::Request::new(())).await {
             warn!(%error, "as the leader, this replica could not connect to the others: see --peer-token-file");
         }
-        let leader = Leader {
+        let leader = LeaderTasks {
             name: self.name.as_str().into(),
             lease: self.lease,
             client: self.client.clone(),

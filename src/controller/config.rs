@@ -7,8 +7,8 @@ use clap::Args;
 use thiserror::Error;
 
 use super::certificates::args::{TlsArgs, TlsArgsError};
+use super::election::{LeaderArgs, LeaderArgsError};
 use super::injection::InjectionArgs;
-use super::leader::{LeaderArgs, LeaderArgsError};
 use crate::core::names::is_namespace;
 use crate::core::tally::Bounds;
 use crate::runtime::admin::AdminArgs;

@@ -11,13 +11,13 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::certificates::bundle::Publications;
+use super::election::LeadershipGuard;
 use super::events::EventWriter;
-use super::leader::LeadershipGuard;
 use super::ledger::Ledger;
 use super::reconcile::expire::Reaped;
 use super::reconcile::herald::Measured;
 use super::shared::Shared;
-use super::status::SessionStatusWriter;
+use super::status_writer::SessionStatusWriter;
 use crate::core::expiry::Expired;
 use crate::core::replica::Counts;
 use crate::runtime::metrics::{counters, gauges, rows};
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::controller::events::REPORTING_CONTROLLER;
     use crate::controller::reconcile::herald::Herald;
-    use crate::controller::status::{KubeStatus, StatusLimits, StatusWriter};
+    use crate::controller::status_writer::{KubeStatus, StatusLimits, StatusWriter};
     use crate::core::replica::{Config, Replica};
     use crate::core::session::ResourceVersion;
 

@@ -6,9 +6,9 @@
 //!   with, [`auth`] tells who they are by their token, [`connections`] and [`stream_limits`] bound what they may have.
 //! * [`ledger`]: what is left to be done for each session, by whoever leads.
 //! * [`injection`]: adds the agent to pods.
-//! * [`leader`]: who leads; [`reconcile`] is what it does; [`peers`] are its streams to the others.
-//! * [`status`], [`events`]: bounded queues of what is written; [`metrics`]: what Prometheus is told, and [`scrape`] to whom.
-//! * [`release`]: what is done when no controller will be there any more.
+//! * [`election`]: who leads; [`reconcile`] is what it does; [`peers`] are its streams to the others.
+//! * [`status_writer`], [`events`]: bounded queues of what is written; [`metrics`]: what Prometheus is told, and [`scrape`] to whom.
+//! * [`uninstall`]: what is done when no controller will be there any more, by the subcommand `release`.
 //! * `assembly`: how all of these are put together, in the order of [`run`].
 //! * [`shared`]: the replica's state, where all of these meet.
 //! * [`shutdown`]: in what order they end.
@@ -28,9 +28,9 @@ pub mod certificates;
 pub mod clock;
 pub mod config;
 pub mod connections;
+pub mod election;
 pub mod events;
 pub mod injection;
-pub mod leader;
 pub mod ledger;
 pub mod marker;
 pub mod metrics;
@@ -41,14 +41,14 @@ pub mod peers;
 mod poll;
 mod pump;
 pub mod reconcile;
-pub mod release;
 mod remedy;
 pub mod scrape;
 pub mod serve;
 pub mod shared;
 pub mod shutdown;
-pub mod status;
+pub mod status_writer;
 pub mod stream_limits;
+pub mod uninstall;
 pub mod watch;
 
 use assembly::{Assembly, Ports, Process};

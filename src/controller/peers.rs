@@ -15,7 +15,7 @@ use tonic::{Request, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::clock::now;
-use super::leader::Leadership;
+use super::election::Leadership;
 use super::ledger::Ledger;
 use crate::core::expiry::Questions;
 use crate::core::session::{SessionKey, Uid};

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
-use vmcp_session::controller::leader::{Elector, FIELD_MANAGER, Leadership, LeadershipGuard};
+use vmcp_session::controller::election::{Elector, FIELD_MANAGER, Leadership, LeadershipGuard};
 use vmcp_session::core::election::Timings;
 
 const SOON: Duration = Duration::from_secs(20);

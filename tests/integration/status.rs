@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::{AuditMark, ControlPlane, ControlPlaneOptions, Verb, eventually, policy_rule};
 use tokio_util::sync::CancellationToken;
-use vmcp_session::controller::leader::LeadershipGuard;
-use vmcp_session::controller::status::{
+use vmcp_session::controller::election::LeadershipGuard;
+use vmcp_session::controller::status_writer::{
     KubeStatus, Seen, SessionStatusWriter, StatusLimits, StatusPatch, StatusWriter,
 };
 use vmcp_session::core::session::{ResourceVersion, SessionKey, Uid};

@@ -14,7 +14,7 @@ use super::bundle::Publisher;
 use super::issue::IssueError;
 use super::plan::Lifetimes;
 use super::vault::{Keys, Serving, Vault, VaultError};
-use crate::controller::leader::LeadershipGuard;
+use crate::controller::election::LeadershipGuard;
 use crate::controller::ledger::Ledger;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::failing::Failing;

@@ -18,8 +18,8 @@ use kube::Client;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use super::election::LeadershipGuard;
 use super::injection::InjectionArgs;
-use super::leader::LeadershipGuard;
 use super::ledger::Ledger;
 use crate::runtime::task_set::TaskSet;
 use crate::runtime::tls::ServingCertificate;

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{GROUP, KIND, VERSION};
 use crate::controller::clock::now;
-use crate::controller::leader::{FIELD_MANAGER, LeadershipGuard};
+use crate::controller::election::{FIELD_MANAGER, LeadershipGuard};
 use crate::controller::pump::{self, Source};
 use crate::controller::remedy::Remedy;
 use crate::core::coalesce::{Offered, Taken};

@@ -15,11 +15,11 @@ use tracing::{debug, info, warn};
 
 use super::condition::last_renewal;
 use crate::api::VmcpSession;
-use crate::controller::leader::LeadershipGuard;
+use crate::controller::election::LeadershipGuard;
 use crate::controller::ledger::Ledger;
 use crate::controller::ledger::standing::Standing;
 use crate::controller::shared::Shared;
-use crate::controller::status::{Seen, SessionStatusWriter, StatusPatch};
+use crate::controller::status_writer::{Seen, SessionStatusWriter, StatusPatch};
 use crate::core::expiry::Expired;
 use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::api::{FINALIZER_CONFIRM_EVICTION, VmcpSession};
 use crate::controller::clock::{now, sleep_until};
-use crate::controller::leader::{FIELD_MANAGER, LeadershipGuard};
+use crate::controller::election::{FIELD_MANAGER, LeadershipGuard};
 use crate::controller::ledger::Ledger;
 use crate::controller::peers::{Answer, Links};
 use crate::controller::shared::{Shared, StreamGuard};

@@ -18,8 +18,8 @@ use tracing::{info, warn};
 
 use crate::api::VmcpSession;
 use crate::controller::clock::now;
+use crate::controller::election::LeadershipGuard;
 use crate::controller::events::EventWriter;
-use crate::controller::leader::LeadershipGuard;
 use crate::controller::ledger::Settlements;
 use crate::core::notes::Note;
 use crate::core::rate::Lines;

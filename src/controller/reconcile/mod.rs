@@ -14,14 +14,14 @@ use std::time::Duration;
 use kube::Client;
 
 use super::certificates::bundle::Publications;
+use super::election::Elector;
 use super::events::EventWriter;
-use super::leader::Elector;
 use super::ledger::Ledger;
 use super::metrics::Sources;
 use super::peers::{Links, Peers};
 use super::shared::Shared;
 use super::shutdown::Phases;
-use super::status::{KubeStatus, StatusLimits, StatusWriter};
+use super::status_writer::{KubeStatus, StatusLimits, StatusWriter};
 use crate::core::replica::ScopeId;
 use crate::runtime::task_set::TaskSet;
 use crate::runtime::tls::ServingCertificate;
@@ -41,7 +41,7 @@ use retire::Retirer;
 use status::StatusReconciler;
 
 /// What the leader's tasks need.
-pub struct Leader {
+pub struct LeaderTasks {
     /// Name of this replica.
     pub name: Arc<str>,
     /// Length of a lease.
@@ -66,7 +66,7 @@ pub struct Leader {
     pub scopes: Vec<(ScopeId, String)>,
 }
 
-impl Leader {
+impl LeaderTasks {
     /// Starts everything, and tells what to measure.
     pub fn start(self, elector: Elector, tasks: &mut TaskSet, phases: &Phases) -> Sources {
         let Self { name, lease, client, shared, ledger, events, storms, publications, certificate, transport, scopes } =

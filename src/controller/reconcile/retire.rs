@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::controller::clock::now;
-use crate::controller::leader::LeadershipGuard;
+use crate::controller::election::LeadershipGuard;
 use crate::controller::marker;
 use crate::controller::shared::Shared;
 use crate::core::replica::{Registration, ScopeId, Silence};

@@ -11,11 +11,11 @@ use tracing::debug;
 
 use super::condition::{self, Pods};
 use crate::controller::clock::{self, now};
-use crate::controller::leader::LeadershipGuard;
+use crate::controller::election::LeadershipGuard;
 use crate::controller::ledger::Ledger;
 use crate::controller::ledger::standing::Standing;
 use crate::controller::shared::Shared;
-use crate::controller::status::{Seen, SessionStatusWriter, StatusPatch};
+use crate::controller::status_writer::{Seen, SessionStatusWriter, StatusPatch};
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
 

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::controller::clock::now;
-use crate::controller::leader::LeadershipGuard;
+use crate::controller::election::LeadershipGuard;
 use crate::core::time::Time;
 use crate::runtime::api_error::ApiError;
 use crate::runtime::failing::Failing;

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::api::CONDITION_SYNCED;
-use crate::controller::status::StatusPayload;
+use crate::controller::status_writer::StatusPayload;
 use crate::core::coalesce::Coalesce;
 
 /// What fields of the status shall be. Fields that are not named are left alone, so that two parts of the controller

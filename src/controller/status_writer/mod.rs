@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::controller::clock::now;
-use crate::controller::leader::LeadershipGuard;
+use crate::controller::election::LeadershipGuard;
 use crate::controller::pump::{self, Source};
 use crate::controller::remedy::Remedy;
 use crate::core::coalesce::{Backoff, Coalesce, CoalescingQueue, Offered, Taken};

@@ -10,9 +10,9 @@ use kube::core::{PartialObjectMeta, Request};
 use serde_json::json;
 
 use crate::api::VmcpSession;
-use crate::controller::leader::FIELD_MANAGER;
+use crate::controller::election::FIELD_MANAGER;
 use crate::controller::object::Status;
-use crate::controller::status::{StatusPatch, StatusSink};
+use crate::controller::status_writer::{StatusPatch, StatusSink};
 use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};

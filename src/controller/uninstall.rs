@@ -38,7 +38,7 @@ const FIELD_MANAGER: &str = "vmcp-session-release";
 
 /// What to release, and how patiently.
 #[derive(Args, Clone, Debug)]
-pub struct ReleaseArgs {
+pub struct UninstallArgs {
     /// Namespaces, separated by commas. Default: all.
     #[arg(long, env = "VMCP_NAMESPACES", value_name = "NAMES", value_delimiter = ',')]
     pub namespaces: Vec<String>,
@@ -54,7 +54,7 @@ pub struct ReleaseArgs {
 
 /// Sessions may be left that cannot be deleted.
 #[derive(Debug, Error)]
-pub enum ReleaseError {
+pub enum UninstallError {
     /// The API server would take it for a namespace in which there is nothing.
     #[error("--namespaces: no namespace can be called '{0}'")]
     NoName(String),
@@ -72,13 +72,13 @@ pub enum ReleaseError {
     Ended,
 }
 
-impl ReleaseArgs {
+impl UninstallArgs {
     /// The namespaces that are named; none means all.
-    fn chosen(&self) -> Result<Vec<&str>, ReleaseError> {
+    fn chosen(&self) -> Result<Vec<&str>, UninstallError> {
         // An empty variable means that nothing is set.
         let named = self.namespaces.iter().map(String::as_str).filter(|name| !name.is_empty());
         named
-            .map(|name| if is_namespace(name) { Ok(name) } else { Err(ReleaseError::NoName(name.to_owned())) })
+            .map(|name| if is_namespace(name) { Ok(name) } else { Err(UninstallError::NoName(name.to_owned())) })
             .collect()
     }
 }
@@ -91,7 +91,7 @@ struct Pass {
 }
 
 /// Releases all sessions, or fails.
-pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), ReleaseError> {
+pub async fn run(args: UninstallArgs, shutdown: CancellationToken) -> Result<(), UninstallError> {
     let chosen = args.chosen()?;
     let client = args.kube.client(Timeouts::default()).await?;
     let mut scopes: Vec<Api<VmcpSession>> = chosen.iter().map(|name| Api::namespaced(client.clone(), name)).collect();
@@ -106,7 +106,7 @@ pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), R
         let mut unsure = chosen;
         loop {
             if let Some(missing) = missing(&client, &mut unsure).await {
-                return Err(ReleaseError::NoNamespace(missing));
+                return Err(UninstallError::NoNamespace(missing));
             }
             let patient = Instant::now() < force;
             let (mut left, mut refused) = (0, None);
@@ -133,7 +133,7 @@ pub async fn run(args: ReleaseArgs, shutdown: CancellationToken) -> Result<(), R
             sleep(AGAIN).await;
         }
     };
-    shutdown.run_until_cancelled(work).await.unwrap_or(Err(ReleaseError::Ended))
+    shutdown.run_until_cancelled(work).await.unwrap_or(Err(UninstallError::Ended))
 }
 
 /// The first of these namespaces of which the API server says that it does not exist. Those of which it says something else, if only
@@ -220,7 +220,7 @@ mod tests {
     fn what_no_namespace_can_be_called_is_refused_since_there_is_nothing_in_it() {
         let chosen = |names: &[&str]| {
             let namespaces = names.iter().map(ToString::to_string).collect();
-            let args = ReleaseArgs { namespaces, patience: 0, kube: KubeArgs::default() };
+            let args = UninstallArgs { namespaces, patience: 0, kube: KubeArgs::default() };
             args.chosen().map(|names| names.len()).map_err(|error| error.to_string())
         };
         assert_eq!((chosen(&[]), chosen(&[""]), chosen(&["a", "team-b"])), (Ok(0), Ok(0), Ok(2)));
