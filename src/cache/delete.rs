@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use tokio::time::{Instant, sleep};
 
 use super::api_server::CallError;
 use super::error::WriteError;
 use super::options::Visibility;
 use super::shared::Shared;
-use super::unconfirmed::Deletion;
+use super::unconfirmed::{Deletion, Open};
 use super::write::{PAUSE, gone};
 use crate::core::cache::Answer;
 use crate::core::names::is_object_name;
@@ -80,7 +80,8 @@ impl Shared {
     pub async fn confirm_unconfirmed(&self, name: &str, visibility: Visibility) {
         if visibility == Visibility::Everywhere {
             let (name, now): (Arc<str>, _) = (name.into(), Instant::now());
-            let all = self.unconfirmed.all(&name).into_iter().map(async |(deletion, is_gone)| {
+            let Open { deletions, others } = self.unconfirmed.all(&name);
+            let each = deletions.into_iter().map(async |(deletion, is_gone)| {
                 if is_gone {
                     self.confirm_gone(&name, deletion, now).await;
                 } else {
@@ -89,7 +90,12 @@ impl Shared {
                     self.confirm(&name, deletion, now).await;
                 }
             });
-            join_all(all).await;
+            let others = async {
+                if let Some(heard) = others {
+                    self.confirmer.leases_over(heard).await;
+                }
+            };
+            join(join_all(each), others).await;
         }
     }
 

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::http::{StatusCode, Uri, header};
+use futures::FutureExt;
 use futures::future::join_all;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::pin;
+use tokio::time::Instant;
 
 use crate::cache::{Cache, CacheConfig, GetError, WriteOptions};
-use crate::core::session::Uid;
+use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::Fate;
 use crate::core::time::Time;
 
@@ -128,8 +131,29 @@ async fn a_look_up_that_finds_nothing_says_so_of_deletions_that_were_begun_befor
     unconfirmed.insert(&name, deletion(1));
     assert_eq!(cache.find("s").await.unwrap_err(), GetError::NotFound);
     unconfirmed.insert(&name, deletion(2));
-    assert_eq!(unconfirmed.all(&name), [(deletion(1), true), (deletion(2), false)]);
+    assert_eq!(unconfirmed.all(&name).deletions, [(deletion(1), true), (deletion(2), false)]);
     // No controller has granted anything.
     cache.confirm_gone("s", WriteOptions::EVERYWHERE).await;
-    assert_eq!(unconfirmed.all(&name), [(deletion(2), false)]);
+    assert_eq!(unconfirmed.all(&name).deletions, [(deletion(2), false)]);
+}
+
+#[tokio::test]
+async fn a_deletion_that_was_forgotten_is_confirmed_by_time() {
+    let lease = Duration::from_millis(500);
+    let (cache, _) = answering(CacheConfig { lease_upper_bound: lease, ..config() }, |_| 404).await;
+    let tell = |n: usize| {
+        let (name, uid) = (format!("s-{n}"), Uid::from_u128(7));
+        cache.shared.unconfirmed.told_gone(&name, uid, ResourceVersion(7), lease * 100);
+    };
+    let confirm = || cache.confirm_gone("s-0", WriteOptions::EVERYWHERE);
+    assert_eq!(confirm().now_or_never(), Some(()), "nothing is known of it");
+    let told = Instant::now();
+    (0..=8_192).for_each(tell);
+    let confirmed = confirm();
+    pin!(confirmed);
+    assert_eq!(confirmed.as_mut().now_or_never(), None);
+    confirmed.await;
+    assert!(told.elapsed() >= lease);
+    // Nobody serves it any more.
+    assert_eq!(confirm().now_or_never(), Some(()));
 }

@@ -4,7 +4,7 @@
 //! pod serves the session any more (I8): what to confirm is kept here until somebody has. So is what replicas say is gone:
 //! the deletion may have gone through another cache, whose user now asks this one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,8 @@ use crate::core::session::{ResourceVersion, Uid};
 /// Deletions that are remembered, and as many of which replicas have told: more than can be under way. Of more, the oldest
 /// are forgotten.
 const MOST: usize = 8_192;
+/// Sessions of one name whose deletions are confirmed one by one.
+const MOST_OF_A_NAME: usize = 8;
 
 /// A session that is being deleted, or may have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,15 @@ struct Known {
     gone: Option<Instant>,
 }
 
+/// What is to be confirmed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Open {
+    /// Each with whether its session is known to be gone.
+    pub deletions: Vec<(Deletion, bool)>,
+    /// There may be others, of which nothing is known but that their sessions were gone by then.
+    pub others: Option<Instant>,
+}
+
 /// Two sessions of one name cannot live at once, but the deletions of two may both be on their way.
 #[derive(Debug, Default)]
 pub(super) struct Unconfirmed(Mutex<State>);
@@ -55,27 +66,37 @@ struct State {
 #[derive(Debug, Default)]
 struct Told {
     gone: BTreeMap<(Arc<str>, Uid), (ResourceVersion, Instant)>,
-    /// In the order in which they were heard of. Some may have been confirmed, or told again, since.
-    order: VecDeque<(Instant, Arc<str>, Uid)>,
+    by_time: BTreeSet<(Instant, Arc<str>, Uid)>,
+    /// When the last one was heard of that had to be forgotten while somebody may still have served it.
+    forgotten: Option<Instant>,
 }
 
 impl Told {
     /// The latest word counts: an earlier one may have been said of a deletion that was never done.
     fn insert(&mut self, name: Arc<str>, uid: Uid, alive: ResourceVersion, heard: Instant) {
+        self.remove(&name, uid);
         self.gone.insert((name.clone(), uid), (alive, heard));
-        self.order.push_back((heard, name, uid));
+        self.by_time.insert((heard, name, uid));
     }
 
-    /// Forgets what was heard before this, and what is too much.
+    fn remove(&mut self, name: &Arc<str>, uid: Uid) {
+        if let Some((_, heard)) = self.gone.remove(&(name.clone(), uid)) {
+            self.by_time.remove(&(heard, name.clone(), uid));
+        }
+    }
+
+    /// Forgets what was heard before this, and what is too much. Of that, it stays known how long it counts: else whoever sees
+    /// to it that much is deleted would have the repetition of any deletion answered too early.
     fn forget(&mut self, before: Option<Instant>) {
-        while let Some((heard, ..)) = self.order.front()
-            && (self.order.len() > MOST || before.is_some_and(|before| *heard < before))
-            && let Some((heard, name, uid)) = self.order.pop_front()
-        {
-            let key = (name, uid);
-            // It may have been told again.
-            if self.gone.get(&key).is_some_and(|(_, again)| *again == heard) {
-                self.gone.remove(&key);
+        while let Some((heard, ..)) = self.by_time.first() {
+            let is_over = before.is_some_and(|before| *heard < before);
+            if !is_over && self.by_time.len() <= MOST {
+                break;
+            }
+            let Some((heard, name, uid)) = self.by_time.pop_first() else { break };
+            self.gone.remove(&(name, uid));
+            if !is_over {
+                self.forgotten = Some(heard);
             }
         }
     }
@@ -113,9 +134,8 @@ impl Unconfirmed {
     /// It has been confirmed.
     pub fn remove(&self, name: &Arc<str>, uid: Uid) {
         let mut state = self.0.lock();
-        let key = (name.clone(), uid);
-        state.known.remove(&key);
-        state.told.gone.remove(&key);
+        state.known.remove(&(name.clone(), uid));
+        state.told.remove(name, uid);
     }
 
     /// Which deletions have been begun by now.
@@ -132,14 +152,21 @@ impl Unconfirmed {
         }
     }
 
-    /// What is to be confirmed now that there is no session of this name, each with whether its session is known to be gone.
-    pub fn all(&self, name: &Arc<str>) -> Vec<(Deletion, bool)> {
+    /// What is to be confirmed now that there is no session of this name.
+    pub fn all(&self, name: &Arc<str>) -> Open {
         let state = self.0.lock();
         let State { known, told, .. } = &*state;
         let own = known.range(any(name)).map(|(_, known)| (known.deletion, known.gone.is_some()));
-        let others = told.gone.range(any(name)).filter(|(key, _)| !known.contains_key(key));
-        let others = others.map(|((_, uid), (alive, _))| (Deletion { uid: *uid, alive: Some(*alive) }, true));
-        own.chain(others).collect()
+        let told_only = || told.gone.range(any(name)).filter(|(key, _)| !known.contains_key(key));
+        let mut open = Open { deletions: own.collect(), others: told.forgotten };
+        if told_only().nth(MOST_OF_A_NAME).is_some() {
+            // Somebody makes and deletes it again and again. Time does for all of them, however many they are.
+            open.others = told_only().map(|(_, (_, heard))| *heard).max().max(open.others);
+        } else {
+            let each = told_only().map(|((_, uid), (alive, _))| (Deletion { uid: *uid, alive: Some(*alive) }, true));
+            open.deletions.extend(each);
+        }
+        open
     }
 
     /// What is to be confirmed now that this session is known to be gone, and since when it is.
@@ -162,6 +189,13 @@ fn any(name: &Arc<str>) -> RangeInclusive<(Arc<str>, Uid)> {
 mod tests {
     use super::*;
 
+    /// What is to be confirmed where nothing was forgotten.
+    fn all(unconfirmed: &Unconfirmed, name: &Arc<str>) -> Vec<(Deletion, bool)> {
+        let open = unconfirmed.all(name);
+        assert_eq!(open.others, None);
+        open.deletions
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_oldest_are_forgotten() {
         let unconfirmed = Unconfirmed::default();
@@ -170,8 +204,8 @@ mod tests {
             tokio::time::advance(std::time::Duration::from_millis(1)).await;
             unconfirmed.insert(&format!("s-{n}").into(), of(1));
         }
-        assert_eq!(unconfirmed.all(&"s-0".into()), []);
-        assert_eq!(unconfirmed.all(&"s-1".into()), [(of(1), false)]);
+        assert_eq!(all(&unconfirmed, &"s-0".into()), []);
+        assert_eq!(all(&unconfirmed, &"s-1".into()), [(of(1), false)]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -184,26 +218,62 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         // By another replica, or of another attempt.
         told("s");
-        assert_eq!(unconfirmed.all(&name), [(deletion, true)]);
+        assert_eq!(all(&unconfirmed, &name), [(deletion, true)]);
         assert_eq!(unconfirmed.gone(&name, uid, Instant::now()), Some((deletion, Instant::now())));
         // The same deletion, if it is an own one too.
         unconfirmed.insert(&name, Deletion { uid, alive: None });
-        assert_eq!(unconfirmed.all(&name), [(Deletion { uid, alive: None }, false)]);
+        assert_eq!(all(&unconfirmed, &name), [(Deletion { uid, alive: None }, false)]);
         unconfirmed.remove(&name, uid);
-        assert_eq!(unconfirmed.all(&name), []);
+        assert_eq!(all(&unconfirmed, &name), []);
         told("s");
         tokio::time::advance(lease).await;
         told("s2");
-        assert_eq!(unconfirmed.all(&name), [(deletion, true)]);
+        assert_eq!(all(&unconfirmed, &name), [(deletion, true)]);
         tokio::time::advance(Duration::from_millis(1)).await;
         told("s3");
-        assert_eq!((unconfirmed.all(&name), unconfirmed.all(&"s2".into())), (vec![], vec![(deletion, true)]));
-        for n in 0..MOST - 1 {
-            told(&format!("other-{n}"));
+        assert_eq!((all(&unconfirmed, &name), all(&unconfirmed, &"s2".into())), (vec![], vec![(deletion, true)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_what_replicas_say_is_gone_and_is_too_much_it_is_known_how_long_it_counts() {
+        let (unconfirmed, lease) = (Unconfirmed::default(), Duration::from_secs(15));
+        let told = |name: &str, uid| {
+            unconfirmed.told_gone(name, Uid::from_u128(uid), ResourceVersion(7), lease);
+        };
+        told("s1", 1);
+        tokio::time::advance(lease + Duration::from_millis(1)).await;
+        for _ in 0..2 * MOST {
+            told("s2", 1);
         }
-        assert_eq!(unconfirmed.all(&"s2".into()), []);
-        assert_eq!(unconfirmed.all(&"s3".into()), [(deletion, true)]);
-        assert_eq!(unconfirmed.0.lock().told.order.len(), MOST);
+        let second = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        for n in 0..MOST - 1 {
+            told(&format!("other-{n}"), 1);
+        }
+        // The first one was over, and the second is one, however often it was told.
+        assert_eq!(all(&unconfirmed, &"s1".into()), []);
+        assert_eq!(all(&unconfirmed, &"s2".into()).len(), 1);
+        told("one-more", 1);
+        assert_eq!(unconfirmed.all(&"s2".into()), Open { deletions: vec![], others: Some(second) });
+        assert_eq!(unconfirmed.all(&"other-0".into()).deletions.len(), 1);
+        let State { told, .. } = &*unconfirmed.0.lock();
+        assert_eq!((told.gone.len(), told.by_time.len()), (MOST, MOST));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_many_sessions_had_is_confirmed_by_time() {
+        let (unconfirmed, name) = (Unconfirmed::default(), "s".into());
+        let told = |uid| {
+            unconfirmed.told_gone("s", Uid::from_u128(uid), ResourceVersion(7), Duration::from_secs(15));
+        };
+        let own = Deletion { uid: Uid::from_u128(0), alive: None };
+        unconfirmed.insert(&name, own);
+        (0..=8).for_each(told);
+        assert_eq!(all(&unconfirmed, &name).len(), 9, "eight besides the own one");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        told(9);
+        let others = Some(Instant::now());
+        assert_eq!(unconfirmed.all(&name), Open { deletions: vec![(own, false)], others });
     }
 
     #[tokio::test(start_paused = true)]
@@ -219,11 +289,11 @@ mod tests {
         tokio::time::advance(std::time::Duration::from_secs(1)).await;
         let late = Instant::now();
         assert_eq!(unconfirmed.gone(&name, second.uid, late), Some((second, late)));
-        assert_eq!(unconfirmed.all(&name), [(first, true), (second, true)]);
+        assert_eq!(all(&unconfirmed, &name), [(first, true), (second, true)]);
         unconfirmed.remove(&name, first.uid);
-        assert_eq!(unconfirmed.all(&name), [(second, true)]);
+        assert_eq!(all(&unconfirmed, &name), [(second, true)]);
         unconfirmed.remove(&name, second.uid);
-        assert_eq!(unconfirmed.all(&name), []);
+        assert_eq!(all(&unconfirmed, &name), []);
     }
 
     #[tokio::test(start_paused = true)]
@@ -239,8 +309,8 @@ mod tests {
         unconfirmed.insert(&"s2".into(), first);
         let early = Instant::now();
         unconfirmed.absent(&name, begun, early);
-        assert_eq!(unconfirmed.all(&name), [(first, true), (second, false)]);
-        assert_eq!(unconfirmed.all(&"s2".into()), [(first, false)]);
+        assert_eq!(all(&unconfirmed, &name), [(first, true), (second, false)]);
+        assert_eq!(all(&unconfirmed, &"s2".into()), [(first, false)]);
         tokio::time::advance(std::time::Duration::from_secs(1)).await;
         let late = Instant::now();
         assert_eq!(unconfirmed.gone(&name, first.uid, late), Some((first, early)));
