@@ -10,7 +10,7 @@ use futures::future::join_all;
 use rand::Rng;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::lookup::{Resolver, System, lookup};
@@ -20,8 +20,6 @@ use crate::runtime::failing::Failing;
 
 /// Streams at once. [`MAX_LEASES`](crate::core::lease::MAX_LEASES) of them give cover, the others help to confirm writes.
 const MOST: usize = 16;
-/// For replicas to hear that this agent leaves.
-const LEAVE: Duration = Duration::from_secs(2);
 
 /// Keeps a stream to each replica until the cache ends. No lease is left then.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -97,15 +95,12 @@ impl Streams {
         }
     }
 
-    /// Ends all streams, those in order whose replicas hear it in time.
+    /// Ends all streams.
     async fn leave(&mut self) {
         for want in self.wants.values() {
             want.send_replace(Want::Never);
         }
-        let left = async { while self.tasks.join_next().await.is_some() {} };
-        if timeout(LEAVE, left).await.is_err() {
-            self.tasks.shutdown().await;
-        }
+        while self.tasks.join_next().await.is_some() {}
     }
 
     fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {

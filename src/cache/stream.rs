@@ -23,6 +23,8 @@ use crate::runtime::failing::Failing;
 
 /// For a replica to be connected to, and to say how long its leases are.
 const OPEN: Duration = Duration::from_secs(10);
+/// For a replica to hear that this agent leaves. One that is stopped must not keep its address: it may be wanted again.
+const LEAVE: Duration = Duration::from_secs(2);
 /// Messages on their way out. Everything else waits where later news can take its place.
 const OUTGOING: usize = 4;
 /// Before it is tried again for the first time.
@@ -74,7 +76,7 @@ impl Ended {
     }
 }
 
-/// Keeps the stream to `address` for as long as it is wanted.
+/// Keeps the stream to `address` for as long as it is wanted, and ends it soon after, in order if the replica hears it in time.
 pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: watch::Receiver<Want>) {
     let mut backoff = Backoff::new(FIRST_PAUSE, shared.config.reconnect_at_most);
     // One for each address, random: a replica takes a stream of the same instance for the older one's successor.
@@ -94,7 +96,8 @@ pub(super) async fn run(shared: Arc<Shared>, address: SocketAddr, mut wanted: wa
                     _ = wanted.wait_for(|want| *want == Want::Never) => None,
                 };
                 let Some(ended) = ended else {
-                    return link.leave().await;
+                    let _ = timeout(LEAVE, link.leave()).await;
+                    return;
                 };
                 if begun.elapsed() >= HEALTHY {
                     backoff.reset();

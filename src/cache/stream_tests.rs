@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::FutureExt;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
@@ -10,7 +11,7 @@ use crate::cache::scripted_replica::{
     Attached, LEASE, Replica, SOON, authorities, lease, settings, settings_for, signals, state,
 };
 use crate::cache::store::now;
-use crate::cache::stream::Ended;
+use crate::cache::stream::{self, Ended, Want};
 use crate::cache::{Cache, CacheConfig, Event, WriteOptions};
 use crate::core::cache::{Answer, Copy, Facts, Holding, Join, Observed, Report};
 use crate::core::digest::{Digest, Metadata};
@@ -407,4 +408,17 @@ async fn whoever_ends_the_cache_again_waits_for_the_same_end_and_subscribers_see
     let (first, second, none) = timeout(SOON, next).await.unwrap();
     assert!(matches!(first, Some(Event::Evicted(eviction)) if &*eviction.name == "b"));
     assert!(second.is_none() && none.is_none());
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_wanted_ends_also_if_the_replica_does_not() {
+    let mut replica = Replica::start().await;
+    let cache = cache(&[]);
+    let (want, wanted) = watch::channel(Want::Always);
+    let running = tokio::spawn(stream::run(cache.shared.clone(), replica.address, wanted));
+    let (mut stream, _) = replica.greet("r").await;
+    want.send_replace(Want::Never);
+    while !matches!(stream.hear().await, Said::LeaseReturned(_)) {}
+    // It hears that, and says nothing.
+    timeout(SOON, running).await.expect("the stream has ended").unwrap();
 }
