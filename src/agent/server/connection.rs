@@ -235,18 +235,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         poll_fn(|cx| {
             let mailbox = self.handle.mailbox();
             mailbox.register(cx.waker());
-            if mailbox.is_urgent() && self.handle.hears() {
-                mailbox.peek_urgent(self.handle.protocol(), &mut self.output);
-            }
             // What has begun is finished, whether or not somebody waits for it.
             if mailbox.is_ended() {
                 self.drop_buffers();
             } else if !broken {
-                broken = matches!(self.poll_flush(cx), Poll::Ready(Err(_)));
+                broken = matches!(self.poll_urgent(cx), Poll::Ready(Err(_)));
             }
             work.as_mut().poll(cx)
         })
         .await
+    }
+
+    /// Sends what waits, and messages that do not wait for the end of a command: no more of them at a time than of replies. The
+    /// others stay where they are bounded.
+    fn poll_urgent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mailbox = self.handle.mailbox();
+            let is_urgent = mailbox.is_urgent() && self.handle.hears();
+            if is_urgent {
+                mailbox.peek_urgent(self.handle.protocol(), BATCH, &mut self.output);
+                self.account();
+            }
+            ready!(self.poll_flush(cx))?;
+            if !is_urgent {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 
     /// Sends what waits. Requests wait meanwhile, so that who does not read gets nothing more.

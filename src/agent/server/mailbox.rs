@@ -212,11 +212,16 @@ impl Mailbox {
         }
     }
 
-    /// Copies to `out` what does not wait for the end of the command that runs. All of it stays for afterwards.
-    pub(super) fn peek_urgent(&self, protocol: Protocol, out: &mut BytesMut) {
+    /// Copies to `out`, until it is `full`, what does not wait for the end of the command that runs. All of it stays for
+    /// afterwards.
+    pub(super) fn peek_urgent(&self, protocol: Protocol, full: usize, out: &mut BytesMut) {
         let mut queue = self.queue.lock();
-        self.flags.fetch_and(!URGENT, Ordering::AcqRel);
-        for message in queue.messages.iter_mut().filter(|message| message.urgent) {
+        let mut urgent = queue.messages.iter_mut().filter(|message| message.urgent);
+        while out.len() < full {
+            let Some(message) = urgent.next() else {
+                self.flags.fetch_and(!URGENT, Ordering::AcqRel);
+                return;
+            };
             message.reply.encode(protocol, out);
             message.urgent = false;
         }

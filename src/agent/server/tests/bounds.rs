@@ -59,6 +59,38 @@ async fn messages_that_nobody_reads_end_the_connection_and_their_memory_goes_wit
 }
 
 #[tokio::test]
+async fn invalidations_that_nobody_reads_while_something_runs_take_no_more_than_replies_and_come_in_full() {
+    let place = Place::open(unlimited());
+    let (mut visitor, handle) = place.enter_known().await;
+    assert_eq!(visitor.asks("HELLO\r\n").await, "_\r\n");
+    visitor.says("WAIT\r\n").await;
+    place.until_waiting(1).await;
+    // More than the system takes for somebody who does not read.
+    for _ in 0..1_000 {
+        assert!(handle.mailbox().invalidate(Reply::Push(vec![bulk([b'x'; 20_000])])));
+    }
+    let batch = 64 * 1024;
+    let mut most = 0;
+    until(|| {
+        most = most.max(handle.buffers());
+        most >= batch
+    })
+    .await;
+    // It is in the account, and there is no more of it.
+    let message = format!(">1\r\n$20000\r\n{}\r\n", "x".repeat(20_000));
+    for _ in 0..1_000 {
+        visitor.hears(&message).await;
+        most = most.max(handle.buffers());
+    }
+    assert!(most <= 4 * batch, "{most} bytes");
+    place.desk.permits.add_permits(1);
+    visitor.hears("+waited\r\n").await;
+    for _ in 0..1_000 {
+        visitor.hears(&message).await;
+    }
+}
+
+#[tokio::test]
 async fn a_reply_larger_than_all_that_may_wait_ends_the_connection() {
     let place = Place::open(Limits { output: 100_000, ..unlimited() });
     let mut visitor = place.enter().await;
