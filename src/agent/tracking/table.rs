@@ -288,16 +288,16 @@ impl Table {
         self.clients.iter().map(|(client, options)| Recipient { client: *client, redirect: options.redirect }).collect()
     }
 
-    /// Of a part of the keys, those of which the cover must be looked at by `by`, and when that is for the next of the
-    /// others. There are [`Self::parts`]: look at the last one first, since keys only ever move to the front.
-    pub fn due(&self, part: usize, by: Time) -> (Vec<Arc<[u8]>>, Time) {
+    /// Of a part of the keys, those of which the cover must be looked at by `by`, each with when, and when that is for the next of
+    /// the others. There are [`Self::parts`]: look at the last one first, since keys only ever move to the front.
+    pub fn due(&self, part: usize, by: Time) -> (Vec<(Arc<[u8]>, Time)>, Time) {
         let from = part.saturating_mul(PART).min(self.slots.len());
         let to = (from + PART).min(self.slots.len());
         let mut next = NEVER;
         let mut due = Vec::new();
         for slot in &self.slots[from..to] {
             if slot.until <= by {
-                due.push(slot.key.clone());
+                due.push((slot.key.clone(), slot.until));
             } else {
                 next = next.min(slot.until);
             }
@@ -310,9 +310,12 @@ impl Table {
         self.slots.len().div_ceil(PART)
     }
 
-    /// The cover of the key goes on until then.
-    pub fn extend(&mut self, key: &[u8], until: Time) {
-        if let Some(at) = self.index.get(key) {
+    /// The cover of the key, which ended at `ends`, goes on until then. If it ends at another instant by now, something else was
+    /// read since.
+    pub fn extend(&mut self, key: &[u8], ends: Time, until: Time) {
+        if let Some(at) = self.index.get(key)
+            && self.slots[*at].until == ends
+        {
             self.slots[*at].until = until;
         }
     }

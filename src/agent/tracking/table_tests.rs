@@ -165,12 +165,14 @@ fn cover_is_looked_at_when_it_may_end_and_when_it_was_extended_later() {
     table.read(b"c", at(40));
     let due = |table: &Table, by| {
         let (keys, next) = table.due(0, at(by));
-        let keys: Vec<String> = keys.iter().map(|key| String::from_utf8(key.to_vec()).unwrap()).collect();
+        let keys: Vec<String> = keys.iter().map(|(key, _)| String::from_utf8(key.to_vec()).unwrap()).collect();
         (keys.concat(), next)
     };
     assert_eq!(due(&table, 9), (String::new(), at(10)));
     assert_eq!(due(&table, 20), ("ab".into(), at(30)));
-    table.extend(b"a", at(50));
+    table.extend(b"a", at(10), at(50));
+    // That was what had been read before.
+    table.extend(b"b", at(10), at(60));
     assert_eq!(due(&table, 30), ("bc".into(), at(50)));
     assert_eq!(told(&table.flush()), [1]);
     assert_eq!(due(&table, 99), (String::new(), NEVER));
