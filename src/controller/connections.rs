@@ -6,7 +6,6 @@
 //! nobody out, and however fast they come from one address, they take the places of each other. How many can be busy is bounded
 //! by what each pod and each namespace may open (see [`super::admission`]).
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io;
@@ -26,7 +25,7 @@ use tonic::transport::server::Connected;
 use tracing::{debug, info, warn};
 
 use crate::runtime::failing::Failing;
-use crate::runtime::listen;
+use crate::runtime::{bounded, listen};
 
 /// Connections at once: more than a cluster has pods that use sessions, and each costs some ten kilobytes and a file.
 const MOST: usize = 8_192;
@@ -84,13 +83,8 @@ impl State {
 
     /// The place, among the idle ones, of the one that gives way to a newcomer.
     fn gives_way(&self) -> Option<u64> {
-        let mut by_address: HashMap<IpAddr, (usize, Reverse<u64>)> = HashMap::new();
-        for (place, (_, id)) in &self.idle {
-            if let Some(open) = self.open.get(id) {
-                by_address.entry(open.from).or_insert((0, Reverse(*place))).0 += 1;
-            }
-        }
-        by_address.into_values().max().map(|(_, Reverse(oldest))| oldest)
+        let from = |id: &u64| self.open.get(id).map(|open| open.from);
+        bounded::gives_way(self.idle.iter().filter_map(|(place, (_, id))| Some((*place, from(id)?))))
     }
 
     fn admit(&mut self, from: IpAddr, now: Instant) -> Option<(u64, CancellationToken)> {

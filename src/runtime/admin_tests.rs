@@ -2,7 +2,7 @@
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -140,6 +140,22 @@ async fn who_holds_connections_keeps_nobody_out() {
     for _ in 0..20 {
         assert!(ask(running.address, "/livez").await.starts_with("HTTP/1.1 200 "));
     }
+}
+
+#[tokio::test]
+async fn who_opens_many_connections_takes_the_place_of_nobody_at_another_address() {
+    let running = start(3, PATIENCE * 10).await;
+    let other = TcpSocket::new_v4().unwrap();
+    other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut early = other.connect(running.address).await.unwrap();
+    answer_again(&mut early).await.unwrap();
+    let mut many = Vec::new();
+    for _ in 0..10 {
+        many.push(answered(running.address).await);
+    }
+    answer_again(&mut early).await.unwrap();
+    assert!(answer_again(&mut many[7]).await.is_err(), "there is room for two beside it");
+    answer_again(&mut many[8]).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
 //! Connections to servers that few have reason to ask: bounded in number, and in how long they may carry nothing.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::future::{Future, IntoFuture};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -54,8 +55,20 @@ impl Connected<IncomingStream<'_, TlsListener<BoundedListener>>> for Remote {
     }
 }
 
-/// Accepts a bounded number of connections at a time. If there are more, the one that was answered longest ago gives way: whoever
-/// asks at once is answered, so nobody keeps others out by holding connections open.
+/// Of connections that are given from the oldest on, the one that gives way to a newcomer: of the address from which most have come,
+/// the oldest. So however fast they come from one address, they take the places of each other.
+pub fn gives_way<K>(by_age: impl IntoIterator<Item = (K, IpAddr)>) -> Option<K> {
+    let mut by_address: HashMap<IpAddr, (usize, Reverse<usize>, K)> = HashMap::new();
+    for (place, (key, from)) in by_age.into_iter().enumerate() {
+        by_address.entry(from).or_insert((0, Reverse(place), key)).0 += 1;
+    }
+    let most = by_address.into_values().max_by_key(|(count, oldest, _)| (*count, *oldest));
+    most.map(|(_, _, key)| key)
+}
+
+/// Accepts a bounded number of connections at a time. If there are more, [one gives way](gives_way), and of those from one address the
+/// one that was answered longest ago: whoever asks at once is answered, so nobody keeps others out by holding connections open or by
+/// opening many.
 #[derive(Debug)]
 pub struct BoundedListener {
     inner: TcpListener,
@@ -82,12 +95,10 @@ impl Listener for BoundedListener {
         let end = CancellationToken::new();
         let place = {
             let mut open = self.open.lock();
-            if open.by_age.len() >= self.most
-                && let Some((_, oldest)) = open.by_age.pop_first()
-            {
-                oldest.cancel();
+            if open.by_age.len() >= self.most {
+                open.give_way();
             }
-            open.put(end.clone())
+            open.put(peer.ip(), end.clone())
         };
         let (ended, deadline) = (Box::pin(end.cancelled_owned()), Box::pin(sleep(self.timeout)));
         (BoundedStream { stream, deadline, timeout: self.timeout, ended, place, open: self.open.clone() }, peer)
@@ -102,14 +113,21 @@ impl Listener for BoundedListener {
 #[derive(Debug, Default)]
 struct Open {
     last: u64,
-    by_age: BTreeMap<u64, CancellationToken>,
+    by_age: BTreeMap<u64, (IpAddr, CancellationToken)>,
 }
 
 impl Open {
-    fn put(&mut self, end: CancellationToken) -> u64 {
+    fn put(&mut self, from: IpAddr, end: CancellationToken) -> u64 {
         self.last += 1;
-        self.by_age.insert(self.last, end);
+        self.by_age.insert(self.last, (from, end));
         self.last
+    }
+
+    fn give_way(&mut self) {
+        let place = gives_way(self.by_age.iter().map(|(place, (from, _))| (*place, *from)));
+        if let Some((_, end)) = place.and_then(|place| self.by_age.remove(&place)) {
+            end.cancel();
+        }
     }
 }
 
@@ -142,8 +160,8 @@ impl BoundedStream {
         self.deadline.as_mut().reset(next);
         let mut open = self.open.lock();
         // If it is not there, it has to give way already.
-        if let Some(end) = open.by_age.remove(&self.place) {
-            self.place = open.put(end);
+        if let Some((from, end)) = open.by_age.remove(&self.place) {
+            self.place = open.put(from, end);
         }
     }
 }
