@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::header::DATE;
 use http::{Method, Request, Response, StatusCode};
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
 use kube::client::Body;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -42,6 +45,8 @@ struct Objects {
     version: u64,
     writes: Writes,
     down: bool,
+    /// How far its clock is behind that of the agent.
+    behind: Duration,
 }
 
 /// Somebody who is called before each request, with its method and the object's name.
@@ -155,7 +160,9 @@ impl FakeApi {
                 }
                 let (code, answer) = api.objects.lock().answer(&parts.method, name.unwrap(), &body);
                 let answer = Body::from(serde_json::to_vec(&answer).unwrap());
-                Ok::<_, Infallible>(Response::builder().status(code).body(answer).unwrap())
+                let shown = Timestamp::now() - api.objects.lock().behind;
+                let shown = DateTimePrinter::new().timestamp_to_rfc9110_string(&shown).unwrap();
+                Ok::<_, Infallible>(Response::builder().status(code).header(DATE, shown).body(answer).unwrap())
             }
         });
         kube::Client::new(service, "default")
@@ -205,6 +212,11 @@ impl FakeApi {
     /// Has `meddle` called before each request: what others do just then.
     pub fn before_each(&self, meddle: impl FnMut(&Method, &str) + Send + 'static) {
         *self.meddler.lock() = Some(Box::new(meddle));
+    }
+
+    /// How far its clock is behind that of the agent from now on.
+    pub fn is_behind(&self, by: Duration) {
+        self.objects.lock().behind = by;
     }
 
     /// Whether it refuses everything from now on.

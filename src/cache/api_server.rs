@@ -9,15 +9,18 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use kube::core::response::reason;
+use parking_lot::Mutex;
 use serde_json::Value;
 use thiserror::Error;
 
 use super::config::CacheConfig;
+use super::date;
 use super::events::count;
 use crate::api::{self, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use crate::core::cache::{Answer, Copy, Facts, Observed};
 use crate::core::digest::Digest;
 use crate::core::fields::Fields;
+use crate::core::server_clock::ServerClock;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
@@ -72,17 +75,25 @@ pub(super) struct ApiServer {
     kept: Vec<Arc<str>>,
     deadline: Duration,
     calls: AtomicU64,
+    clock: Arc<Mutex<ServerClock>>,
 }
 
 impl ApiServer {
     pub fn new(client: kube::Client, config: &CacheConfig) -> Self {
+        let clock = Arc::default();
         Self {
-            api: Api::namespaced(client, &config.namespace),
+            api: Api::namespaced(date::noting(client, Arc::clone(&clock)), &config.namespace),
             field_manager: config.field_manager.clone(),
             kept: config.annotations.clone(),
             deadline: config.call_deadline,
             calls: AtomicU64::new(0),
+            clock,
         }
+    }
+
+    /// Its clock, as its last answer shows it.
+    pub fn clock(&self) -> ServerClock {
+        *self.clock.lock()
     }
 
     /// Requests that were sent so far.

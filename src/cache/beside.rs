@@ -123,6 +123,12 @@ impl Cache {
         self.shared.api.get(name_of_none).await.map(drop).map_err(|error| self.shared.unavailable(&error))
     }
 
+    /// Whether the instant `at`, in milliseconds since 1970, is past by the API server's clock, as far as that can be told from its
+    /// last answer: the clock of this machine may be ahead.
+    pub fn may_be_past(&self, at: u64) -> bool {
+        self.shared.api.clock().may_be_past(now(), Duration::from_millis(at))
+    }
+
     /// When the last lease ends; `None` if none is in force.
     pub fn leased_until(&self) -> Option<Time> {
         self.shared.store.leased_until()

@@ -56,6 +56,7 @@ mod api_server;
 mod beside;
 mod config;
 mod confirm;
+mod date;
 mod delete;
 mod difference;
 mod endpoints;

@@ -1,8 +1,8 @@
 //! What the API server's clock shows, without asking it.
 //!
 //! A session's lifetime began at its `creationTimestamp`, which is of the API server's clock. The clock of this machine may be
-//! hours ahead of that, and whoever trusted it would delete sessions that have hours to live. So the time is taken from the
-//! answers to writes, and goes on from there by the monotonic clock. Of several API servers one may be ahead, too, and
+//! hours ahead of that, and whoever trusted it would delete sessions that have hours to live. So the time is taken from its
+//! answers, and goes on from there by the monotonic clock. Of several API servers one may be ahead, too, and
 //! whichever has answered last is believed. So for what cannot be taken back, the clocks must agree: it is
 //! [past](ServerClock::past) when it is by both. Whichever is behind only makes lifetimes longer.
 
@@ -14,6 +14,9 @@ use super::time::Time;
 /// An instant is written in whole seconds: the clock may have been up to this much further.
 const RESOLUTION: Duration = Duration::from_secs(1);
 
+/// What an answer takes to arrive, and by how much the clocks of two machines differ where nothing is wrong.
+const TOLERANCE: Duration = Duration::from_secs(1);
+
 /// The API server's clock, as its last answer shows it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ServerClock {
@@ -21,7 +24,7 @@ pub struct ServerClock {
 }
 
 impl ServerClock {
-    /// A write was answered at `answered` with the instant at which it was carried out, in whole seconds.
+    /// It was answered at `answered`, with the instant at which that was done in whole seconds.
     pub fn read(&mut self, shown: WallTime, answered: Time) {
         self.reading = Some((shown, answered));
     }
@@ -36,6 +39,11 @@ impl ServerClock {
     /// before the first answer.
     pub fn past(&self, now: Time, wall: WallTime) -> Option<WallTime> {
         self.now(now).map(|server| server.min(wall))
+    }
+
+    /// Whether `instant` is past by the API server's clock, as far as that can be told from its last answer. False before the first.
+    pub fn may_be_past(&self, now: Time, instant: WallTime) -> bool {
+        self.now(now).is_some_and(|server| instant <= server + RESOLUTION + TOLERANCE)
     }
 
     /// How far the clock of this machine, which shows `wall`, is certainly from it. Zero before the first answer.
@@ -75,6 +83,17 @@ mod tests {
         for (server, wall, past) in [(1_000, 8_200, 1_005), (8_200, 1_000, 1_000)] {
             clock.read(secs(server), now);
             assert_eq!(clock.past(now + secs(5), secs(wall)), Some(secs(past)));
+        }
+    }
+
+    #[test]
+    fn what_may_be_past_is_no_more_than_the_answer_leaves_open() {
+        let (mut clock, now) = (ServerClock::default(), Time::ZERO + secs(2));
+        assert!(!clock.may_be_past(now, secs(1)), "nothing is known");
+        clock.read(secs(1_000), now);
+        for (instant, past) in [(1, true), (1_002, true), (1_003, false), (1_600, false)] {
+            assert_eq!(clock.may_be_past(now, secs(instant)), past, "{instant}");
+            assert_eq!(clock.may_be_past(now + secs(10), secs(instant + 10)), past, "{instant}");
         }
     }
 

@@ -5,6 +5,7 @@ use tracing::debug;
 use super::entry::Entry;
 use super::failure::Failure;
 use super::key::Name;
+use super::ttl::Deadline;
 use super::{Inner, Sessions, now_millis};
 use crate::cache::{Beside, Cache, GetError, Origin, Session, WriteError, WriteOptions};
 
@@ -99,7 +100,8 @@ impl Sessions {
         let now = now_millis();
         let held = cache.held().into_iter().filter_map(|(session, _)| {
             let entry = Entry::new(session.clone(), cache.beside(&session));
-            if entry.ends().is_some_and(|deadline| deadline.exact && deadline.has_passed(now)) {
+            let is_over = |end: Deadline| end.exact && end.has_passed(now) && cache.may_be_past(end.at);
+            if entry.ends().is_some_and(is_over) {
                 return None;
             }
             let annotation = session.facts().annotations.get(super::key::ANNOTATION_SESSION_ID);
@@ -136,8 +138,9 @@ impl Inner {
                 anew = true;
                 continue;
             }
-            if !deadline.exact {
-                // It may have been renewed elsewhere: the controller decides, and as long as it has not, the session is there.
+            if !deadline.exact || !self.cache.may_be_past(deadline.at) {
+                // It may have been renewed elsewhere, or the clock of this machine is ahead of all others: the controller decides, and
+                // as long as it has not, the session is there.
                 return Ok(Some(entry));
             }
             match self.cache.delete_unchanged(&session, WriteOptions::default()).await {

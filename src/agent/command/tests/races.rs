@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::agent::sessions::now_millis;
-use crate::agent::testing::Bench;
+use crate::agent::testing::{Bench, bulk};
 use crate::resp::Reply;
 
 /// Just before `k` is first written or deleted, somebody else changes it.
@@ -161,6 +161,26 @@ async fn who_loses_again_and_again_makes_pauses_and_who_has_lost_once_does_not()
             let took = begun.elapsed();
             let bounds = Duration::from_millis(least)..=Duration::from_millis(most);
             assert!(bounds.contains(&took), "{commands:?}: {took:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_has_ended_by_the_clock_of_this_machine_alone_is_there() {
+    for (ahead, is_there) in [(0, false), (600, true)] {
+        let bench = Bench::new();
+        bench.api.is_behind(Duration::from_secs(ahead));
+        bench.api.put("k", &json!({"a": "1"}));
+        bench.api.merge("k", &ends_at(now_millis() - 1));
+        let mut guest = bench.guest();
+        assert_eq!(guest.asks("HGET k a").await, if is_there { bulk("1") } else { Reply::Null });
+        assert_eq!(bench.api.object("k").is_some(), is_there, "others may use it");
+        if is_there {
+            assert_eq!(guest.asks("PTTL k").await, Reply::Int(0));
+            assert_eq!(guest.asks("SET k {} NX").await, Reply::Null);
+            // A revocation ends it for all.
+            assert_eq!(guest.asks("DEL k").await, Reply::Int(1));
+            assert_eq!(bench.api.object("k"), None);
         }
     }
 }
