@@ -123,8 +123,10 @@ async fn end_in_time(inner: std::sync::Weak<Inner>, timers: Arc<Timers>, ended: 
         let inner = inner.upgrade();
         async move {
             if let Some(inner) = inner {
-                // Who reads a session that has ended deletes it. If that fails, the controller does it.
-                let _ = inner.fresh(&name).await;
+                // Who reads a session that has ended deletes it.
+                if inner.fresh(&name).await.is_err() {
+                    inner.timers.again(&name, now_millis());
+                }
             }
         }
     };

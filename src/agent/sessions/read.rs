@@ -150,6 +150,7 @@ impl Inner {
                 Err(error) => {
                     // It has ended all the same.
                     debug!(session = %name, %error, "cannot delete a session that has ended");
+                    self.timers.again(name, now_millis());
                     return Ok(None);
                 }
             }
@@ -162,6 +163,39 @@ impl Inner {
     pub(super) fn used(&self, key: &[u8], name: &Name<'_>) {
         if let Name::Hash(_) = name {
             self.ids.remember(name.as_str(), key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::Method;
+    use serde_json::json;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::agent::testing::Bench;
+
+    #[tokio::test]
+    async fn an_end_that_could_not_be_seen_to_is_tried_again() {
+        for refused in [Method::GET, Method::DELETE] {
+            let bench = Bench::new();
+            let (api, now) = (bench.api.clone(), now_millis());
+            bench.api.put("k", &json!({}));
+            let ended = json!({"vmcp.dev/expires-at": now.to_string()});
+            bench.api.merge("k", &json!({"metadata": {"annotations": ended}, "spec": {"idleTimeoutSeconds": 100}}));
+            bench.api.before_each(move |method, _| api.is_down(*method == refused));
+            let timers = &bench.agent.sessions.inner.timers;
+            timers.set("k", Some(now));
+            let again = async {
+                while timers.due(0).1.is_none_or(|next| next <= now) {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            timeout(Duration::from_secs(10), again).await.expect("another time is noted");
+            assert!(bench.api.object("k").is_some());
         }
     }
 }

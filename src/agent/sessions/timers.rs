@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 const MOST: usize = 65_536;
 /// Sessions that are looked at at once.
 const AT_ONCE: usize = 16;
+/// What could not be seen to is tried again after so many milliseconds.
+const AGAIN: u64 = 10_000;
 /// The wall clock may be set: it is looked at again after so long.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -31,6 +33,11 @@ struct State {
 }
 
 impl State {
+    fn insert(&mut self, name: Arc<str>, at: u64) {
+        self.by_name.insert(name.clone(), at);
+        self.by_time.insert((at, name));
+    }
+
     fn clear(&mut self, name: &str) {
         if let Some((name, at)) = self.by_name.remove_entry(name) {
             self.by_time.remove(&(at, name));
@@ -48,16 +55,23 @@ impl Timers {
             return;
         }
         let first = state.by_time.first().is_none_or(|(first, _)| at < *first);
-        let name: Arc<str> = name.into();
-        state.by_name.insert(name.clone(), at);
-        state.by_time.insert((at, name));
+        state.insert(name.into(), at);
         if first {
             self.earlier.notify_one();
         }
     }
 
+    /// The session `name` has ended at `now`, and that could not be seen to. It is tried again, unless it has another end by now.
+    pub fn again(&self, name: &str, now: u64) {
+        let mut state = self.state.lock();
+        if state.by_name.len() < MOST && !state.by_name.contains_key(name) {
+            state.insert(name.into(), now.saturating_add(AGAIN));
+            self.earlier.notify_one();
+        }
+    }
+
     /// Takes the sessions that have ended at `now`, and tells when the next one does.
-    fn due(&self, now: u64) -> (Vec<Arc<str>>, Option<u64>) {
+    pub fn due(&self, now: u64) -> (Vec<Arc<str>>, Option<u64>) {
         let mut state = self.state.lock();
         let mut due = Vec::new();
         while let Some((at, name)) = state.by_time.first().filter(|(at, _)| *at <= now).cloned() {
@@ -120,12 +134,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_tried_again_has_no_end_of_its_own() {
+        let timers = Timers::default();
+        timers.again("a", 1);
+        timers.set("b", Some(20_000));
+        timers.again("b", 1);
+        assert_eq!(timers.due(1), (vec![], Some(1 + AGAIN)));
+        assert_eq!(timers.due(1 + AGAIN), (vec!["a".into()], Some(20_000)));
+    }
+
+    #[test]
     fn there_are_no_more_than_fit() {
         let timers = Timers::default();
         for n in 0..MOST + 10 {
             timers.set(&n.to_string(), Some(1));
         }
-        assert_eq!(timers.due(1).0.len(), MOST);
+        timers.again("one more", 1);
+        assert_eq!(timers.due(2 * AGAIN).0.len(), MOST);
     }
 
     #[tokio::test(start_paused = true)]
