@@ -136,10 +136,7 @@ impl Cache {
 
     /// A client is given this session, other than by [`Self::hit`] and [`Self::get`].
     pub fn given(&self, session: &Session) {
-        self.shared.store.change(session.name(), |state, _, now| {
-            state.shard.given(session.name(), session.copy(), now);
-            ((), None)
-        });
+        self.shared.store.given(session);
     }
 
     /// A client is shown these fields of the session, and no others.
@@ -201,6 +198,14 @@ impl Cache {
 }
 
 impl Store {
+    /// A client is given this session.
+    pub(super) fn given(&self, session: &Session) {
+        self.change(session.name(), |state, _, now| {
+            state.shard.given(session.name(), session.copy(), now);
+            ((), None)
+        });
+    }
+
     /// A client is shown these fields of the session, and no others.
     pub(super) fn shown(&self, session: &Session, fields: &[impl AsRef<str>]) {
         let fields: Vec<&str> = fields.iter().map(AsRef::as_ref).collect();

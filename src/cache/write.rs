@@ -214,10 +214,11 @@ impl Shared {
         }
         if spec.is_empty() && annotations.is_empty() {
             let session = self.unchanged(base, only_if_unchanged, visibility).await?;
-            if let Known::Only(fields) = known
-                && !fields.is_empty()
-            {
-                self.store.shown(&session, &fields);
+            // There is no answer to a write that would tell what clients have.
+            match known {
+                Known::All if metadata.is_some() => self.store.given(base),
+                Known::Only(fields) if !fields.is_empty() => self.store.shown(&session, &fields),
+                _ => {}
             }
             return Ok(session);
         }

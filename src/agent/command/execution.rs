@@ -60,6 +60,8 @@ pub(super) struct Execution<'a> {
     bases: BTreeMap<Bytes, Option<Entry>>,
     /// Keys that are written.
     written: BTreeSet<Bytes>,
+    /// Keys whose fields are not: no write tells what the client knows of them then.
+    shown: BTreeSet<Bytes>,
     /// Keys that could not be written.
     failed: BTreeMap<Bytes, Failure>,
     /// What it takes. What is read or answered anew takes the place of what was there before, and is not entered again.
@@ -176,8 +178,8 @@ impl<'a> Execution<'a> {
                 }
             }
         }
-        let (bases, written, failed) = Default::default();
-        Self { agent, by, now, watched, steps, needs, bases, written, failed, carried }
+        let (bases, written, shown, failed) = Default::default();
+        Self { agent, by, now, watched, steps, needs, bases, written, shown, failed, carried }
     }
 
     /// The answers; `None` if a watched key has changed.
@@ -328,7 +330,13 @@ impl<'a> Execution<'a> {
             };
             let base = self.bases.get(&key).and_then(Option::as_ref);
             let known = base.map(|base| self.known(&key, base));
-            match make(self.agent, &key, base, slot.change(base), known).await {
+            let change = slot.change(base);
+            let stays = matches!(change, Change::Nothing | Change::Expire(..));
+            let made = make(self.agent, &key, base, change, known).await;
+            if stays && matches!(made, Ok(Outcome::Nothing | Outcome::Changed { .. })) {
+                self.shown.insert(key.clone());
+            }
+            match made {
                 Ok(Outcome::Nothing) => {}
                 Ok(Outcome::Changed { by_others }) => {
                     self.agent.written(&key, self.by, &slot.events, by_others);
@@ -364,12 +372,12 @@ impl<'a> Execution<'a> {
         Known::Only(all)
     }
 
-    /// The client is shown what it has read.
+    /// The client is shown what it has read, also of a key of which only the timeout was written.
     fn give(&self) {
         let plans =
             self.steps.iter().filter_map(|step| if let Step::Keys { plan, .. } = step { Some(plan) } else { None });
         for plan in plans.filter(|plan| plan.op.shows()) {
-            for key in plan.keys.as_slice().iter().filter(|key| !self.written.contains(*key)) {
+            for key in plan.keys.as_slice().iter().filter(|key| self.shown.contains(*key)) {
                 if let Some(Some(entry)) = self.bases.get(key) {
                     given(self.agent, entry, &plan.op);
                 }

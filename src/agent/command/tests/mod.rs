@@ -83,6 +83,9 @@ async fn to_go_back_from_what_a_command_has_written_is_a_change() {
         &["MULTI", "HSET k a newer", "EXEC"],
         &["MULTI", "HGET k a", "HSET k c 3", "EXEC"],
         &["MULTI", "HGETALL k", "HSET k c 3", "EXEC"],
+        &["MULTI", "HGETALL k", "EXPIRE k 100", "EXEC"],
+        &["MULTI", "HGET k a", "EXPIRE k 100", "EXEC"],
+        &["MULTI", "HGETALL k", "HSET k a newer", "EXEC"],
     ] {
         let bench = Bench::new();
         let mut guest = has_read_before_a_change(&bench).await;
