@@ -140,7 +140,7 @@ impl Cache {
     }
 
     /// A client is shown these fields of the session, and no others.
-    pub fn shown(&self, session: &Session, fields: &[&str]) {
+    pub fn shown(&self, session: &Session, fields: &[impl AsRef<str>]) {
         self.shared.store.shown(session, fields);
     }
 

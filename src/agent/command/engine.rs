@@ -198,7 +198,7 @@ pub(super) async fn read(agent: &Agent, key: &Bytes, need: Need) -> Result<Optio
 }
 
 /// The client is shown what this command shows of the entry.
-pub(super) fn given(agent: &Agent, entry: &Entry, op: &Op) {
+fn given(agent: &Agent, entry: &Entry, op: &Op) {
     match op.shown_fields(entry) {
         Some(fields) => agent.sessions.shown(entry, &fields),
         None => agent.sessions.given(entry),

@@ -12,8 +12,8 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::args::Clock;
 use super::budget::Budget;
-use super::engine::{ATTEMPTS, Outcome, Pauses, given, is, make, read};
-use super::op::{Change, Decision, Made, Need, Op, Plan, Put, State, apply};
+use super::engine::{ATTEMPTS, Outcome, Pauses, is, make, read};
+use super::op::{Change, Decision, Made, Need, Op, Plan, Put, apply};
 use super::refusal::{NO_ROOM, Refusal};
 use super::transaction::Watched;
 use crate::agent::Agent;
@@ -60,8 +60,8 @@ pub(super) struct Execution<'a> {
     bases: BTreeMap<Bytes, Option<Entry>>,
     /// Keys that are written.
     written: BTreeSet<Bytes>,
-    /// Keys whose fields are not: no write tells what the client knows of them then.
-    shown: BTreeSet<Bytes>,
+    /// Keys whose fields are not, and what the client is shown of them: no write tells that.
+    shown: BTreeMap<Bytes, Known>,
     /// Keys that could not be written.
     failed: BTreeMap<Bytes, Failure>,
     /// What it takes. What is read or answered anew takes the place of what was there before, and is not entered again.
@@ -91,12 +91,15 @@ pub(super) struct Slot {
     put: bool,
     /// Whether an answer is right only with the timeout that was read.
     whole: bool,
+    /// Whether the client knows all fields then, or which ones: by commands that have shown or changed something.
+    knows_all: bool,
+    knows: BTreeSet<String>,
     events: Vec<&'static str>,
 }
 
 impl Slot {
     /// Decides on one command, and keeps what it changes. `base` is the state that was read.
-    pub fn run<S: State>(&mut self, base: Option<&S>, op: &Op, now: &Clock) -> Result<Reply, Refusal> {
+    pub fn run(&mut self, base: Option<&Entry>, op: &Op, now: &Clock) -> Result<Reply, Refusal> {
         let decided = match &self.became {
             Became::Same => op.decide(base, now),
             Became::Nothing => op.decide(None::<&Made>, now),
@@ -106,6 +109,12 @@ impl Slot {
         if let Change::Expire(ttl, _) | Change::Put(Put { ttl, .. }) = &change {
             // Found out when the session is written, it would be too late to refuse this command alone.
             ttl.at(now.millis()).map_err(Failure::from)?;
+        }
+        if let Some(base) = base.filter(|_| op.shows() || change != Change::Nothing) {
+            match op.known(base) {
+                Known::All => self.knows_all = true,
+                Known::Only(fields) => self.knows.extend(fields),
+            }
         }
         let after = match (&change, &self.became) {
             (Change::Nothing, _) => return Ok(reply),
@@ -133,8 +142,13 @@ impl Slot {
         Ok(reply)
     }
 
+    /// What the client knows of what the commands make of it, besides what it had before.
+    fn known(&self) -> Known {
+        if self.knows_all { Known::All } else { Known::Only(self.knows.iter().cloned().collect()) }
+    }
+
     /// The one change that all of it comes to.
-    pub fn change<S: State>(&self, base: Option<&S>) -> Change {
+    pub fn change(&self, base: Option<&Entry>) -> Change {
         let ttl = self.ttl.unwrap_or(Ttl::Keep);
         let exact = if self.whole { Exact::Whole } else { Exact::Yes };
         match (base, &self.became) {
@@ -329,12 +343,11 @@ impl<'a> Execution<'a> {
                 continue;
             };
             let base = self.bases.get(&key).and_then(Option::as_ref);
-            let known = base.map(|base| self.known(&key, base));
-            let change = slot.change(base);
+            let (change, known) = (slot.change(base), slot.known());
             let stays = matches!(change, Change::Nothing | Change::Expire(..));
-            let made = make(self.agent, &key, base, change, known).await;
+            let made = make(self.agent, &key, base, change, Some(known.clone())).await;
             if stays && matches!(made, Ok(Outcome::Nothing | Outcome::Changed { .. })) {
-                self.shown.insert(key.clone());
+                self.shown.insert(key.clone(), known);
             }
             match made {
                 Ok(Outcome::Nothing) => {}
@@ -356,31 +369,14 @@ impl<'a> Execution<'a> {
         Ok(true)
     }
 
-    /// What the client knows of what the commands make of this key.
-    fn known(&self, key: &Bytes, base: &Entry) -> Known {
-        let mut all = Vec::new();
-        for step in &self.steps {
-            if let Step::Keys { plan, .. } = step
-                && plan.keys.as_slice().contains(key)
-            {
-                match plan.op.known(base) {
-                    Known::All => return Known::All,
-                    Known::Only(fields) => all.extend(fields),
-                }
-            }
-        }
-        Known::Only(all)
-    }
-
     /// The client is shown what it has read, also of a key of which only the timeout was written.
     fn give(&self) {
-        let plans =
-            self.steps.iter().filter_map(|step| if let Step::Keys { plan, .. } = step { Some(plan) } else { None });
-        for plan in plans.filter(|plan| plan.op.shows()) {
-            for key in plan.keys.as_slice().iter().filter(|key| self.shown.contains(*key)) {
-                if let Some(Some(entry)) = self.bases.get(key) {
-                    given(self.agent, entry, &plan.op);
-                }
+        for (key, known) in &self.shown {
+            let Some(Some(entry)) = self.bases.get(key) else { continue };
+            match known {
+                Known::All => self.agent.sessions.given(entry),
+                Known::Only(fields) if fields.is_empty() => {}
+                Known::Only(fields) => self.agent.sessions.shown(entry, fields),
             }
         }
     }

@@ -53,7 +53,7 @@ impl Sessions {
     }
 
     /// A client is shown these fields of this entry, and no others.
-    pub fn shown(&self, entry: &Entry, fields: &[&str]) {
+    pub fn shown(&self, entry: &Entry, fields: &[impl AsRef<str>]) {
         self.inner.cache.shown(entry.session(), fields);
     }
 

@@ -220,6 +220,7 @@ impl Op {
             | Self::HSetAbsent(..)
             | Self::HDelete(_)
             | Self::HIncrement(..) => Need::Unseen,
+            Self::Set(options) if !options.answers_old => Need::Unseen,
             Self::HGet(_) | Self::HMGet(_) | Self::HScan(Ok(Some(_))) => Need::Partly,
             _ => Need::Seen,
         }
@@ -259,7 +260,7 @@ impl Op {
         let text = |field: &&[u8]| Some(str::from_utf8(field).ok()?.to_owned());
         match self.shown_fields(entry) {
             Some(fields) => Known::Only(fields.into_iter().map(str::to_owned).collect()),
-            None if self.shows() => Known::All,
+            None if self.shows() || matches!(self, Self::Set(_)) => Known::All,
             None => Known::Only(self.named_fields().iter().filter_map(text).collect()),
         }
     }

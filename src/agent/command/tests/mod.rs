@@ -46,6 +46,13 @@ async fn what_shows_no_field_does_not_count_as_shown() {
     let others = [&["INFO keyspace"][..], &["SCAN 0 TYPE hash"], &["WATCH k", "UNWATCH"], &["EXISTS k"]];
     let written = [&["HSET k c 3"][..], &["HINCRBY k n 1"], &["HSETNX k c 3"], &["HSET k c 3", "HDEL k c"]];
     let queued = [&["MULTI", "HSET k c 3", "HLEN k", "EXEC"][..], &["MULTI", "HSET k c 3", "HGET k c", "EXEC"]];
+    // What is refused or not done beside what is done.
+    let idle = ["GETEX k EX 99999999999", "SET k {} NX", "SETNX k {}", "HSETNX k b mine", "HINCRBY k b 1"];
+    for idle in idle {
+        does_not_show_all(&["MULTI", idle, "EXEC"]).await;
+        does_not_show_all(&["MULTI", idle, "HSET k c 3", "EXEC"]).await;
+        does_not_show_all(&["MULTI", idle, "EXPIRE k 100", "EXEC"]).await;
+    }
     for commands in others.into_iter().chain([lengths, &looked]).chain(written).chain(queued) {
         does_not_show_all(commands).await;
     }
