@@ -253,14 +253,6 @@ impl Shard {
         self.entries.contains_key(name) || self.formers.has(name)
     }
 
-    /// What clients last had of the session says nothing any more.
-    pub(super) fn nobody_knows(&mut self, name: &str) {
-        self.formers.forget(name);
-        if let Some(entry) = self.entries.get(name) {
-            entry.used.not_given();
-        }
-    }
-
     /// The session with this uid is gone: nothing is to be written to it any more.
     pub fn forget_base(&mut self, name: &str, of: &Copy) {
         if self.formers.get(name).is_some_and(|former| former.uid == of.uid) {

@@ -473,6 +473,25 @@ fn what_is_shown_of_a_shard_has_no_values() {
     assert!(!beside.contains("canary") && !shown.contains("canary"), "{beside}; {shown}");
 }
 
+/// The answer to another write that is in flight may be long in coming, and none of it would be said of this one.
+#[test]
+fn after_a_write_of_which_nobody_knows_the_copy_is_not_served_though_another_write_is_in_flight() {
+    for of_metadata in [true, false] {
+        let mut world = World::new(AGENT);
+        world.restore(copy(A, 1, "one"));
+        world.give();
+        let [unknown, other] = [(); 2].map(|()| world.shard.write_sent("s", world.now));
+        let dropped = world.shard.write_unknown("s", unknown, of_metadata, &mut world.reports);
+        assert_eq!(dropped.map(|dropped| dropped.reason), Some(DropReason::Stale));
+        assert!(world.shard.get("s", world.now).is_none());
+        assert_eq!(world.base().as_deref(), (!of_metadata).then_some("one"));
+        let two = copy(A, 2, "two");
+        let observed = Observed { copy: two.clone(), terminating: false };
+        world.shard.write_answered("s", other, observed, two.digest, world.now, &mut world.reports);
+        assert_eq!(world.give().metadata.get("k"), Some("two"));
+    }
+}
+
 #[test]
 fn a_write_after_which_no_copy_is_held_forgets_no_renewal() {
     let mut world = World::new(AGENT);

@@ -113,7 +113,7 @@ impl Shard {
         }
         let dropped = self.drop_copy(name, DropReason::Stale, reporter);
         if of_metadata {
-            self.nobody_knows(name);
+            self.formers.forget(name);
         }
         dropped
     }
