@@ -194,7 +194,7 @@ impl Shared {
         change: Change,
         visibility: Visibility,
     ) -> Result<Session, WriteError> {
-        let Change { metadata, known, idle_timeout, annotations, only_if_unchanged, outdates_equal } = change;
+        let Change { metadata, known, idle_timeout, annotations, only_if_unchanged, outdates_equal, renews } = change;
         let mut spec = Map::new();
         match idle_timeout {
             IdleTimeout::Keep => {}
@@ -242,7 +242,7 @@ impl Shared {
                 Ok(observed) => flight.answered(observed, wrote),
                 Err(error) => {
                     shared.learn(&base, &error);
-                    if matches!(error, WriteError::OutcomeUnknown { .. }) {
+                    if matches!(error, WriteError::OutcomeUnknown { .. }) && !renews {
                         flight.unknown(wrote.metadata.is_some());
                     }
                     Err(error)

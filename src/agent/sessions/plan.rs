@@ -22,6 +22,8 @@ pub(super) struct Plan {
     /// Whether others whose copies have the older timeout would renew that in memory, or take it for none: they must be told
     /// that it is another one. One that is an instant is nowhere renewed in memory, and asked for when it has passed.
     pub outdates: bool,
+    /// Whether it only says that the session was used, and all else is so already.
+    pub renews: bool,
 }
 
 impl Plan {
@@ -60,12 +62,14 @@ impl Plan {
 
     /// The same, which is also needed if a timeout begins anew of which no controller would hear.
     pub fn heard_unless(mut self, unheard: bool) -> Self {
-        self.needed |= unheard && self.begins;
+        self.renews = unheard && self.begins && !self.needed;
+        self.needed |= self.renews;
         self
     }
 
     pub fn change(&self, metadata: Option<Metadata>) -> Change {
         Change {
+            renews: self.renews && metadata.is_none(),
             metadata,
             idle_timeout: self.idle,
             annotations: self.annotations.clone(),

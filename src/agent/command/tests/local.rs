@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::agent::testing::{Bench, Guest, bulk};
+use crate::agent::testing::{Bench, Guest, Writes, bulk};
 use crate::cache::CacheConfig;
 use crate::resp::Reply;
 
@@ -68,4 +68,20 @@ async fn what_is_written_anew_beside_somebody_elses_change_is_there() {
         assert_eq!(guest.asks(command).await, Reply::OK);
         assert_eq!(guest.asks("GET k").await, bulk(r#"{"a":"2","b":"other","conn":"1"}"#), "{command}");
     }
+}
+
+#[tokio::test]
+async fn a_renewal_of_which_nobody_knows_whether_it_was_written_takes_nothing_away() {
+    let bench = Bench::with_pod_local_keys(&["conn*"]);
+    let mut guest = bench.guest();
+    bench.api.put("k", &json!({"a": "1"}));
+    bench.api.merge("k", &json!({"spec": {"idleTimeoutSeconds": 60}}));
+    guest.asks("HSET k conn 17").await;
+    bench.agent.sessions.cache().unheard_for_tests();
+    bench.api.answers(Writes::Unanswered);
+    assert!(matches!(guest.asks("EXPIRE k 60").await, Reply::Error(_)));
+    assert_eq!(guest.asks("HGET k conn").await, bulk("17"));
+    // Another timeout is another matter.
+    assert!(matches!(guest.asks("PEXPIRE k 90500").await, Reply::Error(_)));
+    assert_eq!(guest.asks("HGET k conn").await, Reply::Null);
 }
