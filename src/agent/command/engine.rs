@@ -181,6 +181,10 @@ async fn on_key(
                 }
                 return Ok(reply);
             }
+            Ok(Outcome::Ended) => {
+                agent.written(key, by, ENDED, false);
+                return Ok(reply);
+            }
             Ok(Outcome::TooLate) | Err(Failure::Conflict) => {}
             Err(failure) => return Err(failure.of_command(op.is_repeatable(now)).into()),
         }
@@ -214,12 +218,17 @@ async fn set(agent: &Agent, by: ClientId, key: &Bytes, options: &SetOptions) -> 
     Ok(options.reply(entry.is_some()))
 }
 
+/// The keyspace events of a timeout that is over when it is given.
+pub(super) const ENDED: &[&str] = &["del"];
+
 /// What became of a change.
 pub(super) enum Outcome {
     /// There was none to make.
     Nothing,
     /// It is made. Perhaps the session now has what somebody else changed in it, too.
     Changed { by_others: bool },
+    /// The timeout that it gives was over by then: the session is deleted.
+    Ended,
     /// The key came or went meanwhile: nothing was changed.
     TooLate,
 }
@@ -248,9 +257,11 @@ pub(super) async fn make(
         }
         (Some(base), Change::Delete(Exact::No)) => Ok(changed(sessions.delete(base).await?)),
         (Some(base), Change::Delete(exact)) => Ok(changed(sessions.delete_exact(base, exact).await?)),
-        (Some(base), Change::Expire(ttl, exact)) => {
-            Ok(changed(!matches!(sessions.expire(base, ttl, exact).await?, Expired::Gone)))
-        }
+        (Some(base), Change::Expire(ttl, exact)) => Ok(match sessions.expire(base, ttl, exact).await? {
+            Expired::Begins(_) => changed(true),
+            Expired::Over => Outcome::Ended,
+            Expired::Gone => Outcome::TooLate,
+        }),
         (None, Change::Put(Put { map, form, ttl, .. })) => {
             let ttl = if ttl == Ttl::Keep { Ttl::Clear } else { ttl };
             let created = sessions.create(key, map, form.unwrap_or(Form::Hash), ttl).await?;

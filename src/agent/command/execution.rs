@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::args::Clock;
 use super::budget::Budget;
-use super::engine::{ATTEMPTS, Outcome, Pauses, is, make, read};
+use super::engine::{ATTEMPTS, ENDED, Outcome, Pauses, is, make, read};
 use super::op::{Change, Decision, Made, Need, Op, Plan, Put, apply};
 use super::refusal::{NO_ROOM, Refusal};
 use super::transaction::Watched;
@@ -353,6 +353,10 @@ impl<'a> Execution<'a> {
                 Ok(Outcome::Nothing) => {}
                 Ok(Outcome::Changed { by_others }) => {
                     self.agent.written(&key, self.by, &slot.events, by_others);
+                    self.written.insert(key);
+                }
+                Ok(Outcome::Ended) => {
+                    self.agent.written(&key, self.by, ENDED, false);
                     self.written.insert(key);
                 }
                 Ok(Outcome::TooLate) | Err(Failure::Conflict) => {

@@ -106,7 +106,8 @@ async fn what_ends_while_its_command_waits_was_there_for_that() {
     ] {
         let bench = Bench::new();
         bench.api.put("k", &json!({"a": "1"}));
-        let mut guest = bench.guest();
+        let (mut guest, mut listener) = (bench.guest(), bench.guest());
+        listener.sends(&["PSUBSCRIBE", "__keyevent@0__:*"]).await;
         let closed = bench.api.close().await;
         let at = now_millis() + 300;
         let waits = tokio::spawn(async move {
@@ -124,6 +125,8 @@ async fn what_ends_while_its_command_waits_was_there_for_that() {
         drop(closed);
         assert_eq!(waits.await.unwrap(), answer, "{commands:?}");
         assert_eq!(bench.api.object("k"), None);
+        let heard = listener.heard();
+        assert!(heard.contains("__keyevent@0__:del\r\n") && !heard.contains(":expire\r\n"), "{commands:?}: {heard}");
     }
 }
 
