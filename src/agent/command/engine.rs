@@ -11,7 +11,7 @@ use super::op::{Change, Decision, Gather, Keys, Need, Op, Plan, Put, SetOptions}
 use super::refusal::{NO_ROOM, Refusal};
 use crate::agent::Agent;
 use crate::agent::server::{Carried, ClientId};
-use crate::agent::sessions::{Entry, Exact, Expired, Failure, Form, Ttl};
+use crate::agent::sessions::{Entry, Exact, Failure, Form, TimeoutOutcome, Ttl};
 use crate::cache::{Known, Metadata};
 use crate::resp::Reply;
 use crate::runtime::backoff::Backoff;
@@ -258,9 +258,9 @@ pub(super) async fn make(
         (Some(base), Change::Delete(Exact::No)) => Ok(changed(sessions.delete(base).await?)),
         (Some(base), Change::Delete(exact)) => Ok(changed(sessions.delete_exact(base, exact).await?)),
         (Some(base), Change::Expire(ttl, exact)) => Ok(match sessions.expire(base, ttl, exact).await? {
-            Expired::Begins(_) => changed(true),
-            Expired::Over => Outcome::Ended,
-            Expired::Gone => Outcome::TooLate,
+            TimeoutOutcome::Begins(_) => changed(true),
+            TimeoutOutcome::Over => Outcome::Ended,
+            TimeoutOutcome::Gone => Outcome::TooLate,
         }),
         (None, Change::Put(Put { map, form, ttl, .. })) => {
             let ttl = if ttl == Ttl::Keep { Ttl::Clear } else { ttl };

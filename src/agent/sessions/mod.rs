@@ -29,7 +29,7 @@ pub use entry::{ANNOTATION_FORM, Entry, Form};
 pub use failure::Failure;
 pub use ttl::Ttl;
 pub use value::{check_limits, parse_value};
-pub use write::{Condition, Exact, Expired};
+pub use write::{Condition, Exact, TimeoutOutcome};
 
 use crate::cache::{Cache, CacheConfig, Visibility};
 use ids::Ids;

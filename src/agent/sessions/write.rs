@@ -46,7 +46,7 @@ pub enum Exact {
 
 /// What became of a session that was given a timeout.
 #[derive(Clone, Debug)]
-pub enum Expired {
+pub enum TimeoutOutcome {
     /// It has it.
     Begins(Entry),
     /// The time was over, perhaps only by then: it was deleted.
@@ -215,9 +215,9 @@ impl Sessions {
     /// Gives the session this timeout from now on. Writes only if the timeout is another one than before, or is an exact
     /// one, or no controller would hear of it. `Gone`: it was before that. What is to be [exact](Exact::Whole) has a base that was
     /// just read.
-    pub async fn expire(&self, base: &Entry, ttl: Ttl, exact: Exact) -> Result<Expired, Failure> {
+    pub async fn expire(&self, base: &Entry, ttl: Ttl, exact: Exact) -> Result<TimeoutOutcome, Failure> {
         if let Some(renewed) = self.renew(base, ttl) {
-            return Ok(Expired::Begins(renewed));
+            return Ok(TimeoutOutcome::Begins(renewed));
         }
         let now = now_millis();
         let wanted = ttl.at(now)?;
@@ -226,16 +226,16 @@ impl Sessions {
                 Exact::No => self.delete(base).await?,
                 exact => self.delete_exact(base, exact).await?,
             };
-            return Ok(if existed { Expired::Over } else { Expired::Gone });
+            return Ok(if existed { TimeoutOutcome::Over } else { TimeoutOutcome::Gone });
         }
         let plan = Plan::of(base, None, wanted, now).heard_unless(self.inner.is_unheard(base, now));
         if !plan.needed {
-            return Ok(Expired::Begins(base.clone()));
+            return Ok(TimeoutOutcome::Begins(base.clone()));
         }
         let change = Change { only_if_unchanged: exact != Exact::No, ..plan.change(None) };
         match self.inner.cache.patch(base.session(), change, self.inner.options()).await {
-            Ok(session) => Ok(Expired::Begins(self.inner.begun(session, &plan, now))),
-            Err(WriteError::NotFound | WriteError::Replaced) => Ok(Expired::Gone),
+            Ok(session) => Ok(TimeoutOutcome::Begins(self.inner.begun(session, &plan, now))),
+            Err(WriteError::NotFound | WriteError::Replaced) => Ok(TimeoutOutcome::Gone),
             Err(WriteError::Changed) => Err(Failure::Conflict),
             Err(error) => Err(error.into()),
         }
