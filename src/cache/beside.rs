@@ -152,6 +152,20 @@ impl Cache {
         store.look(name, |shard| Some(Session::new(shard.base(name)?, Origin::Cache)))
     }
 
+    /// Whether nobody knows what became of a change of this session that [outdates equal copies](super::Change::outdates_equal), or
+    /// whether all others were told: what the session has may then be no news to this cache, and is to others. So whoever makes
+    /// such a change again must not take it for none.
+    #[inline]
+    pub fn is_unsettled(&self, session: &Session) -> bool {
+        self.shared.unsettled.has(session)
+    }
+
+    /// This state was just read ([`Self::fresh`]), by somebody who may go by it instead of changing it again. If a change of which
+    /// nobody knows may have made it, all others are told first.
+    pub async fn settle(&self, session: &Session, options: WriteOptions) -> Result<(), WriteError> {
+        self.shared.settle(session, options.visibility).await
+    }
+
     /// Changes the session that `base` is: its metadata by the difference, its idle timeout and annotations, all in one
     /// write. Returns the session as it is then.
     ///

@@ -82,6 +82,7 @@ mod stream;
 mod transport;
 mod trouble;
 mod unconfirmed;
+mod unsettled;
 mod write;
 
 pub use crate::core::cache::{Annotations, DropReason, Facts, LocalChange, LocalValues, Renewal};

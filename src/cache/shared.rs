@@ -14,6 +14,7 @@ use super::state::Streams;
 use super::store::Store;
 use super::trouble::Troubles;
 use super::unconfirmed::Unconfirmed;
+use super::unsettled::Unsettled;
 use super::write::Writes;
 use crate::core::cache::{Habits, Limits};
 
@@ -26,6 +27,7 @@ pub(super) struct Shared {
     pub writes: Writes,
     pub confirmer: Confirmer,
     pub unconfirmed: Unconfirmed,
+    pub unsettled: Unsettled,
     pub streams: Streams,
     pub counters: Counters,
     pub trouble: Troubles,
@@ -48,6 +50,7 @@ impl Shared {
             writes: Writes::new(&config),
             confirmer: Confirmer::new(config.lease_upper_bound),
             unconfirmed: Unconfirmed::default(),
+            unsettled: Unsettled::default(),
             streams: Streams::new(),
             counters: Counters::default(),
             trouble: Troubles::default(),

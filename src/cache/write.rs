@@ -234,23 +234,32 @@ impl Shared {
         if !spec.is_empty() {
             patch["spec"] = spec.into();
         }
-        let base = base.clone();
+        let tells = outdates_equal && visibility == Visibility::Everywhere;
+        let meant = base.clone();
         let written = self.run(async move |shared| {
+            let base = meant;
+            let begun = tells.then(|| shared.unsettled.begin(&base));
             let flight = Flight::sent(&shared, base.name());
             let observed = shared.attempts(only_if_unchanged, || shared.api.patch(base.name(), &patch)).await;
             match observed {
-                Ok(observed) => flight.answered(observed, wrote),
+                Ok(observed) => Ok((flight.answered(observed, wrote)?, begun)),
                 Err(error) => {
                     shared.learn(&base, &error);
-                    if matches!(error, WriteError::OutcomeUnknown { .. }) && !renews {
+                    let is_unknown = matches!(error, WriteError::OutcomeUnknown { .. });
+                    if is_unknown && !renews {
                         flight.unknown(wrote.metadata.is_some());
                     }
+                    begun.inspect(|begun| shared.unsettled.failed(&base, *begun, is_unknown));
                     Err(error)
                 }
             }
         });
-        let (session, answered) = written.await?;
-        self.visible(session, answered, visibility, outdates_equal).await
+        let ((session, begun), answered) = written.await?;
+        let session = self.visible(session, answered, visibility, outdates_equal).await?;
+        if let Some(begun) = begun {
+            self.unsettled.settled(base, begun);
+        }
+        Ok(session)
     }
 
     /// An update that changes nothing sends nothing.
@@ -369,7 +378,7 @@ impl Shared {
         }
     }
 
-    async fn visible(
+    pub(super) async fn visible(
         &self,
         session: Session,
         answered: Instant,

@@ -67,6 +67,14 @@ impl Plan {
         self
     }
 
+    /// The same, which is also needed, and told, if nobody knows what became of an earlier one.
+    pub fn again_if(mut self, unsettled: bool) -> Self {
+        if unsettled && self.sets_timeout {
+            (self.needed, self.outdates, self.renews) = (true, true, false);
+        }
+        self
+    }
+
     pub fn change(&self, metadata: Option<Metadata>) -> Change {
         Change {
             renews: self.renews && metadata.is_none(),

@@ -72,14 +72,16 @@ impl Sessions {
 
     /// The session with its timeout and form as the API server has them now. A copy in the cache knows those only as of its
     /// last GET, since no change of them evicts it; so `TTL`, `PTTL`, `EXPIRETIME`, `TYPE` and the conditions of `EXPIRE`
-    /// ask here. It does not count as seen by a client (see [`Self::set`]).
+    /// ask here. It does not count as seen by a client (see [`Self::set`]). What they may have had from a change of the timeout
+    /// whose answer was lost, other agents are told of first.
     pub async fn fresh(&self, key: &[u8]) -> Result<Option<Entry>, Failure> {
         let Ok(name) = self.inner.keys.name(key) else {
             return Ok(None);
         };
         let entry = self.inner.fresh(name.as_str()).await?;
-        if entry.is_some() {
+        if let Some(entry) = &entry {
             self.inner.used(key, &name);
+            self.inner.cache.settle(entry.session(), self.inner.options()).await?;
         }
         Ok(entry)
     }

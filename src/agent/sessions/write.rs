@@ -208,6 +208,10 @@ impl Sessions {
         if timeout.expires_at.is_some() || base.timeout() != Some(timeout) || self.inner.is_unheard(base, now) {
             return None;
         }
+        // It may be what is in the object, and no other agent may have heard of it.
+        if self.inner.cache.is_unsettled(base.session()) {
+            return None;
+        }
         self.inner.cache.renew(base.session(), now);
         Some(base.clone().renewed(now))
     }
@@ -229,6 +233,7 @@ impl Sessions {
             return Ok(if existed { TimeoutOutcome::Over } else { TimeoutOutcome::Gone });
         }
         let plan = Plan::of(base, None, wanted, now).heard_unless(self.inner.is_unheard(base, now));
+        let plan = plan.again_if(self.inner.cache.is_unsettled(base.session()));
         if !plan.needed {
             return Ok(TimeoutOutcome::Begins(base.clone()));
         }
@@ -252,7 +257,7 @@ fn existed(deleted: Result<(), WriteError>) -> Result<bool, Failure> {
 }
 
 impl Inner {
-    fn options(&self) -> WriteOptions {
+    pub(super) fn options(&self) -> WriteOptions {
         WriteOptions { visibility: self.visibility }
     }
 
@@ -354,6 +359,7 @@ impl Inner {
             }
             plan.outdates |= plan.sets_timeout;
         }
+        plan = plan.again_if(self.cache.is_unsettled(&session));
         for _ in 0..ATTEMPTS {
             // Who says nothing of what is shared does not rely on what that is.
             let metadata = known.is_some().then(|| shared.clone());

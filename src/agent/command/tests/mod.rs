@@ -4,6 +4,7 @@ mod caching;
 mod local;
 mod memory;
 mod races;
+mod timeouts;
 mod transactions;
 
 use std::time::{Duration, SystemTime};
