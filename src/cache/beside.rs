@@ -70,6 +70,17 @@ impl Cache {
         self.shared.store.look(name, |shard| Some(Session::new(shard.peek(name)?.clone(), Origin::Cache)))
     }
 
+    /// How many copies are held, and how many of them have an idle timeout, whether or not they may be served. They are not looked at
+    /// for that.
+    pub fn counts(&self) -> (usize, usize) {
+        self.shared.store.counts()
+    }
+
+    /// [`Self::held`], but so many copies at most: any of them.
+    pub fn sample(&self, most: usize) -> Vec<Session> {
+        self.shared.store.held(most).into_iter().map(|(session, _)| session).collect()
+    }
+
     /// Whether this is just the state that may be served now: then it has the timeout that is in force, if all who change one
     /// tell of it ([`Change::outdates_equal`](super::Change::outdates_equal)).
     pub fn is_current(&self, session: &Session) -> bool {

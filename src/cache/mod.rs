@@ -226,7 +226,7 @@ impl Cache {
     /// All copies, each with whether it may be served at this instant without asking anyone. For diagnosis: it does not
     /// count as a use, and must not be served from.
     pub fn held(&self) -> Vec<(Session, bool)> {
-        self.shared.store.held()
+        self.shared.store.held(usize::MAX)
     }
 
     /// What the cache is doing.

@@ -344,17 +344,26 @@ impl Store {
         used
     }
 
-    /// Names of all copies, each with whether it may be served now.
-    pub fn held(&self) -> Vec<(Session, bool)> {
+    /// So many copies, each with whether it may be served now: any of them.
+    pub fn held(&self, most: usize) -> Vec<(Session, bool)> {
         let mut held = Vec::new();
         for slot in &self.slots {
             let State { shard, .. } = &*slot.state.read();
-            held.extend(shard.names().filter_map(|name| {
+            let room = most.saturating_sub(held.len());
+            held.extend(shard.names().take(room).filter_map(|name| {
                 let session = Session::new(shard.peek(name)?.clone(), Origin::Cache);
                 Some((session, shard.is_servable(name, now())))
             }));
         }
         held
+    }
+
+    /// How many copies there are, and how many of them have a timeout.
+    pub fn counts(&self) -> (usize, usize) {
+        self.slots.iter().fold((0, 0), |(all, timed), slot| {
+            let state = slot.state.read();
+            (all + state.shard.len(), timed + state.shard.timed())
+        })
     }
 
     /// Keeps a pod-local value beside the copy that `of` is. False if that is not held any more.

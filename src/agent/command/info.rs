@@ -203,15 +203,12 @@ fn commandstats(agent: &Agent, out: &mut String) -> std::fmt::Result {
 }
 
 fn keyspace(agent: &Agent, out: &mut String) -> std::fmt::Result {
-    let known = agent.sessions.known();
-    if known.is_empty() {
+    let (keys, expires) = agent.sessions.counts();
+    if keys == 0 {
         return Ok(());
     }
-    let now = now_millis();
-    let ends = known.iter().filter_map(|key| agent.sessions.held(key)?.remaining(now));
-    let (expires, total) = ends.fold((0_u128, 0), |(n, total), left| (n + 1, total + left.as_millis()));
-    let average = total.checked_div(expires).unwrap_or(0);
-    write!(out, "db0:keys={},expires={expires},avg_ttl={average}\r\n", known.len())
+    let average = agent.sessions.average_ttl();
+    write!(out, "db0:keys={keys},expires={expires},avg_ttl={average}\r\n")
 }
 
 #[cfg(test)]

@@ -161,8 +161,8 @@ pub fn scan(context: &mut Context<'_>, args: &[Bytes]) -> Result<Flow, Refusal> 
 
 /// `DBSIZE`
 pub fn dbsize(context: &mut Context<'_>, _: &[Bytes]) -> Result<Flow, Refusal> {
-    let known = context.agent.sessions.known().len();
-    Ok(Flow::Reply(Reply::Int(i64::try_from(known).unwrap_or(i64::MAX))))
+    let (held, _) = context.agent.sessions.counts();
+    Ok(Flow::Reply(Reply::Int(i64::try_from(held).unwrap_or(i64::MAX))))
 }
 
 #[cfg(test)]

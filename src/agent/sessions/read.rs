@@ -11,6 +11,8 @@ use crate::cache::{Beside, Cache, GetError, Origin, Session, WriteError, WriteOp
 
 /// How often a session that has ended is looked at again, because it was changed before it could be deleted.
 const ATTEMPTS: u32 = 8;
+/// Copies of which an average is taken.
+const SAMPLE: usize = 1_000;
 
 impl Sessions {
     /// The session, if it may be served without asking anyone. Never waits: the fast path of reads.
@@ -95,7 +97,24 @@ impl Sessions {
         Some(Entry::new(session, beside))
     }
 
-    /// The keys of all copies that this agent holds, for `SCAN` and `DBSIZE`. It may not list sessions at the API server, so
+    /// How many copies this agent holds, and how many of them have a timeout: for `DBSIZE` and `INFO`.
+    pub fn counts(&self) -> (usize, usize) {
+        self.inner.cache.counts()
+    }
+
+    /// For how many milliseconds sessions that have a timeout still live, on average: of some, if there are many, since no other client
+    /// is served meanwhile.
+    pub fn average_ttl(&self) -> u128 {
+        let (cache, now) = (&self.inner.cache, now_millis());
+        let left = cache.sample(SAMPLE).into_iter().filter_map(|session| {
+            let beside = cache.beside(&session);
+            Entry::new(session, beside).remaining(now)
+        });
+        let (timed, total) = left.fold((0, 0), |(timed, total), left| (timed + 1, total + left.as_millis()));
+        total.checked_div(timed).unwrap_or(0)
+    }
+
+    /// The keys of all copies that this agent holds, for `SCAN`. It may not list sessions at the API server, so
     /// what no client of this pod has asked for is not among them.
     pub fn known(&self) -> Vec<Vec<u8>> {
         let Inner { cache, keys, ids, .. } = &*self.inner;

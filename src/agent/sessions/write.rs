@@ -127,7 +127,7 @@ impl Sessions {
                 return Ok(Some(created));
             }
             // Unless it has ended, or is just being deleted.
-            if self.inner.alive(name.as_str()).await?.is_some() {
+            if self.find(key).await?.is_some() {
                 return Ok(None);
             }
             tokio::time::sleep(pause).await;

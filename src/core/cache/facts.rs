@@ -17,6 +17,13 @@ pub struct Facts {
     pub annotations: Annotations,
 }
 
+impl Facts {
+    /// Whether the session has an idle timeout.
+    pub fn has_timeout(&self) -> bool {
+        self.idle_timeout_seconds.is_some()
+    }
+}
+
 /// A few annotations. Their names are shared by all copies.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Annotations(Box<[(Arc<str>, Box<str>)]>);

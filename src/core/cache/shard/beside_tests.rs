@@ -447,6 +447,28 @@ fn facts_are_those_of_the_latest_answer() {
 }
 
 #[test]
+fn copies_that_have_a_timeout_are_counted() {
+    let mut world = World::new(AGENT);
+    let with = |generation, value, idle_timeout_seconds| Copy {
+        facts: Facts { idle_timeout_seconds, ..Facts::default() },
+        ..copy(A, generation, value)
+    };
+    for (generation, value, idle) in [
+        (1, "one", None),
+        (2, "one", Some(60)),
+        (3, "two", Some(70)),
+        (4, "two", Some(80)),
+        (5, "two", None),
+        (6, "six", Some(60)),
+    ] {
+        world.restore(with(generation, value, idle));
+        assert_eq!(world.shard.timed(), usize::from(idle.is_some()), "{generation}");
+    }
+    world.evict(stale(&copy(A, 7, "seven")));
+    assert_eq!(world.shard.timed(), 0);
+}
+
+#[test]
 fn what_is_asked_anew_is_asked_though_it_could_be_served() {
     let mut world = World::new(AGENT);
     world.restore(copy(A, 1, "one"));

@@ -158,6 +158,8 @@ pub struct Shard {
     flights: HashMap<Arc<str>, InFlight>,
     recency: Recency,
     bytes: usize,
+    /// Copies that have an idle timeout.
+    timed: usize,
     last_flight: u64,
     /// Copies that had to make room, until somebody asks.
     crowded_out: Vec<Dropped>,
@@ -181,6 +183,7 @@ impl Shard {
             flights: HashMap::new(),
             recency: Recency::default(),
             bytes: 0,
+            timed: 0,
             last_flight: 0,
             crowded_out: Vec::new(),
             habits: Habits::default(),
@@ -306,6 +309,11 @@ impl Shard {
         self.bytes
     }
 
+    /// Copies that have an idle timeout, as far as they tell.
+    pub fn timed(&self) -> usize {
+        self.timed
+    }
+
     /// Copies whose sessions were used at or after `since`, with their last use.
     pub fn used_since(&self, since: Time) -> impl Iterator<Item = (&Arc<str>, Uid, Time)> {
         self.entries.iter().filter_map(move |(name, entry)| {
@@ -350,6 +358,7 @@ impl Shard {
             _ => sequence,
         };
         self.bytes += footprint;
+        self.timed += usize::from(copy.facts.has_timeout());
         self.recency.insert(now, key.clone());
         let used = Used::new(now);
         if given {
@@ -411,6 +420,7 @@ impl Shard {
     fn take(&mut self, name: &str) -> Option<(Arc<str>, Entry)> {
         let (name, entry) = self.entries.remove_entry(name)?;
         self.bytes -= entry.footprint;
+        self.timed -= usize::from(entry.copy.facts.has_timeout());
         self.recency.remove(entry.queued, &name);
         Some((name, entry))
     }

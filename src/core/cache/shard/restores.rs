@@ -109,6 +109,8 @@ impl Shard {
             let later = found.resource_version > entry.copy.resource_version;
             if (later || entry.copy.generation != found.generation) && Rule::AdoptGeneration.on() {
                 let before = entry.copy.footprint();
+                self.timed =
+                    self.timed + usize::from(found.facts.has_timeout()) - usize::from(entry.copy.facts.has_timeout());
                 entry.copy = Arc::new(Copy { name: entry.copy.name.clone(), ..found });
                 // Its annotations may have grown.
                 let footprint = entry.footprint - before + entry.copy.footprint();
