@@ -20,6 +20,10 @@ use super::signal::{Barrier, Fate, Mark};
 use super::tally::{Bounds, Tally};
 use super::time::Time;
 
+mod queues;
+
+use queues::Queues;
+
 /// Confirmations under way at once, and what a namespace may have of them. More wait, and are let go of after a lease.
 const CONFIRMATIONS: Bounds = Bounds { all: 1_024, per_pod: usize::MAX };
 /// How soon what went wrong is tried again; then after twice as long each time.
@@ -119,37 +123,6 @@ struct Work {
     stage: Stage,
     /// For how long it is left alone after the next call.
     patience: Patience,
-}
-
-/// The sessions of a namespace, each in the queue of its stage.
-#[derive(Debug, Default)]
-struct Queues {
-    /// Those that are unasked or asked, by when they were deleted: a lease later they are ready.
-    waiting: BTreeSet<(Time, SessionKey)>,
-    unasked: BTreeSet<(Time, SessionKey)>,
-    ready: BTreeSet<(Time, SessionKey)>,
-    /// Of those that are ready, these do not wait for their time: the API server works again.
-    at_once: BTreeSet<(Time, SessionKey)>,
-    letting_go: usize,
-    /// The number of its last turn.
-    turn: u64,
-}
-
-impl Queues {
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.ready.is_empty() && self.at_once.is_empty() && self.letting_go == 0
-    }
-
-    fn due(&self, now: Time) -> Option<&(Time, SessionKey)> {
-        let by_time = self.ready.first().filter(|(at, _)| *at <= now);
-        by_time.into_iter().chain(self.at_once.first()).min()
-    }
-
-    fn pop_due(&mut self, now: Time) -> Option<SessionKey> {
-        let due = self.due(now)?.clone();
-        let _ = self.ready.remove(&due) || self.at_once.remove(&due);
-        Some(due.1)
-    }
 }
 
 /// The sessions with our finalizer that are being deleted.
@@ -254,7 +227,7 @@ impl Finalizing {
         if self.failing && now >= self.at_once_from {
             self.failing = false;
             self.at_once_from = now + AGAIN * Patience::MOST;
-            self.queues.values_mut().for_each(|queues| queues.at_once.append(&mut queues.ready));
+            self.queues.values_mut().for_each(Queues::hurry);
         }
     }
 
