@@ -184,7 +184,7 @@ fn outcome(session: &SessionRef, answer: Result<bool, ApiError>, failing: &mut F
     } else {
         debug!(%session, %error, "cannot remove the finalizer; trying again");
     }
-    Outcome::Failed
+    if error.kind().passes() { Outcome::Unanswered } else { Outcome::Refused }
 }
 
 async fn try_let_go(client: Client, guard: &LeadershipGuard, session: &SessionRef) -> Result<bool, ApiError> {

@@ -26,8 +26,11 @@ use queues::Queues;
 
 /// Confirmations under way at once, and what a namespace may have of them. More wait, and are let go of after a lease.
 const CONFIRMATIONS: Bounds = Bounds { all: 1_024, per_pod: usize::MAX };
-/// How soon what went wrong is tried again; then after twice as long each time.
+/// How soon it is tried again; what fails, after twice as long each time.
 const AGAIN: Duration = Duration::from_secs(1);
+/// The longest pause where it was not refused: the API server may be back at any time, and perhaps nothing else that could tell is
+/// under way.
+const AWAY: Duration = Duration::from_secs(8);
 
 /// A session with our finalizer that is being deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +76,10 @@ pub enum Outcome {
     LetGo,
     /// There was nothing to let go of, or somebody else has changed the object meanwhile.
     Nothing,
-    /// It has refused, or has not answered.
-    Failed,
+    /// It has not answered, or could not do it: it is away, or has too much to do.
+    Unanswered,
+    /// It has refused.
+    Refused,
 }
 
 /// A request for a confirmation.
@@ -121,7 +126,7 @@ enum Stage {
 struct Work {
     terminating: Terminating,
     stage: Stage,
-    /// For how long it is left alone after the next call.
+    /// For how long it is left alone after the next call that fails.
     patience: Patience,
 }
 
@@ -208,15 +213,20 @@ impl Finalizing {
         }
     }
 
-    /// A call has ended. If the session is still there, it is tried again, later each time.
+    /// A call has ended. If the session is still there, it is tried again, later with each failure.
     pub fn ended(&mut self, session: &SessionRef, outcome: Outcome, now: Time) {
-        self.failing |= outcome == Outcome::Failed;
+        self.failing |= matches!(outcome, Outcome::Unanswered | Outcome::Refused);
         if outcome == Outcome::LetGo {
             self.try_all_at_once(now);
         }
         let work = self.works.get_mut(&session.key).filter(|work| work.terminating.uid == session.uid);
         if let Some(Work { stage: Stage::LettingGo { why }, patience, .. }) = work {
-            let (why, again) = (*why, patience.pause(AGAIN));
+            let again = match outcome {
+                Outcome::LetGo | Outcome::Nothing => AGAIN,
+                Outcome::Unanswered => patience.pause(AGAIN).min(AWAY),
+                Outcome::Refused => patience.pause(AGAIN),
+            };
+            let why = *why;
             self.become_ready(&session.key, now + again, why);
         }
     }

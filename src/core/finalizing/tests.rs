@@ -80,7 +80,7 @@ fn it_is_let_go_of_when_all_have_confirmed_and_again_if_that_fails() {
     assert_eq!(bench.look(at(20_000)), Tasks::default(), "a call is under way");
 
     let session = session("a/s");
-    bench.finalizing.ended(&session, Outcome::Failed, at(3));
+    bench.finalizing.ended(&session, Outcome::Refused, at(3));
     assert_eq!(bench.look(at(4)).wake, Some(at(1_003)));
     assert_eq!(bench.let_go(at(1_003)), [("a/s".to_owned(), Why::Confirmed)]);
     bench.finalizing.gone(&key("a/s"));
@@ -96,7 +96,7 @@ fn what_fails_again_and_again_is_left_alone_for_longer_each_time() {
     let mut pauses = Vec::new();
     for _ in 0..9 {
         assert_eq!(bench.let_go(now).len(), 1);
-        bench.finalizing.ended(&session("a/s"), Outcome::Failed, now);
+        bench.finalizing.ended(&session("a/s"), Outcome::Refused, now);
         let again = bench.look(now).wake.unwrap();
         let pause = again.saturating_since(now);
         assert_eq!(bench.let_go(now + pause.saturating_sub(Duration::from_millis(1))), []);
@@ -108,8 +108,27 @@ fn what_fails_again_and_again_is_left_alone_for_longer_each_time() {
     bench.finalizing.gone(&key("a/s"));
     bench.deleted(&["a/s"], at(0));
     assert_eq!(bench.let_go(now).len(), 1);
-    bench.finalizing.ended(&session("a/s"), Outcome::Failed, now);
+    bench.finalizing.ended(&session("a/s"), Outcome::Refused, now);
     assert_eq!(bench.look(now).wake, Some(now + AGAIN));
+}
+
+/// Nothing else may be under way that could tell when the API server is back.
+#[test]
+fn what_gets_no_answer_is_tried_soon_and_what_others_have_changed_at_once() {
+    use Outcome::{LetGo, Nothing, Refused, Unanswered};
+    let (mut bench, mut now) = (Bench::new(), at(10_000));
+    bench.deleted(&["a/s"], at(0));
+    let mut pause = |outcome| {
+        assert_eq!(bench.let_go(now).len(), 1);
+        bench.finalizing.ended(&session("a/s"), outcome, now);
+        let again = bench.look(now).wake.unwrap();
+        let pause = again.saturating_since(now).as_secs();
+        now = again;
+        pause
+    };
+    assert_eq!([Nothing, LetGo, Refused, Nothing, Nothing, Refused].map(&mut pause), [1, 1, 1, 1, 1, 2]);
+    assert_eq!([Unanswered; 5].map(&mut pause), [4, 8, 8, 8, 8]);
+    assert_eq!([Nothing, Refused].map(&mut pause), [1, 64], "it was in vain all the time");
 }
 
 /// As many as there may be calls fail for so long that each waits for a minute.
@@ -120,7 +139,7 @@ fn when_one_is_let_go_of_all_others_are_tried_at_once_but_not_over_and_over() {
     let fail = |bench: &mut Bench, now: Time| {
         let tried = bench.look(now).let_go;
         for (session, _) in &tried {
-            bench.finalizing.ended(session, Outcome::Failed, now);
+            bench.finalizing.ended(session, Outcome::Refused, now);
         }
         tried.len()
     };
@@ -142,7 +161,7 @@ fn when_one_is_let_go_of_all_others_are_tried_at_once_but_not_over_and_over() {
     consistent(&bench.finalizing);
     bench.finalizing.gone(&key("a/2"));
     for name in ["b/1", "a/1", "b/2"] {
-        bench.finalizing.ended(&session(name), Outcome::Failed, now);
+        bench.finalizing.ended(&session(name), Outcome::Refused, now);
     }
     assert_eq!(fail(&mut bench, now), 2, "the rest");
     assert_eq!(fail(&mut bench, now), 0);
@@ -201,7 +220,7 @@ fn a_successor_is_another_session() {
     assert_eq!(bench.let_go(at(2)), []);
     bench.confirm_all(&second);
     assert_eq!(bench.let_go(at(3)), [("a/s".to_owned(), Why::Confirmed)]);
-    bench.finalizing.ended(&session("a/s"), Outcome::Failed, at(4));
+    bench.finalizing.ended(&session("a/s"), Outcome::Refused, at(4));
     assert_eq!(bench.look(at(4)), Tasks::default(), "that was the call for the one before");
     // Answers to what was asked before all was forgotten are for nothing.
     bench.finalizing.clear();
@@ -315,7 +334,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let name = 0..6u8;
-    let outcome = prop_oneof![Just(Outcome::LetGo), Just(Outcome::Nothing), Just(Outcome::Failed)];
+    let outcome =
+        prop_oneof![Just(Outcome::LetGo), Just(Outcome::Nothing), Just(Outcome::Unanswered), Just(Outcome::Refused)];
     prop_oneof![
         4 => (any::<bool>(), name.clone(), 0..3u8).prop_map(|(namespace, name, uid)| Step::Deleted { namespace, name, uid }),
         2 => (any::<bool>(), name).prop_map(|(namespace, name)| Step::Gone { namespace, name }),
@@ -450,7 +470,7 @@ proptest! {
             consistent(&bench.finalizing);
         }
         for session in diary.calls {
-            bench.finalizing.ended(&session, Outcome::Failed, diary.now);
+            bench.finalizing.ended(&session, Outcome::Refused, diary.now);
         }
         bench.calls = 100;
         let gone = bench.look(diary.now + LEASE * 2 + AGAIN * Patience::MOST).let_go;
