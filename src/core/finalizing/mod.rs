@@ -21,8 +21,10 @@ use super::tally::{Bounds, Tally};
 use super::time::Time;
 
 mod queues;
+mod tasks;
 
 use queues::Queues;
+pub use tasks::{Outcome, Request, Tasks, Why};
 
 /// Confirmations under way at once, and what a namespace may have of them. More wait, and are let go of after a lease.
 const CONFIRMATIONS: Bounds = Bounds { all: 1_024, per_pod: usize::MAX };
@@ -58,56 +60,6 @@ pub struct Registered {
     pub replicas: BTreeSet<Arc<str>>,
     /// No lease of any of them is in force for longer, after it was granted.
     pub longest: Duration,
-}
-
-/// Why a session may be let go of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// Every registered replica has confirmed that no pod serves it.
-    Confirmed,
-    /// Every lease has ended that was granted before it was deleted.
-    LeasesEnded,
-}
-
-/// What came of a call to the API server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It has let go of the session.
-    LetGo,
-    /// There was nothing to let go of, or somebody else has changed the object meanwhile.
-    Nothing,
-    /// It has not answered, or could not do it: it is away, or has too much to do.
-    Unanswered,
-    /// It has refused.
-    Refused,
-}
-
-/// A request for a confirmation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// No other request has this number.
-    pub number: u64,
-    /// The session.
-    pub key: SessionKey,
-    /// What is to be confirmed.
-    pub barrier: Barrier,
-}
-
-/// What is to be done.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Tasks {
-    /// Every replica is asked to confirm these.
-    pub ask: Vec<Request>,
-    /// These are let go of. Each has [ended](Finalizing::ended) some time.
-    pub let_go: Vec<(SessionRef, Why)>,
-    /// When there may be more to do, by the passing of time alone.
-    pub wake: Option<Time>,
-}
-
-impl Tasks {
-    fn wake_at(&mut self, at: Time) {
-        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
-    }
 }
 
 #[derive(Debug)]
