@@ -1,6 +1,7 @@
 //! Lets go of deleted sessions that carry the finalizer `vmcp.dev/confirm-eviction`, when no pod can serve them any
 //! more (I4). Which these are is what [`crate::core::finalizing`] says.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +63,7 @@ impl Finalizer {
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let stream = self.shared.open_stream();
         let mut finalizing = Finalizing::new(self.own.clone());
-        let (mut calls, mut failing) = (Calls::new(), Failing::default());
+        let (mut calls, mut told) = (Calls::new(), Told::default());
         loop {
             // Whoever does not lead any more may lead again without being told: a renewal was just late.
             let wake = if self.guard.is_leader() {
@@ -87,7 +88,7 @@ impl Finalizer {
                     }
                 }
                 Some((session, answer)) = calls.next() => {
-                    finalizing.ended(&session, outcome(&session, answer, &mut failing), now());
+                    finalizing.ended(&session, outcome(&session, answer, &mut told), now());
                 }
                 () = sleep_until(wake.unwrap_or_default()), if wake.is_some() => {}
             }
@@ -171,15 +172,44 @@ async fn let_go(
     (session, answer)
 }
 
-/// There may be thousands of sessions that fail for one reason, which is said once.
-fn outcome(session: &SessionRef, answer: Result<bool, ApiError>, failing: &mut Failing) -> Outcome {
+/// Which failures those know of who read the log. There may be thousands of sessions that fail for one reason, but what fails in one
+/// namespace may work in another.
+#[derive(Default)]
+struct Told {
+    failing: Failing,
+    namespaces: BTreeSet<Arc<str>>,
+}
+
+impl Told {
+    /// One in this namespace has failed. Returns whether that is to be said, aloud.
+    fn failed(&mut self, namespace: &Arc<str>, error: &ApiError, now: Instant) -> bool {
+        let aloud = self.failing.failed(&format!("{namespace}: {error}"), now);
+        if aloud {
+            self.namespaces.insert(namespace.clone());
+        }
+        aloud
+    }
+
+    /// One in this namespace was let go of. Returns whether it is to be said that it works there.
+    fn over(&mut self, namespace: &Arc<str>) -> bool {
+        self.namespaces.remove(namespace)
+    }
+}
+
+fn outcome(session: &SessionRef, answer: Result<bool, ApiError>, told: &mut Told) -> Outcome {
+    let namespace = session.key.namespace();
     let error = match answer {
-        Ok(true) => return Outcome::LetGo,
+        Ok(true) => {
+            if told.over(namespace) {
+                info!(%namespace, "finalizers are removed again");
+            }
+            return Outcome::LetGo;
+        }
         Ok(false) => return Outcome::Nothing,
         Err(error) if error.kind() == ApiErrorKind::Conflict => return Outcome::Nothing,
         Err(error) => error,
     };
-    if failing.failed(&error.to_string(), Instant::now()) {
+    if told.failed(namespace, &error, Instant::now()) {
         warn!(%session, %error, "cannot remove the finalizer, perhaps of others neither; trying again");
     } else {
         debug!(%session, %error, "cannot remove the finalizer; trying again");
@@ -208,5 +238,35 @@ async fn try_let_go(client: Client, guard: &LeadershipGuard, session: &SessionRe
         Ok(_) => Ok(true),
         Err(error) if matches!(error.kind(), ApiErrorKind::NotFound | ApiErrorKind::UidMismatch) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::session::{SessionKey, Uid};
+
+    #[test]
+    fn that_it_works_again_is_said_once_of_a_namespace_of_which_it_was_said_that_it_fails() {
+        let namespaces: [Arc<str>; 2] = ["a".into(), "b".into()];
+        let [a, b] = &namespaces;
+        let (mut told, now) = (Told::default(), Instant::now());
+        let away = ApiError::timeout(DEADLINE);
+        assert!(told.failed(a, &away, now) && !told.failed(a, &away, now));
+        assert!(!told.over(b), "nobody heard of it");
+        assert!(told.failed(b, &away, now), "it is another one");
+        assert!(told.over(a) && !told.over(a) && told.over(b));
+    }
+
+    #[test]
+    fn who_does_not_answer_has_not_refused() {
+        let session = SessionRef { key: SessionKey::new("a", "s"), uid: Uid::from_u128(1) };
+        let of = |answer| outcome(&session, answer, &mut Told::default());
+        assert_eq!((of(Ok(true)), of(Ok(false))), (Outcome::LetGo, Outcome::Nothing));
+        assert_eq!(of(Err(ApiError::timeout(DEADLINE))), Outcome::Unanswered);
+        for (code, expected) in [(403, Outcome::Refused), (409, Outcome::Nothing), (503, Outcome::Unanswered)] {
+            let status = kube::core::Status { code, ..kube::core::Status::default() };
+            assert_eq!(of(Err(ApiError::from_status(&status))), expected, "{code}");
+        }
     }
 }
