@@ -15,11 +15,11 @@ use crate::controller::object::Status;
 use crate::controller::status_writer::{StatusPatch, StatusSink};
 use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;
-use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
+use crate::runtime::api_error::{ApiError, deadline};
 
-/// What a leader has sent ends before the next leader starts: both requests that a status may take fit into the margin
+/// What a leader has sent ends before the next leader starts: all requests that a status may take fit into the margin
 /// between the default renew deadline and lease duration.
-const DEADLINE: Duration = Duration::from_millis(2500);
+const DEADLINE: Duration = Duration::from_secs(5);
 /// How often the list of conditions is read, at most, because somebody else writes the object.
 const ATTEMPTS: u32 = 4;
 /// The answer need not repeat the map: it may be a mebibyte, and its values are nobody's business here.
@@ -49,54 +49,52 @@ impl std::fmt::Debug for KubeStatus {
 
 impl StatusSink<SessionRef, StatusPatch> for KubeStatus {
     async fn patch(&self, key: &SessionRef, payload: &StatusPatch) -> Result<Option<ResourceVersion>, ApiError> {
-        if payload.has_foreign_conditions() {
-            return self.patch_beside_others(key, payload).await;
-        }
-        let first = payload.is_first();
-        let answer = match self.send(key, payload, first).await {
-            // Either the object is another one, or it has a status where none was expected, or the other way round.
-            Err(error) if error.kind() == ApiErrorKind::Invalid => self.send(key, payload, !first).await?,
-            answer => answer?,
-        };
-        Ok(answer.metadata.resource_version.and_then(|version| version.parse().ok()))
-    }
-}
-
-impl KubeStatus {
-    /// Somebody else has conditions here, and the list is replaced as a whole. So it must be the one that was read.
-    async fn patch_beside_others(
-        &self,
-        key: &SessionRef,
-        payload: &StatusPatch,
-    ) -> Result<Option<ResourceVersion>, ApiError> {
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), key.key.namespace(), &ApiResource::erase::<VmcpSession>(&()));
-        let mut attempt = 0;
-        let sent: PartialObjectMeta = deadline(DEADLINE * 2, async {
-            loop {
-                let live = api.get(key.key.name()).await?;
-                let status: Status = serde_json::from_value(live.data["status"].clone()).unwrap_or_default();
-                let first = live.data["status"].is_null();
-                let version = live.metadata.resource_version.unwrap_or_default();
-                let request = operations(key, &payload.beside(&status.conditions), first, Some(&version))?;
-                attempt += 1;
-                match self.client.request(request).await {
-                    Err(kube::Error::Api(refused)) if refused.code == 422 && attempt < ATTEMPTS => {}
+        let sent = deadline(DEADLINE, async {
+            if !payload.has_foreign_conditions() {
+                match self.client.request(operations(key, payload, payload.is_first(), None)?).await {
+                    // The object is another one, or its status is not what it was when this was offered.
+                    Err(error) if is_untrue(&error) => {}
                     answer => return answer,
                 }
             }
+            self.patch_what_is(key, payload).await
         })
         .await?;
         Ok(sent.metadata.resource_version.and_then(|version| version.parse().ok()))
     }
+}
 
-    async fn send(&self, key: &SessionRef, payload: &StatusPatch, first: bool) -> Result<PartialObjectMeta, ApiError> {
-        deadline(DEADLINE, async { self.client.request(operations(key, payload, first, None)?).await }).await
+impl KubeStatus {
+    /// Somebody else may have conditions here, and the list is replaced as a whole. So it must be the one that was read.
+    async fn patch_what_is(&self, key: &SessionRef, payload: &StatusPatch) -> kube::Result<PartialObjectMeta> {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), key.key.namespace(), &ApiResource::erase::<VmcpSession>(&()));
+        let mut attempt = 0;
+        loop {
+            let live = api.get(key.key.name()).await?;
+            let status: Status = serde_json::from_value(live.data["status"].clone()).unwrap_or_default();
+            let first = live.data["status"].is_null();
+            let is_ours = live.metadata.uid.is_some_and(|uid| uid == key.uid.to_string());
+            let version = live.metadata.resource_version.unwrap_or_default();
+            let request = operations(key, &payload.beside(&status.conditions), first, Some(&version))?;
+            attempt += 1;
+            match self.client.request(request).await {
+                Err(error) if is_untrue(&error) && is_ours && attempt < ATTEMPTS => {}
+                answer => return answer,
+            }
+        }
     }
+}
+
+/// Whether a test of a JSON patch has failed, or the patch cannot be applied.
+fn is_untrue(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(refused) if refused.code == 422)
 }
 
 /// A JSON patch, because it can test the uid: the status subresource takes nothing of the metadata from a merge patch,
 /// so that a uid there is ignored, and the status of a successor of the same name would be overwritten.
+///
+/// Without the `version` of what was read, only our own condition is replaced, where it is the first: others may have come since.
 fn operations(
     key: &SessionRef,
     payload: &StatusPatch,
@@ -109,8 +107,16 @@ fn operations(
         operations.push(json!({"op": "test", "path": "/status", "value": null}));
         operations.push(json!({"op": "add", "path": "/status", "value": payload.fields()}));
     } else {
-        let set = |(field, value)| json!({"op": "add", "path": format!("/status/{field}"), "value": value});
-        operations.extend(payload.fields().iter().map(set));
+        for (field, value) in payload.fields() {
+            let path = format!("/status/{field}");
+            if let ("conditions", Some([own]), None) = (&**field, value.as_array().map(Vec::as_slice), version) {
+                let path = format!("{path}/0");
+                operations.push(json!({"op": "test", "path": format!("{path}/type"), "value": own["type"]}));
+                operations.push(json!({"op": "replace", "path": path, "value": own}));
+            } else {
+                operations.push(json!({"op": "add", "path": path, "value": value}));
+            }
+        }
     }
     let (namespace, name) = (key.key.namespace(), key.key.name());
     let path = format!("/apis/vmcp.dev/v1alpha1/namespaces/{namespace}/vmcpsessions");
@@ -131,29 +137,46 @@ mod tests {
     use super::*;
     use crate::core::session::{SessionKey, Uid};
 
-    fn sent(first: bool) -> http::Request<Vec<u8>> {
+    /// What is sent to set the field, on its way to an object of which this version was read, if any.
+    fn sent(field: &str, value: Value, first: bool, version: Option<&str>) -> (http::Request<Vec<u8>>, Value) {
         let key = SessionRef { key: SessionKey::new("ns", "s"), uid: Uid::from_u128(7) };
-        let fields = [("observedGeneration".to_owned(), json!(2))];
-        operations(&key, &StatusPatch::new(fields.into_iter().collect()), first, None).unwrap()
+        let fields = [(field.to_owned(), value)];
+        let request = operations(&key, &StatusPatch::new(fields.into_iter().collect()), first, version).unwrap();
+        let body = serde_json::from_slice(request.body()).unwrap();
+        (request, body)
+    }
+
+    fn generation(first: bool) -> (http::Request<Vec<u8>>, Value) {
+        sent("observedGeneration", json!(2), first, None)
     }
 
     #[test]
     fn a_patch_tests_the_uid_names_the_manager_and_asks_for_no_map() {
-        let request = sent(false);
+        let (request, body) = generation(false);
         assert_eq!(request.method(), "PATCH");
         assert_eq!(request.uri().path(), "/apis/vmcp.dev/v1alpha1/namespaces/ns/vmcpsessions/s/status");
         assert_eq!(request.uri().query(), Some("&fieldManager=vmcp-session-controller"));
         assert_eq!(request.headers()["content-type"], "application/json-patch+json");
         assert_eq!(request.headers()["accept"], METADATA_ONLY);
-        let body: Value = serde_json::from_slice(request.body()).unwrap();
         let uid = json!({"op": "test", "path": "/metadata/uid", "value": "00000000-0000-0000-0000-000000000007"});
         assert_eq!(body, json!([uid, {"op": "add", "path": "/status/observedGeneration", "value": 2}]));
     }
 
     #[test]
     fn a_first_status_must_be_the_first() {
-        let body: Value = serde_json::from_slice(sent(true).body()).unwrap();
+        let (_, body) = generation(true);
         assert_eq!(body[1], json!({"op": "test", "path": "/status", "value": null}));
         assert_eq!(body[2], json!({"op": "add", "path": "/status", "value": {"observedGeneration": 2}}));
+    }
+
+    #[test]
+    fn a_list_is_replaced_only_if_it_was_read() {
+        let conditions = json!([{"type": "Synced", "status": "True"}]);
+        let (_, body) = sent("conditions", conditions.clone(), false, None);
+        assert_eq!(body[1], json!({"op": "test", "path": "/status/conditions/0/type", "value": "Synced"}));
+        assert_eq!(body[2], json!({"op": "replace", "path": "/status/conditions/0", "value": conditions[0]}));
+        let (_, body) = sent("conditions", conditions.clone(), false, Some("9"));
+        assert_eq!(body[1], json!({"op": "test", "path": "/metadata/resourceVersion", "value": "9"}));
+        assert_eq!(body[2], json!({"op": "add", "path": "/status/conditions", "value": conditions}));
     }
 }
