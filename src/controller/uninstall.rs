@@ -94,60 +94,69 @@ struct Pass {
 pub async fn run(args: UninstallArgs, shutdown: CancellationToken) -> Result<(), UninstallError> {
     let chosen = args.chosen()?;
     let client = args.kube.client(Timeouts::default()).await?;
+    let work = release_all(&client, chosen, Duration::from_secs(args.patience.into()));
+    shutdown.run_until_cancelled(work).await.unwrap_or(Err(UninstallError::Ended))
+}
+
+async fn release_all(client: &kube::Client, chosen: Vec<&str>, patience: Duration) -> Result<(), UninstallError> {
     let mut scopes: Vec<Api<VmcpSession>> = chosen.iter().map(|name| Api::namespaced(client.clone(), name)).collect();
     if scopes.is_empty() {
         scopes.push(Api::all(client.clone()));
     }
     // Whether a namespace exists the chart's Job has no right to ask. So it says where it looked.
     let namespaces = if chosen.is_empty() { "all".to_owned() } else { chosen.join(",") };
-    let force = Instant::now() + Duration::from_secs(args.patience.into());
-    let work = async {
-        let (mut released, mut refusals) = (0, 0);
-        let mut unsure = chosen;
-        loop {
-            if let Some(missing) = missing(&client, &mut unsure).await {
-                return Err(UninstallError::NoNamespace(missing));
-            }
-            let patient = Instant::now() < force;
-            let (mut left, mut refused) = (0, None);
-            for scope in &scopes {
-                match release(&client, scope, patient).await {
-                    Ok(pass) => {
-                        released += pass.released;
-                        left += pass.left;
-                    }
-                    Err(error) => _ = refused.get_or_insert(error),
-                }
-            }
-            // An API server that has just begun may not know yet what we may do.
-            refusals = if refused.is_some() { refusals + 1 } else { 0 };
-            if let Some(error) = refused {
-                if refusals >= REFUSALS {
-                    return Err(error.into());
-                }
-                warn!(%error, "not all sessions could be released; trying again");
-            } else if left == 0 {
-                info!(namespaces, released, "no session there has the finalizer any more");
-                return Ok(());
-            }
+    let force = Instant::now() + patience;
+    let (mut released, mut refusals) = (0, 0);
+    let mut unsure = chosen;
+    loop {
+        // Before all were looked at nothing is released: there may be a mistake in their names.
+        if !are_there(client, &mut unsure).await? {
             sleep(AGAIN).await;
+            continue;
         }
-    };
-    shutdown.run_until_cancelled(work).await.unwrap_or(Err(UninstallError::Ended))
+        let patient = Instant::now() < force;
+        let (mut left, mut refused) = (0, None);
+        for scope in &scopes {
+            match release(client, scope, patient).await {
+                Ok(pass) => {
+                    released += pass.released;
+                    left += pass.left;
+                }
+                Err(error) => _ = refused.get_or_insert(error),
+            }
+        }
+        // An API server that has just begun may not know yet what we may do.
+        refusals = if refused.is_some() { refusals + 1 } else { 0 };
+        if let Some(error) = refused {
+            if refusals >= REFUSALS {
+                return Err(error.into());
+            }
+            warn!(%error, "not all sessions could be released; trying again");
+        } else if left == 0 {
+            info!(namespaces, released, "no session there has the finalizer any more");
+            return Ok(());
+        }
+        sleep(AGAIN).await;
+    }
 }
 
-/// The first of these namespaces of which the API server says that it does not exist. Those of which it says something else, if only
-/// that one may not ask, are not asked for again: one that is gone later was there.
-async fn missing(client: &kube::Client, unsure: &mut Vec<&str>) -> Option<String> {
+/// Whether all of these namespaces were looked at. Those of which the API server says something else than that they do not exist, if
+/// only that one may not ask, are not asked for again: one that is gone later was there.
+async fn are_there(client: &kube::Client, unsure: &mut Vec<&str>) -> Result<bool, UninstallError> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     while let Some(name) = unsure.last() {
         match deadline(CALL, namespaces.get_metadata(name)).await {
-            Err(error) if error.kind() == ApiErrorKind::NotFound => return Some((*name).to_owned()),
-            Err(error) if error.kind().passes() => break,
+            Err(error) if error.kind() == ApiErrorKind::NotFound => {
+                return Err(UninstallError::NoNamespace((*name).to_owned()));
+            }
+            Err(error) if error.kind().passes() => {
+                warn!(namespace = name, %error, "it is not known whether the namespace exists; trying again");
+                return Ok(false);
+            }
             Ok(_) | Err(_) => _ = unsure.pop(),
         }
     }
-    None
+    Ok(true)
 }
 
 async fn release(client: &kube::Client, scope: &Api<VmcpSession>, patient: bool) -> Result<Pass, ApiError> {
@@ -214,7 +223,36 @@ async fn let_go(client: &kube::Client, session: &PartialObjectMeta<VmcpSession>)
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use kube::client::Body;
+    use parking_lot::Mutex;
+
     use super::*;
+
+    /// The first look at `b` fails for a moment only, and `a` does not exist.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_released_before_all_namespaces_were_looked_at() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = asked.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let mut noted = noted.lock();
+            noted.push(request.uri().path().to_owned());
+            let (code, body) = match (request.uri().path(), noted.len()) {
+                ("/api/v1/namespaces/b", 1) => (503, json!({"code": 503, "reason": "ServiceUnavailable"})),
+                ("/api/v1/namespaces/b", _) => (200, json!({"metadata": {"name": "b"}})),
+                ("/api/v1/namespaces/a", _) => (404, json!({"code": 404, "reason": "NotFound"})),
+                _ => (200, json!({"metadata": {}, "items": []})),
+            };
+            let mut answer = http::Response::new(Body::from(serde_json::to_vec(&body).unwrap()));
+            *answer.status_mut() = http::StatusCode::from_u16(code).unwrap();
+            async move { Ok::<_, std::convert::Infallible>(answer) }
+        });
+        let released = release_all(&kube::Client::new(service, "ns"), vec!["a", "b"], Duration::ZERO).await;
+        assert!(matches!(&released, Err(UninstallError::NoNamespace(name)) if name == "a"), "{released:?}");
+        let looks = ["b", "b", "a"].map(|name| format!("/api/v1/namespaces/{name}"));
+        assert_eq!(*asked.lock(), looks);
+    }
 
     #[test]
     fn what_no_namespace_can_be_called_is_refused_since_there_is_nothing_in_it() {
