@@ -110,8 +110,8 @@ impl Link {
                 lease_upper_bound = shared.config.lease_upper_bound.as_secs_f64(),
                 lease = settings.lease.as_secs_f64(),
                 replica = %settings.replica,
-                "leases are longer than --lease-upper-bound: raise it to that of the controller, or a write that a replica out of \
-                 reach does not confirm may be answered too early"
+                "leases are longer than their upper bound (`lease_upper_bound` of the cache, --lease-upper-bound of an agent): raise \
+                 it to that of the controller, or a write that a replica out of reach does not confirm may be answered too early"
             );
         }
         let shortest = shared.streams.opened(address, settings.replica.clone(), settings.lease);
