@@ -215,9 +215,15 @@ impl Marker {
 
     /// The marker was found so.
     fn take(&self, found: Found) {
-        let restored = self.shared.with(|replica, _| replica.marker_found(self.scope, found));
+        let (restored, listed) = self.shared.with(|replica, _| {
+            let listed = replica.position(self.scope) > ResourceVersion(0);
+            (replica.marker_found(self.scope, found), listed)
+        });
         let what = match found {
             Found::Ahead | Found::NotYet => return,
+            // The first list waits for this.
+            Found::First if !listed => return self.distrust.notify_one(),
+            Found::First => "there was no marker when all was listed",
             Found::Behind => "the marker is older than what was acknowledged",
             Found::Removed => "the marker was removed",
             Found::LongAgo => "the marker was not written for longer than a lease",
@@ -373,17 +379,22 @@ mod tests {
         assert!(!distrusted(), "proven a moment ago");
     }
 
-    /// An API server where somebody sets or strips what a write changes.
-    #[tokio::test]
-    async fn a_write_that_changes_nothing_proves_nothing() {
+    /// An API server that answers each write with this resourceVersion.
+    fn answering(resource_version: u64) -> Client {
         let mut written = VmcpSession::new("own", VmcpSessionSpec::default());
-        written.metadata.resource_version = Some("7".to_owned());
+        written.metadata.resource_version = Some(resource_version.to_string());
         let answer = serde_json::to_vec(&written).unwrap();
         let service = tower::service_fn(move |_: http::Request<Body>| {
             let answer = http::Response::new(Body::from(answer.clone()));
             async move { Ok::<_, std::convert::Infallible>(answer) }
         });
-        let (marker, scope) = marker(Client::new(service, "ns"));
+        Client::new(service, "ns")
+    }
+
+    /// Somebody sets or strips what a write changes.
+    #[tokio::test]
+    async fn a_write_that_changes_nothing_proves_nothing() {
+        let (marker, scope) = marker(answering(7));
         let mut writing = Writing::default();
         marker.write(&mut writing).await.unwrap();
         let proven = || {
@@ -396,6 +407,18 @@ mod tests {
         let again = marker.write_upon_what_is(&mut writing).await;
         assert!(matches!(again, Err(MarkerError::Unchanged)), "{again:?}");
         assert_eq!(proven(), first, "the watch has shown that already");
+    }
+
+    #[tokio::test]
+    async fn what_was_listed_before_the_first_marker_is_listed_again() {
+        let (marker, scope) = marker(answering(7));
+        marker.shared.with(|replica, now| replica.relist(scope, Vec::new(), ResourceVersion(7), now).unwrap());
+        marker.write(&mut Writing::default()).await.unwrap();
+        marker.shared.with(|replica, now| {
+            assert!(replica.must_list(scope) && replica.is_marked(scope));
+            assert_eq!(replica.age_of(scope, now), None, "what was lost by then is not known");
+        });
+        assert!(marker.distrust.notified().now_or_never().is_some());
     }
 
     #[test]

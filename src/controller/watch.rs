@@ -13,7 +13,7 @@ use kube::{Client, Resource};
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -98,9 +98,9 @@ pub struct Watch {
     /// Reads them.
     pub reader: Arc<Mutex<Reader>>,
     /// Notified when the knowledge has become too old, or void: a watch that is older than `patience` is then begun anew,
-    /// and one whose replica must list ends at once.
+    /// and one whose replica must list ends at once. Also when the first marker was acknowledged.
     pub distrust: Arc<Notify>,
-    /// How long a watch may take to show anything.
+    /// How long a watch may take to show anything, and a marker to be acknowledged before all is listed.
     pub patience: Duration,
     /// Room for pages that are read: see [`PAGES_AT_ONCE`].
     pub room: Arc<Semaphore>,
@@ -157,11 +157,25 @@ impl Watch {
 
     async fn once(&self, listed: &mut bool, course: &mut Course, paging: &mut Paging) -> Result<Ended, WatchError> {
         if !*listed || self.shared.with(|replica, _| replica.must_list(self.scope)) {
+            self.wait_for_marker().await;
             self.list(paging).await?;
             *listed = true;
             course.backoff.reset();
         }
         self.watch(course).await
+    }
+
+    /// What is listed before a marker was acknowledged is listed again. So a list waits for that, though not for ever: where no marker
+    /// can be written there are no leases, but the leader has work to do all the same.
+    async fn wait_for_marker(&self) {
+        let marked = async {
+            while !self.shared.with(|replica, _| replica.is_marked(self.scope)) {
+                self.distrust.notified().await;
+            }
+        };
+        if timeout(self.patience, marked).await.is_err() {
+            info!(scope = %self.name(), "there is no marker: all is listed, and once more when there is one");
+        }
     }
 
     /// Takes a whole, consistent list. While it runs the position stands still.

@@ -1,14 +1,12 @@
 //! The watch against an API server that fails, and one that is silent.
 
+use super::*;
+use crate::controller::ledger::Settlements;
+use crate::core::replica::{Config, Found, Replica, Settled};
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use serde_json::json;
-use tokio::time::timeout;
-
-use super::*;
-use crate::controller::ledger::Settlements;
-use crate::core::replica::{Config, Replica, Settled};
 
 struct Nobody;
 
@@ -52,7 +50,7 @@ async fn serve(
             let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
             pairs.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse::<u32>().ok())
         };
-        let (limit, from) = (number("limit").unwrap(), number("continue").unwrap_or(0));
+        let (limit, from) = (number("limit").unwrap_or(0), number("continue").unwrap_or(0));
         let nth = {
             let mut noted = noted.lock();
             noted.push(limit);
@@ -167,6 +165,51 @@ async fn a_list_that_cannot_go_on_from_where_it_was_begins_anew() {
     let error = watch.list(&mut Paging::default()).await.unwrap_err();
     assert!(matches!(&error, WatchError::Api(e) if e.kind() == ApiErrorKind::Gone), "{error}");
     assert_eq!(*asked.lock(), [100, 500]);
+}
+
+impl Watch {
+    fn marked(&self) {
+        self.shared.with(|replica, _| replica.marker_found(self.scope, Found::First));
+        self.distrust.notify_one();
+    }
+}
+
+#[tokio::test]
+async fn a_list_is_begun_when_a_marker_was_acknowledged() {
+    let watch = watch(Duration::from_hours(1));
+    let (shared, scope) = (watch.shared.clone(), watch.scope);
+    let early = Arc::new(Mutex::new(None));
+    let noted = early.clone();
+    let note = move |nth, _| {
+        let unmarked = shared.with(|replica, _| !replica.is_marked(scope));
+        (nth == 1).then(|| noted.lock().replace(unmarked));
+        None
+    };
+    let (client, _) = serve(1, |_| 1, note).await;
+    let watch = Watch { client, ..watch };
+    let marked = async {
+        // In vain, as whenever a marker is late.
+        watch.distrust.notify_one();
+        sleep(Duration::from_millis(200)).await;
+        watch.marked();
+    };
+    let (mut listed, mut course, mut paging) = (false, watch.course(), Paging::default());
+    // What answers lists begins no watch.
+    let _ = tokio::join!(watch.once(&mut listed, &mut course, &mut paging), marked);
+    assert!(listed && *early.lock() == Some(false), "{early:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_list_waits_for_ever_for_a_marker_that_cannot_be_written() {
+    let watch = watch(Duration::from_secs(7));
+    let waits = async || {
+        let begun = Instant::now();
+        watch.wait_for_marker().await;
+        begun.elapsed().as_secs()
+    };
+    assert_eq!(waits().await, 7);
+    watch.marked();
+    assert_eq!(waits().await, 0);
 }
 
 /// How a silent watch ends that is distrusted while it is followed, if it does.

@@ -84,6 +84,8 @@ pub enum Rule {
     BehindIsRestored,
     /// A marker that was acknowledged and is not there may not have been in a backup.
     RemovedIsDoubted,
+    /// What was listed before the first marker was acknowledged may be lost.
+    FirstIsDoubted,
     /// What was seen since the last marker was acknowledged may be lost if that is long ago.
     LongAgoIsDoubted,
     /// A lease covers no holding that waits for the watch.
@@ -144,6 +146,7 @@ mod switch {
             Self::ReturnOwnLease,
             Self::BehindIsRestored,
             Self::RemovedIsDoubted,
+            Self::FirstIsDoubted,
             Self::LongAgoIsDoubted,
             Self::CoverWhatIsCompared,
             Self::ShownIsReached,

@@ -3,7 +3,8 @@
 //! An etcd that is restored from a backup forgets, and what is written afterwards takes the same resourceVersions again. Once
 //! they have passed what was seen before, no number tells: a watch that is resumed shows what is new, never what was lost. The
 //! marker does tell, since it counts: after a restore it is gone, or says less than what was acknowledged. A backup that is younger
-//! than the last acknowledged marker goes unnoticed so; if that is long ago, nobody knows what was lost since.
+//! than the last acknowledged marker goes unnoticed so; if that is long ago, nobody knows what was lost since. Nor does anybody know
+//! what was lost before the first one: leases rest on a list that was begun after it.
 
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Link {
 pub enum Found {
     /// With nothing that was acknowledged missing: a write without an answer was carried out, or somebody else has touched it.
     Ahead,
+    /// Written, with none before it that was acknowledged: what was listed by then may be of a history that is lost.
+    First,
     /// Not at all, and it never was for sure.
     NotYet,
     /// Not at all, though it was: removed, or not in the backup.
@@ -66,6 +69,7 @@ impl Chain {
         self.last = Some(resource_version);
         let before = self.acknowledged.replace(Acknowledged { beat: link.beat, sent });
         match before {
+            None if Rule::FirstIsDoubted.on() => Found::First,
             Some(before) if sent.saturating_since(before.sent) > lease && Rule::LongAgoIsDoubted.on() => Found::LongAgo,
             _ => Found::Ahead,
         }
@@ -107,9 +111,9 @@ mod tests {
     /// A chain of which two writes are acknowledged.
     fn chain() -> Chain {
         let mut chain = Chain::default();
-        for (seconds, resource_version) in [(1, 10), (4, 20)] {
+        for (seconds, resource_version, found) in [(1, 10, Found::First), (4, 20, Found::Ahead)] {
             let link = chain.link();
-            assert_eq!(answered(&mut chain, link, seconds, resource_version), Found::Ahead);
+            assert_eq!(answered(&mut chain, link, seconds, resource_version), found);
         }
         chain
     }
@@ -134,6 +138,8 @@ mod tests {
         let lost = created.link();
         assert_eq!(created.found(None), Found::NotYet);
         assert_eq!(created.found(Some((Some(lost.beat), at(30)))), Found::Ahead);
+        let link = created.link();
+        assert_eq!(answered(&mut created, link, 2, 40), Found::First, "nobody knows when the one before was written");
     }
 
     #[test]
@@ -157,7 +163,9 @@ mod tests {
         let mut chain = chain();
         assert_eq!(chain.found(None), Found::Removed);
         assert!(!chain.is_known());
-        assert_eq!(chain.link().after, None);
+        let link = chain.link();
+        assert_eq!(link.after, None);
+        assert_eq!(answered(&mut chain, link, 7, 40), Found::First, "a list may have been begun between the two");
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub(super) struct Scope {
     must_list: bool,
     /// How often that was found.
     doubts: u64,
+    /// A marker was acknowledged, and is not known to be gone.
+    marked: bool,
     /// The API server has refused the marker since the last proof.
     refused: bool,
     proven: Option<Time>,
@@ -80,6 +82,7 @@ impl Scope {
             position: ResourceVersion(0),
             must_list: false,
             doubts: 0,
+            marked: false,
             refused: false,
             proven: None,
             told: false,
@@ -135,8 +138,8 @@ impl Scope {
     }
 
     pub fn void(&mut self) {
-        let (only_markers, doubts) = (self.only_markers, self.doubts + 1);
-        *self = Self { must_list: true, doubts, only_markers, ..Self::new(self.namespace.take()) };
+        let Self { only_markers, doubts, marked, .. } = *self;
+        *self = Self { must_list: true, doubts: doubts + 1, only_markers, marked, ..Self::new(self.namespace.take()) };
     }
 
     /// The watch may have missed something: what it has shown stays, but proves nothing.
@@ -194,6 +197,11 @@ impl Replica {
         self.scopes[scope.0].doubts
     }
 
+    /// Whether a list that is begun now may count: a marker was acknowledged, and is not known to be gone.
+    pub fn is_marked(&self, scope: ScopeId) -> bool {
+        self.scopes[scope.0].marked
+    }
+
     /// A marker that was sent at `sent`, when the position was `seen`, was answered with `answered`. An error means
     /// that etcd was restored from a backup: all state and all leases are void (see [`Self::void`]).
     pub fn marker_answered(
@@ -222,7 +230,7 @@ impl Replica {
     ///
     /// It proves it in the registry alone: elsewhere, whoever may write sessions may write into the marker, and must not
     /// cost other namespaces all their copies. There, and where the marker was removed (also by whoever leads, who took this replica
-    /// for dead) or not written for long, everything is listed anew before the next lease. A list shows what a watch that is
+    /// for dead), made or not written for long, everything is listed anew before the next lease. A list shows what a watch that is
     /// resumed after a restore does not.
     pub fn marker_found(&mut self, id: ScopeId, found: Found) -> bool {
         match found {
@@ -231,8 +239,10 @@ impl Replica {
                 self.void();
                 true
             }
-            Found::Behind | Found::Removed | Found::LongAgo => {
-                self.scopes[id.0].doubt();
+            Found::Behind | Found::First | Found::Removed | Found::LongAgo => {
+                let scope = &mut self.scopes[id.0];
+                scope.marked = found != Found::Removed;
+                scope.doubt();
                 self.refuse_heartbeats(id);
                 false
             }

@@ -180,11 +180,7 @@ impl Sim {
             }
             Action::Access(true, a, access) => self.agents[a].access = access,
             Action::Access(false, r, access) => self.replicas[r].access = access,
-            Action::Restore(age, more) => {
-                if self.all_marked() {
-                    self.restore(now.saturating_sub(2 * LEASE + age), more);
-                }
-            }
+            Action::Restore(age, more) => self.restore(now.saturating_sub(2 * LEASE + age), more),
         }
         self.committed(before);
         self.check();

@@ -10,8 +10,6 @@ use crate::core::time::Time;
 #[derive(Default)]
 pub struct Writing {
     chain: Chain,
-    /// A write was acknowledged since the marker was created.
-    acknowledged: bool,
     /// When the call was sent that is waited for.
     call: Option<Time>,
     /// The last write may have been carried out without an answer.
@@ -84,7 +82,6 @@ impl Sim {
                 return;
             }
         };
-        replica.writing.acknowledged = true;
         let found = replica.writing.chain.answered(link, sent, rv, lease());
         self.marker_found(at, found);
         let replica = &mut self.replicas[at];
@@ -117,7 +114,6 @@ impl Sim {
 
     fn marker_found(&mut self, at: usize, found: Found) {
         let replica = &mut self.replicas[at];
-        replica.writing.acknowledged &= found != Found::Removed;
         let void = replica.core.marker_found(replica.scope, found);
         if void && !self.checks.restored {
             return self.breaks("marker", || format!("replica {at} takes etcd for restored"));
@@ -127,10 +123,5 @@ impl Sim {
             self.list(at);
             self.after(at);
         }
-    }
-
-    /// Whether each replica's marker tells of a restore. One of which no write was acknowledged does not.
-    pub fn all_marked(&self) -> bool {
-        self.replicas.iter().all(|replica| !replica.alive || replica.writing.acknowledged)
     }
 }

@@ -71,14 +71,14 @@ impl ReplicaEdge {
 impl Sim {
     pub fn start_replica(&mut self, at: usize) {
         if !self.replicas[at].alive {
-            let (life, watch) = (self.replicas[at].life + 1, self.replicas[at].watch);
-            self.replicas[at] = ReplicaEdge::new(self, at, life);
-            self.replicas[at].watch = watch;
+            let ReplicaEdge { life, access, watch, .. } = self.replicas[at];
+            self.replicas[at] = ReplicaEdge { access, watch, ..ReplicaEdge::new(self, at, life + 1) };
             self.tell(|| format!("replica {at} starts anew"));
         }
         let registration = self.replicas[at].registration.clone();
         self.replicas[at].marker = self.world.record(SYSTEM, &registration, true);
         let life = self.replicas[at].life;
+        // It does not wait for the marker: that it is listed once more after that must be enough.
         self.schedule(self.now + 1, Event::List(at, life));
         self.schedule(self.now + 6, Event::Marker(at, life));
         self.schedule(self.now + LEASE / 10, Event::Poll(at, life));

@@ -201,6 +201,14 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
             let restore = Action::Restore(age, Some(s.more_than_lost()));
             s.step(0, 300, restore).step(LEASE + 50, 2 * LEASE, nothing);
         }
+        Rule::FirstIsDoubted => {
+            // A new process lists the change before it is lost, and has its first marker acknowledged after that.
+            s.step(2 * LEASE + 200, 3 * LEASE, change).step(0, 60, get(READER));
+            s.step(0, 60, Action::Access(false, ONLY, SLOW)).step(0, 5, Action::CrashReplica(ONLY));
+            let restore = Action::Restore(s.rng.next() % 100, Some(s.more_than_lost()));
+            s.step(5, 400, restore).step(0, 60, Action::Access(false, ONLY, Access::GOOD));
+            s.step(LEASE + 50, 2 * LEASE, nothing);
+        }
         Rule::LongAgoIsDoubted => {
             // No marker is acknowledged from before the backup until after the restore, while the watch goes on.
             s.step(0, 100, Action::Access(false, ONLY, Access { lose: u8::MAX, ..Access::GOOD }));
