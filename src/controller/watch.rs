@@ -22,7 +22,7 @@ use super::object::{NotASession, Read, Reader, Watched};
 use super::paging::Paging;
 use super::shared::Shared;
 use crate::api::VmcpSession;
-use crate::core::replica::{ScopeId, StaleList};
+use crate::core::replica::{List, ScopeId, StaleList};
 use crate::core::session::{InvalidResourceVersion, ResourceVersion, SessionKey};
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 use crate::runtime::backoff::Backoff;
@@ -236,12 +236,12 @@ impl Watch {
             kept.push((object.key.clone(), terms, marker));
             objects.push(object);
         }
-        let listing = Listing::from(kept);
+        let (listing, list) = (Listing::from(kept), List::from(objects));
         self.shared.with(|replica, now| {
             if replica.doubts(self.scope) != doubts {
                 return Err(WatchError::Doubted);
             }
-            replica.relist(self.scope, objects, position, now)?;
+            replica.relist(self.scope, list, position, now)?;
             // Before anybody takes the list for a proof of who is registered.
             self.ledger.relisted(self.namespace.as_deref(), listing);
             Ok(())

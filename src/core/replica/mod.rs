@@ -51,7 +51,7 @@ pub use counts::Counts;
 pub use facts::{Fact, Late, Settled};
 pub use scope::{ProofError, Registration, ScopeId};
 pub use silence::Silence;
-pub use truth::{Kind, Object, StaleList};
+pub use truth::{Kind, List, Object, StaleList};
 
 use agents::Agent;
 use confirm::Confirmation;

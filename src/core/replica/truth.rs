@@ -1,8 +1,8 @@
 //! Objects come in from the watch; holdings are compared with them.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
+use hashbrown::HashSet as FastSet;
 use thiserror::Error;
 
 use super::compare::{Verdict, compare};
@@ -43,6 +43,19 @@ pub enum Kind {
     },
     /// What looks like a marker where none counts: it is no session, and registers nobody.
     Neither,
+}
+
+/// All objects there are, with what takes long to make ready: a replica that takes them does nothing else meanwhile.
+#[derive(Debug)]
+pub struct List {
+    objects: Vec<Object>,
+    keys: FastSet<SessionKey>,
+}
+
+impl From<Vec<Object>> for List {
+    fn from(objects: Vec<Object>) -> Self {
+        Self { keys: objects.iter().map(|object| object.key.clone()).collect(), objects }
+    }
 }
 
 /// A list that is older than what was seen before it: a stale API server answered. It was not taken.
@@ -89,7 +102,7 @@ impl Replica {
     pub fn relist(
         &mut self,
         scope: ScopeId,
-        objects: Vec<Object>,
+        list: impl Into<List>,
         position: ResourceVersion,
         now: Time,
     ) -> Result<(), StaleList> {
@@ -98,7 +111,7 @@ impl Replica {
             return Err(StaleList { listed: position, seen });
         }
         self.scopes[scope.0].listed();
-        let listed: HashSet<SessionKey> = objects.iter().map(|o| o.key.clone()).collect();
+        let List { objects, keys: listed } = list.into();
         let watched = &mut self.scopes[scope.0];
         watched
             .registered
