@@ -252,7 +252,7 @@ mod tests {
             let listener = BoundedListener::new(bound, MAX_CONNECTIONS, CONNECTION_TIMEOUT);
             async move { bounded::serve(listener, router, &shutdown).await }
         });
-        let opened = (0..MAX_CONNECTIONS).map(|_| async { TcpStream::connect(address).await.unwrap() });
+        let opened = (0..256).map(|_| async { TcpStream::connect(address).await.unwrap() });
         let mut streams = join_all(opened).await;
         let question = question("CREATE", "pods").to_string();
         for _ in 0..2 {
