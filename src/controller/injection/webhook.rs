@@ -38,7 +38,7 @@ const READ_WITHIN: Duration = Duration::from_millis(500);
 const MAX_CONNECTIONS: usize = 256;
 /// A connection ends when it has carried no answer for that long. API servers end theirs when nothing was asked for 90 s: none must
 /// end from here while a question is on its way.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+const CONNECTION_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The webhook cannot be served.
 #[derive(Debug, Error)]
