@@ -7,7 +7,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use testkit::{Cluster, ClusterOptions, ProxyMode, TcpProxy, Verb, eventually};
 use vmcp_session::agent::sessions::{
-    Condition, Entry, Exact, Expired, Failure, Form, Sessions, SessionsConfig, Ttl, now_millis, parse_value,
+    Condition, Entry, Exact, Failure, Form, Sessions, SessionsConfig, TimeoutOutcome, Ttl, now_millis, parse_value,
 };
 use vmcp_session::api::{LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use vmcp_session::cache::{Known, Metadata, Visibility};
@@ -56,9 +56,9 @@ async fn set(sessions: &Sessions, key: &str, json: &str, ttl: Ttl) -> Entry {
 }
 
 /// The session that was given a timeout.
-fn lives(expired: Expired) -> Entry {
+fn lives(expired: TimeoutOutcome) -> Entry {
     match expired {
-        Expired::Begins(entry) => entry,
+        TimeoutOutcome::Begins(entry) => entry,
         over => panic!("it has ended, or the machine stood still: {over:?}"),
     }
 }
@@ -113,7 +113,7 @@ async fn a_key_lives_as_in_redis_and_is_an_object_of_kubernetes() {
     assert!(get(&b, "mcp:s1").await.is_none(), "I8 holds for deletions too");
     assert!(!b.delete(&hash).await.unwrap());
     assert!(b.replace(&hash, Metadata::new(), None, Ttl::Keep, Exact::No, Known::All).await.unwrap().is_none());
-    assert!(matches!(b.expire(&hash, Ttl::Millis(90_000), Exact::No).await.unwrap(), Expired::Gone));
+    assert!(matches!(b.expire(&hash, Ttl::Millis(90_000), Exact::No).await.unwrap(), TimeoutOutcome::Gone));
 
     // What nobody here knows is made without a look-up, of which there may be a few only.
     let mark = cluster.plane.audit().mark().unwrap();
@@ -276,7 +276,7 @@ async fn a_copy_that_knows_of_a_later_end_goes_when_the_session_ends() {
     let at_b = b.fresh(b"mcp:t").await.unwrap().unwrap().deadline().unwrap();
     assert!(at_b >= set_at + 120_000 && at_b <= now_millis() + 120_000, "{at_b}");
     let over = a.expire(&base, Ttl::At(1), Exact::No).await.unwrap();
-    assert!(matches!(over, Expired::Over), "the past ends it at once: {over:?}");
+    assert!(matches!(over, TimeoutOutcome::Over), "the past ends it at once: {over:?}");
     assert!(get(&b, "mcp:t").await.is_none());
 }
 
