@@ -142,11 +142,9 @@ impl Shard {
         let Some(entry) = self.entries.get_mut(name) else {
             return false;
         };
-        let bytes = entry.carried.local.as_deref().map_or(0, footprint_of);
-        let footprint = entry.footprint - bytes + footprint_of(&local);
-        self.bytes = self.bytes - entry.footprint + footprint;
-        entry.footprint = footprint;
+        let before = entry.footprint();
         entry.carried.local = (!local.is_empty()).then(|| Arc::new(local));
+        self.bytes = self.bytes - before + entry.footprint();
         self.make_room(reporter);
         self.entries.contains_key(name)
     }

@@ -113,9 +113,6 @@ struct Entry {
     provisional: Provisional,
     carried: Carried,
     renewed: Renewed,
-    /// Where it stands in the recency queue.
-    queued: Time,
-    footprint: usize,
 }
 
 /// What an own write leaves as it was, if nobody else's change is in its answer.
@@ -140,6 +137,11 @@ impl Entry {
     /// evictions that are still to come.
     fn equals(&self, state: Barrier) -> bool {
         self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on()
+    }
+
+    /// Bytes of memory that it takes, by estimate.
+    fn footprint(&self) -> usize {
+        self.copy.footprint() + self.carried.local.as_deref().map_or(0, footprint_of)
     }
 
     /// What replicas are told of it.
@@ -342,7 +344,6 @@ impl Shard {
         now: Time,
         reporter: &mut impl Reporter,
     ) -> (Arc<Copy>, Option<Arc<Copy>>) {
-        let footprint = copy.footprint() + carried.local.as_deref().map_or(0, footprint_of);
         let old = self.take(name);
         if let Some((key, _)) = &old {
             copy.name = key.clone();
@@ -357,42 +358,24 @@ impl Shard {
             Some(old) if !Rule::NewCopyNewSequence.on() => old.sequence,
             _ => sequence,
         };
-        self.bytes += footprint;
         self.timed += usize::from(copy.facts.has_timeout());
-        self.recency.insert(now, key.clone());
         let used = Used::new(now);
         if given {
             used.given(now);
         }
-        self.entries.insert(
-            key,
-            Entry {
-                copy: copy.clone(),
-                sequence,
-                provisional,
-                suspended: None,
-                carried,
-                used,
-                renewed: Renewed::new(renewal),
-                queued: now,
-                footprint,
-            },
-        );
+        let renewed = Renewed::new(renewal);
+        let entry = Entry { copy: copy.clone(), sequence, provisional, suspended: None, carried, used, renewed };
+        self.bytes += entry.footprint();
+        self.entries.insert(key, entry);
         self.make_room(reporter);
         (copy, old.map(|e| e.copy))
     }
 
     fn make_room(&mut self, reporter: &mut impl Reporter) {
         while self.entries.len() > self.limits.entries || self.bytes > self.limits.bytes {
-            let entries = std::cell::RefCell::new(&mut self.entries);
-            let popped = self.recency.pop(
-                |name| entries.borrow().get(name).map_or(Time::ZERO, |e| e.used.last()),
-                |name, queued| {
-                    if let Some(entry) = entries.borrow_mut().get_mut(name) {
-                        entry.queued = queued;
-                    }
-                },
-            );
+            let last_use = |name: &str| self.entries.get(name).map(|entry| entry.used.last());
+            let all = || self.entries.iter().map(|(name, entry)| (entry.used.last(), name));
+            let popped = self.recency.pop(last_use, all);
             let Some(name) = popped else { return };
             let dropped = self.drop_copy(&name, DropReason::Capacity, reporter);
             self.crowded_out.extend(dropped);
@@ -419,9 +402,8 @@ impl Shard {
 
     fn take(&mut self, name: &str) -> Option<(Arc<str>, Entry)> {
         let (name, entry) = self.entries.remove_entry(name)?;
-        self.bytes -= entry.footprint;
+        self.bytes -= entry.footprint();
         self.timed -= usize::from(entry.copy.facts.has_timeout());
-        self.recency.remove(entry.queued, &name);
         Some((name, entry))
     }
 

@@ -108,14 +108,12 @@ impl Shard {
             // The object may have changed in what is not compared: whoever names the state that it means needs the latest one.
             let later = found.resource_version > entry.copy.resource_version;
             if (later || entry.copy.generation != found.generation) && Rule::AdoptGeneration.on() {
-                let before = entry.copy.footprint();
+                let before = entry.footprint();
                 self.timed =
                     self.timed + usize::from(found.facts.has_timeout()) - usize::from(entry.copy.facts.has_timeout());
                 entry.copy = Arc::new(Copy { name: entry.copy.name.clone(), ..found });
                 // Its annotations may have grown.
-                let footprint = entry.footprint - before + entry.copy.footprint();
-                self.bytes = self.bytes - entry.footprint + footprint;
-                entry.footprint = footprint;
+                self.bytes = self.bytes - before + entry.footprint();
             }
             entry.provisional = cover;
             entry.suspended = None;
