@@ -82,14 +82,14 @@ impl Shard {
     /// [`Self::get_hashed`], with what stands beside the copy.
     #[inline]
     pub fn get_beside(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<(&Arc<Copy>, Beside<'_>)> {
-        let entry = self.give(self.hashed(name, hash)?, now)?;
+        let entry = self.give(self.entries.get_hashed(name, hash)?, now)?;
         Some((&entry.copy, entry.beside()))
     }
 
     /// [`Self::get_beside`], if clients have this copy already.
     #[inline]
     pub fn get_given(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<(&Arc<Copy>, Beside<'_>)> {
-        let entry = self.hashed(name, hash).filter(|entry| entry.used.is_given())?;
+        let entry = self.entries.get_hashed(name, hash).filter(|entry| entry.used.is_given())?;
         let entry = self.give(entry, now)?;
         Some((&entry.copy, entry.beside()))
     }
@@ -146,7 +146,7 @@ impl Shard {
         entry.carried.local = (!local.is_empty()).then(|| Arc::new(local));
         self.bytes = self.bytes - before + entry.footprint();
         self.make_room(reporter);
-        self.entries.contains_key(name)
+        self.entries.contains(name)
     }
 
     /// Begins the idle timeout of the session that `of` is anew. False if no copy of it is held any more.
@@ -248,7 +248,7 @@ impl Shard {
 
     /// Whether a copy is held, or clients had one, of which nobody has said since that it is gone.
     pub fn has_met(&self, name: &str) -> bool {
-        self.entries.contains_key(name) || self.formers.has(name)
+        self.entries.contains(name) || self.formers.has(name)
     }
 
     /// The session with this uid is gone: nothing is to be written to it any more.
@@ -284,9 +284,9 @@ impl Shard {
     }
 
     /// A copy is dropped.
-    pub(super) fn departed(&mut self, name: &Arc<str>, entry: &Entry, reason: DropReason) {
+    pub(super) fn departed(&mut self, entry: &Entry, reason: DropReason) {
         match reason {
-            DropReason::Gone | DropReason::Reset => self.formers.forget(name),
+            DropReason::Gone | DropReason::Reset => self.formers.forget(&entry.copy.name),
             DropReason::Stale | DropReason::Foreign | DropReason::Capacity => {
                 if entry.used.is_given() {
                     self.formers.remember(entry.copy.clone(), entry.renewed.get());
@@ -296,7 +296,7 @@ impl Shard {
     }
 
     /// Another copy takes a copy's place. Returns whether clients have it already.
-    pub(super) fn replaced(&mut self, name: &Arc<str>, old: &Entry, new: &Copy) -> bool {
+    pub(super) fn replaced(&mut self, name: &str, old: &Entry, new: &Copy) -> bool {
         if old.copy.uid != new.uid {
             self.formers.forget(name);
             return false;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::core::cache::copy::{Answer, Observed};
+use crate::core::cache::copy::{Answer, LocalValues, Observed};
 use crate::core::cache::facts::Facts;
 use crate::core::cache::renewed::Renewal;
 use crate::core::cache::reports::Reports;

@@ -3,13 +3,13 @@
 //! A pod keeps several shards so that a hit waits for nobody; each is whole in itself, with its own view of the leases. They
 //! share the room for what clients last had, and nothing else.
 
-use std::hash::BuildHasher;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::{DefaultHashBuilder, HashMap};
 
-use super::copy::{Copy, DropReason, Dropped, LocalValues};
+use super::copy::{Copy, DropReason, Dropped};
 use super::flight::{FlightId, InFlight};
 use super::formers::Formers;
 use super::recency::Recency;
@@ -19,18 +19,18 @@ use super::used::Used;
 use crate::core::lease::{Grant, LeaseTable, Provisional, StreamId};
 use crate::core::rules::Rule;
 use crate::core::session::Uid;
-use crate::core::signal::Barrier;
 use crate::core::time::Time;
 
 mod beside;
 #[cfg(test)]
 mod beside_tests;
+mod entries;
 mod restores;
 mod signals;
 mod writes;
 
-use beside::footprint_of;
 pub use beside::{Beside, LocalChange};
+use entries::{Carried, Entries, Entry};
 
 /// How much a shard may keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,65 +98,13 @@ pub struct Written {
     pub dropped: Option<Dropped>,
 }
 
-/// What a hit needs comes first and together, so that it touches as few cache lines as can be.
-#[repr(C)]
-struct Entry {
-    copy: Arc<Copy>,
-    /// Its sequence number (see [`super::reports`]).
-    sequence: u64,
-    /// Last use, stored by hits that share the shard.
-    used: Used,
-    /// An own write is in flight and an eviction of what is below this generation came: unservable until the write's
-    /// answer decides, or an eviction by a state of this generation or a later one that equals the copy.
-    suspended: Option<u64>,
-    /// Cover until a replica has processed that number.
-    provisional: Provisional,
-    carried: Carried,
-    renewed: Renewed,
-}
-
-/// What an own write leaves as it was, if nobody else's change is in its answer.
-#[derive(Clone, Debug)]
-struct Carried {
-    local: Option<Arc<LocalValues>>,
-    /// The generation that the copy was restored at.
-    since: u64,
-}
-
-impl Carried {
-    /// Nothing: the copy is a new one.
-    fn anew(copy: &Copy) -> Self {
-        Self { local: None, since: copy.generation }
-    }
-}
-
-impl Entry {
-    /// Whether this later state of the same object has the metadata of the copy, which then stays.
-    ///
-    /// Its generation is not taken over: a state that comes by a signal is hearsay, and must not lift a copy above the
-    /// evictions that are still to come.
-    fn equals(&self, state: Barrier) -> bool {
-        self.copy.uid == state.mark.uid && Some(self.copy.digest) == state.digest && Rule::CompareDigest.on()
-    }
-
-    /// Bytes of memory that it takes, by estimate.
-    fn footprint(&self) -> usize {
-        self.copy.footprint() + self.carried.local.as_deref().map_or(0, footprint_of)
-    }
-
-    /// What replicas are told of it.
-    fn holding(&self) -> Holding {
-        holding(&self.copy, self.carried.since)
-    }
-}
-
 /// Some of the copies of a pod.
 #[derive(Debug)]
 pub struct Shard {
     limits: Limits,
     lease_length: Duration,
     leases: LeaseTable,
-    entries: HashMap<Arc<str>, Entry>,
+    entries: Entries,
     flights: HashMap<Arc<str>, InFlight>,
     recency: Recency,
     bytes: usize,
@@ -181,7 +129,7 @@ impl Shard {
             limits,
             lease_length: Duration::ZERO,
             leases: LeaseTable::default(),
-            entries: HashMap::with_hasher(hasher),
+            entries: Entries::with_hasher(hasher),
             flights: HashMap::new(),
             recency: Recency::default(),
             bytes: 0,
@@ -203,12 +151,7 @@ impl Shard {
     /// The same for a name whose [`Self::hash`] is known; the clock is read when the copy has been found.
     #[inline]
     pub fn get_hashed(&self, name: &str, hash: u64, now: impl FnOnce() -> Time) -> Option<&Arc<Copy>> {
-        self.give(self.hashed(name, hash)?, now).map(|entry| &entry.copy)
-    }
-
-    #[inline]
-    fn hashed(&self, name: &str, hash: u64) -> Option<&Entry> {
-        self.entries.raw_entry().from_key_hashed_nocheck(hash, name).map(|(_, entry)| entry)
+        self.give(self.entries.get_hashed(name, hash)?, now).map(|entry| &entry.copy)
     }
 
     /// The entry, whose copy is given to a client, if it may be.
@@ -225,7 +168,7 @@ impl Shard {
     /// The hash by which this shard finds a name: that of the hasher it was made with.
     #[inline]
     pub fn hash(&self, name: &str) -> u64 {
-        self.entries.hasher().hash_one(name)
+        self.entries.hash(name)
     }
 
     /// Whether [`Self::get`] would find something at `now`. It does not count as a use.
@@ -282,13 +225,13 @@ impl Shard {
         for flights in self.flights.values_mut() {
             flights.void();
         }
-        let names: Vec<Arc<str>> = self.entries.keys().cloned().collect();
+        let names: Vec<Arc<str>> = self.names().cloned().collect();
         names.iter().filter_map(|name| self.drop_copy(name, DropReason::Reset, reporter)).collect()
     }
 
     /// Holdings with a sequence number up to `through`, for a new stream's inventory.
     pub fn inventory(&self, through: u64) -> impl Iterator<Item = (&Arc<str>, Holding)> {
-        self.entries.iter().filter(move |(_, e)| e.sequence <= through).map(|(name, e)| (name, e.holding()))
+        self.entries.iter().filter(move |e| e.sequence <= through).map(|e| (&e.copy.name, e.holding()))
     }
 
     /// Sessions for which a restore or a write is in flight.
@@ -303,7 +246,7 @@ impl Shard {
 
     /// Whether no copy is kept.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     /// Bytes that the copies take, by estimate.
@@ -318,9 +261,9 @@ impl Shard {
 
     /// Copies whose sessions were used at or after `since`, with their last use.
     pub fn used_since(&self, since: Time) -> impl Iterator<Item = (&Arc<str>, Uid, Time)> {
-        self.entries.iter().filter_map(move |(name, entry)| {
+        self.entries.iter().filter_map(move |entry| {
             let used = self.last_use(entry)?;
-            (used >= since).then_some((name, entry.copy.uid, used))
+            (used >= since).then_some((&entry.copy.name, entry.copy.uid, used))
         })
     }
 
@@ -331,7 +274,7 @@ impl Shard {
 
     /// Names of all copies, for diagnosis.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.entries.keys()
+        self.entries.iter().map(|entry| &entry.copy.name)
     }
 
     /// Puts a copy in the place of whatever was held, and returns that.
@@ -345,15 +288,13 @@ impl Shard {
         reporter: &mut impl Reporter,
     ) -> (Arc<Copy>, Option<Arc<Copy>>) {
         let old = self.take(name);
-        if let Some((key, _)) = &old {
-            copy.name = key.clone();
+        if let Some(old) = &old {
+            copy.name = old.copy.name.clone();
         }
-        let renewal = self.renewal_for(name, &copy, old.as_ref().map(|(_, entry)| entry));
-        let key = copy.name.clone();
+        let renewal = self.renewal_for(name, &copy, old.as_ref());
         let copy = Arc::new(copy);
-        let old = old.map(|(_, entry)| entry);
-        let given = old.as_ref().is_some_and(|old| self.replaced(&key, old, &copy));
-        let sequence = reporter.held(&key, holding(&copy, carried.since));
+        let given = old.as_ref().is_some_and(|old| self.replaced(name, old, &copy));
+        let sequence = reporter.held(&copy.name, holding(&copy, carried.since));
         let sequence = match &old {
             Some(old) if !Rule::NewCopyNewSequence.on() => old.sequence,
             _ => sequence,
@@ -366,7 +307,7 @@ impl Shard {
         let renewed = Renewed::new(renewal);
         let entry = Entry { copy: copy.clone(), sequence, provisional, suspended: None, carried, used, renewed };
         self.bytes += entry.footprint();
-        self.entries.insert(key, entry);
+        self.entries.insert(entry);
         self.make_room(reporter);
         (copy, old.map(|e| e.copy))
     }
@@ -374,7 +315,7 @@ impl Shard {
     fn make_room(&mut self, reporter: &mut impl Reporter) {
         while self.entries.len() > self.limits.entries || self.bytes > self.limits.bytes {
             let last_use = |name: &str| self.entries.get(name).map(|entry| entry.used.last());
-            let all = || self.entries.iter().map(|(name, entry)| (entry.used.last(), name));
+            let all = || self.entries.iter().map(|entry| (entry.used.last(), &entry.copy.name));
             let popped = self.recency.pop(last_use, all);
             let Some(name) = popped else { return };
             let dropped = self.drop_copy(&name, DropReason::Capacity, reporter);
@@ -393,23 +334,24 @@ impl Shard {
     }
 
     fn drop_copy(&mut self, name: &str, reason: DropReason, reporter: &mut impl Reporter) -> Option<Dropped> {
-        let (name, entry) = self.take(name)?;
-        reporter.released(&name);
-        self.departed(&name, &entry, reason);
+        let entry = self.take(name)?;
+        reporter.released(&entry.copy.name);
+        self.departed(&entry, reason);
         let used = self.last_use(&entry).unwrap_or(Time::ZERO);
         Some(Dropped { copy: entry.copy, reason, used })
     }
 
-    fn take(&mut self, name: &str) -> Option<(Arc<str>, Entry)> {
-        let (name, entry) = self.entries.remove_entry(name)?;
+    fn take(&mut self, name: &str) -> Option<Entry> {
+        let entry = self.entries.remove(name)?;
         self.bytes -= entry.footprint();
         self.timed -= usize::from(entry.copy.facts.has_timeout());
-        Some((name, entry))
+        Some(entry)
     }
 
     fn suspend(&mut self, name: &str, below: u64) {
         if let Some(entry) = self.entries.get_mut(name) {
-            entry.suspended = entry.suspended.max(Some(below));
+            // Generations begin at 1: nothing is below that either.
+            entry.suspended = entry.suspended.max(NonZeroU64::new(below.max(1)));
         }
     }
 

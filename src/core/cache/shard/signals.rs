@@ -24,7 +24,7 @@ impl Shard {
         match mark.fate {
             Fate::Stale { below } if entry.equals(state) => {
                 // A later state than the one that made it unservable equals it.
-                entry.suspended = entry.suspended.filter(|outdated| *outdated > below);
+                entry.suspended = entry.suspended.filter(|outdated| outdated.get() > below);
                 None
             }
             Fate::Stale { below } => self.outdated(name, below, reporter),
