@@ -1,6 +1,7 @@
 //! Calls to the API server, each with a deadline, and what their answers mean.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::config::CacheConfig;
 use super::date;
 use super::events::count;
 use crate::api::{self, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
-use crate::core::cache::{Answer, Copy, Facts, Observed};
+use crate::core::cache::{Annotations, Answer, CommonAnnotations, Copy, Facts, Observed};
 use crate::core::digest::Digest;
 use crate::core::fields::Fields;
 use crate::core::server_clock::ServerClock;
@@ -67,12 +68,30 @@ impl CallError {
     }
 }
 
+/// The annotations that are kept with copies.
+#[derive(Default)]
+struct Kept {
+    names: Vec<Arc<str>>,
+    common: Mutex<CommonAnnotations>,
+}
+
+impl Kept {
+    fn new(names: Vec<Arc<str>>) -> Self {
+        Self { names, ..Self::default() }
+    }
+
+    fn of(&self, mut annotations: BTreeMap<String, String>) -> Annotations {
+        let annotation = |name: &Arc<str>| Some((name.clone(), annotations.remove(&**name)?.into_boxed_str()));
+        let kept = self.names.iter().filter_map(annotation).collect();
+        self.common.lock().share(kept)
+    }
+}
+
 /// The sessions of one namespace at the API server.
 pub(super) struct ApiServer {
     api: Api<VmcpSession>,
     field_manager: String,
-    /// Annotations that are kept with copies.
-    kept: Vec<Arc<str>>,
+    kept: Kept,
     deadline: Duration,
     calls: AtomicU64,
     clock: Arc<Mutex<ServerClock>>,
@@ -84,7 +103,7 @@ impl ApiServer {
         Self {
             api: Api::namespaced(date::noting(client, Arc::clone(&clock)), &config.namespace),
             field_manager: config.field_manager.clone(),
-            kept: config.annotations.clone(),
+            kept: Kept::new(config.annotations.clone()),
             deadline: config.call_deadline,
             calls: AtomicU64::new(0),
             clock,
@@ -176,7 +195,7 @@ fn is_missing_object(status: &Status, name: &str) -> bool {
 }
 
 /// Reads an object of the API server, with those of its annotations that are `kept`.
-fn observed(object: VmcpSession, kept: &[Arc<str>]) -> Result<Observed, CallError> {
+fn observed(object: VmcpSession, kept: &Kept) -> Result<Observed, CallError> {
     let malformed = |what: &dyn std::fmt::Display| CallError::NotASession(what.to_string());
     let meta = object.metadata;
     let uid: Uid = meta.uid.unwrap_or_default().parse().map_err(|e| malformed(&e))?;
@@ -184,13 +203,12 @@ fn observed(object: VmcpSession, kept: &[Arc<str>]) -> Result<Observed, CallErro
     let resource_version = resource_version.parse().map_err(|e| malformed(&e))?;
     let generation = meta.generation.and_then(|g| u64::try_from(g).ok());
     let generation = generation.ok_or_else(|| malformed(&"it has no generation"))?;
-    let mut annotations = meta.annotations.unwrap_or_default();
-    let annotation = |name: &Arc<str>| Some((name.clone(), annotations.remove(&**name)?.into_boxed_str()));
+    let last_renewed = object.status.and_then(|status| status.last_renew_time);
     let facts = Facts {
         idle_timeout_seconds: object.spec.idle_timeout_seconds,
         created: meta.creation_timestamp.map_or(0, |at| millis(&at)),
-        last_renewed: object.status.and_then(|status| status.last_renew_time).map(|at| millis(&at)),
-        annotations: kept.iter().filter_map(annotation).collect(),
+        last_renewed: last_renewed.and_then(|at| NonZeroU64::new(millis(&at))),
+        annotations: kept.of(meta.annotations.unwrap_or_default()),
     };
     let metadata = object.spec.metadata;
     Ok(Observed {
@@ -256,7 +274,8 @@ mod tests {
         let object = |meta: Value| -> Result<Observed, CallError> {
             let object = json!({"apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession", "metadata": meta,
                 "spec": {"metadata": {"k": "canary"}}});
-            observed(serde_json::from_value(object).unwrap(), &["vmcp.dev/form".into(), "vmcp.dev/none".into()])
+            let kept = Kept::new(vec!["vmcp.dev/form".into(), "vmcp.dev/none".into()]);
+            observed(serde_json::from_value(object).unwrap(), &kept)
         };
         let uid = "0189ab00-0000-4000-8000-00000000beef";
         let good = object(json!({"uid": uid, "resourceVersion": "7", "generation": 2})).unwrap();

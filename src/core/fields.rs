@@ -13,7 +13,7 @@ use super::digest::Metadata;
 /// An immutable map of strings, sorted by the bytes of its keys.
 ///
 /// It can hold less than 4 GiB in all; etcd takes a two-thousandth of that. Its `Debug` output shows keys and no values (I6).
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Fields {
     /// The fields, and behind them two numbers for each, sorted: where its key ends, and where its value does.
     text: Box<str>,

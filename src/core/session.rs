@@ -9,9 +9,9 @@ use hashbrown::Equivalent;
 use thiserror::Error;
 
 /// The uid of a Kubernetes object. The API server makes them as UUIDs; 128 bits are kept instead of 36 characters,
-/// since there is one for each copy of each session.
+/// since there is one for each copy of each session; as bytes, which need no room between them and what stands before.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Uid(u128);
+pub struct Uid([u8; 16]);
 
 /// A uid that is not a UUID in its usual 36-character form.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -21,18 +21,17 @@ pub struct InvalidUid;
 impl Uid {
     /// The uid with these 128 bits.
     pub const fn from_u128(bits: u128) -> Self {
-        Self(bits)
+        Self(bits.to_be_bytes())
     }
 
     /// The uid with these bytes, most significant first.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidUid> {
-        let bytes: [u8; 16] = bytes.try_into().map_err(|_| InvalidUid)?;
-        Ok(Self(u128::from_be_bytes(bytes)))
+        bytes.try_into().map(Self).map_err(|_| InvalidUid)
     }
 
     /// The 16 bytes of the uid, most significant first.
     pub const fn to_bytes(self) -> [u8; 16] {
-        self.0.to_be_bytes()
+        self.0
     }
 }
 
@@ -59,13 +58,13 @@ impl FromStr for Uid {
             };
             bits = bits << 4 | u128::from(digit);
         }
-        Ok(Self(bits))
+        Ok(Self::from_u128(bits))
     }
 }
 
 impl fmt::Display for Uid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let b = self.0;
+        let b = u128::from_be_bytes(self.0);
         write!(
             f,
             "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",

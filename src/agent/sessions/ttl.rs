@@ -4,6 +4,8 @@
 //! is exact: the instant at which the session ends stands in an annotation, in milliseconds, and is written each time. The
 //! idle timeout is there too, rounded up, so that the controller ends what no agent looks at any more.
 
+use std::num::NonZeroU64;
+
 use thiserror::Error;
 
 use crate::api::{ANNOTATION_RENEWED_AT, MAX_TIMEOUT_SECONDS};
@@ -95,7 +97,8 @@ impl Deadline {
         if let Some(at) = expires_at(facts) {
             return Some(Self { at, exact: true });
         }
-        let known = [Some(facts.created), facts.last_renewed, instant(facts, ANNOTATION_RENEWED_AT), renewed];
+        let last_renewed = facts.last_renewed.map(NonZeroU64::get);
+        let known = [Some(facts.created), last_renewed, instant(facts, ANNOTATION_RENEWED_AT), renewed];
         let begun = known.into_iter().flatten().max().unwrap_or(0);
         Some(Self { at: begun.saturating_add(idle), exact: false })
     }
@@ -168,7 +171,8 @@ mod tests {
 
     #[test]
     fn a_session_lives_on_from_the_latest_renewal_that_is_known() {
-        let coarse = |last_renewed, renewed| {
+        let coarse = |last_renewed: Option<u64>, renewed| {
+            let last_renewed = last_renewed.and_then(NonZeroU64::new);
             let facts = Facts { last_renewed, ..facts(Timeout { idle_seconds: 60, expires_at: None }) };
             Deadline::of(&facts, renewed).unwrap()
         };

@@ -21,7 +21,7 @@ mod used;
 
 pub use copy::{Answer, Copy, DropReason, Dropped, LocalValues, Observed};
 pub use departed::Departed;
-pub use facts::{Annotations, Facts};
+pub use facts::{Annotations, CommonAnnotations, Facts};
 pub use flight::FlightId;
 pub use formers::Formers;
 pub use renewed::Renewal;
