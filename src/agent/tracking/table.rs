@@ -77,6 +77,9 @@ pub struct Recipient {
 /// A key that was forgotten because there were too many, and who is to be told.
 pub type Forgotten = (Arc<[u8]>, Vec<Recipient>);
 
+/// A key of which the cover must be looked at, and when it must.
+pub type Due = (Arc<[u8]>, Time);
+
 #[derive(Debug)]
 struct Slot {
     key: Arc<[u8]>,
@@ -290,7 +293,7 @@ impl Table {
 
     /// Of a part of the keys, those of which the cover must be looked at by `by`, each with when, and when that is for the next of
     /// the others. There are [`Self::parts`]: look at the last one first, since keys only ever move to the front.
-    pub fn due(&self, part: usize, by: Time) -> (Vec<(Arc<[u8]>, Time)>, Time) {
+    pub fn due(&self, part: usize, by: Time) -> (Vec<Due>, Time) {
         let from = part.saturating_mul(PART).min(self.slots.len());
         let to = (from + PART).min(self.slots.len());
         let mut next = NEVER;
