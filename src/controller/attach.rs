@@ -29,8 +29,9 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// A connection on which nothing is read at all is given up after as long.
 const READ_DEADLINE: Duration = Duration::from_secs(20);
 /// Messages that are taken out of the replica in one go. Only an agent itself can make more signals than they name come
-/// again and again: it is told to drop a session once for each copy of it that it reports.
-const IN_ONE_GO: usize = 32;
+/// again and again: it is told to drop a session once for each copy of it that it reports. Few, since they wait for an agent that
+/// does not read, which may report others meanwhile.
+const IN_ONE_GO: usize = 4;
 
 /// Where a stream's messages go out.
 pub type Outbox = mpsc::Sender<v1::ReplicaMessage>;

@@ -54,9 +54,9 @@ pub struct ControllerArgs {
     #[arg(long, env = "VMCP_RENEWAL_SECONDS", value_name = "SECONDS", default_value_t = 5.0)]
     pub renewal_seconds: f64,
 
-    /// Copies that all pods together may hold: 1 to 100000000, at some 250 bytes each. One namespace may have most of them, and
-    /// leaves some to others.
-    #[arg(long, env = "VMCP_COPIES", value_name = "NUMBER", default_value_t = 1_000_000)]
+    /// Copies that all pods together may hold: 1 to 100000000, at most some 1,200 bytes each. One namespace may have most of them,
+    /// and leaves some to others.
+    #[arg(long, env = "VMCP_COPIES", value_name = "NUMBER", default_value_t = 500_000)]
     pub copies: usize,
 
     /// Copies that one pod may hold: 1 to 100000000. A stream that reports more ends. Default: half of --copies.

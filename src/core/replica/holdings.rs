@@ -120,10 +120,14 @@ impl Replica {
             return;
         }
         held.told = Some(fate);
+        // A pod can report copies of whatever names it likes: that it drops these is of interest to nobody.
+        let of_interest = held.shown || self.entries.get(key).is_some_and(|entry| entry.truth.is_some());
         known.evictions.insert(key.clone(), (id, state));
         let stream = known.stream;
         self.wake(stream);
-        self.round_evicted(key, agent, (id, fate), now);
+        if of_interest || self.awaited(key) > 0 {
+            self.round_evicted(key, agent, (id, fate), now);
+        }
     }
 
     fn hold(&mut self, id: AgentId, key: &SessionKey, holding: Holding, now: Time) -> Result<(), Full> {

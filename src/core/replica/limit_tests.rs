@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::agents::Agent;
-use super::{Config, ConfirmRefused, Fact, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId, SignalId};
+use super::{Config, ConfirmRefused, Hello, InstanceId, Kind, Object, Outgoing, Replica, ScopeId};
 use crate::core::cache::{Holding, Report};
 use crate::core::digest::{Digest, Metadata, Summarizer};
 use crate::core::lease::{StreamId, with_drift};
@@ -12,24 +11,24 @@ use crate::core::signal::{Barrier, Fate, Mark};
 use crate::core::tally::{Bounds, Full};
 use crate::core::time::Time;
 
-const LEASE: Duration = Duration::from_secs(15);
-const UID: Uid = Uid::from_u128(1);
+pub(super) const LEASE: Duration = Duration::from_secs(15);
+pub(super) const UID: Uid = Uid::from_u128(1);
 
 /// A replica whose watch has come to resourceVersion 10, where session `s` is at generation 1.
-struct Bench {
-    replica: Replica,
-    scope: ScopeId,
-    now: Time,
+pub(super) struct Bench {
+    pub replica: Replica,
+    pub scope: ScopeId,
+    pub now: Time,
 }
 
 impl Bench {
-    fn new(confirmations: usize, confirmations_per_pod: usize) -> Self {
+    pub(super) fn new(confirmations: usize, confirmations_per_pod: usize) -> Self {
         let holdings = Bounds { all: 25, per_pod: 10 };
         let confirmations = Bounds { all: confirmations, per_pod: confirmations_per_pod };
         Self::with(Config { lease: LEASE, holdings, confirmations })
     }
 
-    fn with(config: Config) -> Self {
+    pub(super) fn with(config: Config) -> Self {
         let replica = Replica::new(config, &[]);
         let scope = replica.scopes().next().unwrap().0;
         let mut bench = Self { replica, scope, now: Time::default() + LEASE };
@@ -47,7 +46,7 @@ impl Bench {
     }
 
     /// A marker is sent now, and comes through the watch later.
-    fn prove(&mut self) {
+    pub(super) fn prove(&mut self) {
         let sent = self.now;
         let seen = self.replica.position(self.scope);
         let answered = ResourceVersion(seen.0 + 1);
@@ -56,22 +55,46 @@ impl Bench {
         self.replica.bookmark(self.scope, answered, self.now);
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.now = self.now + time;
         self.replica.poll(self.now);
     }
 
     /// An agent that was granted a lease.
-    fn agent(&mut self, stream: u32, namespace: &str, pod: &str, instance: u128) -> (StreamId, Option<StreamId>) {
+    pub(super) fn agent(&mut self, stream: u32, namespace: &str, pod: &str, instance: u128) -> (StreamId, Option<StreamId>) {
         let hello = Hello { instance: InstanceId(instance), namespace: namespace.into(), name: pod.into() };
         let superseded = self.replica.stream_opened(StreamId(stream), hello, self.now);
         self.lease(StreamId(stream));
         (StreamId(stream), superseded)
     }
 
-    fn lease(&mut self, stream: StreamId) {
+    pub(super) fn lease(&mut self, stream: StreamId) {
         self.replica.heartbeat(stream, 1, self.now);
         while !matches!(self.replica.drain(stream, 10), Some(Outgoing::Lease { age: Ok(_), .. })) {}
+    }
+
+    fn next_version(&self) -> ResourceVersion {
+        ResourceVersion(self.replica.position(self.scope).0 + 1)
+    }
+
+    fn create(&mut self, key: SessionKey) {
+        let kind = Kind::Session(Summarizer::default().summarize(&Metadata::new()));
+        let resource_version = self.next_version();
+        let object = Object { key, uid: UID, generation: 1, resource_version, terminating: false, kind };
+        self.replica.apply(self.scope, object, self.now);
+    }
+
+    pub(super) fn delete(&mut self, key: &SessionKey) {
+        self.replica.delete(self.scope, key, self.next_version(), self.now);
+    }
+
+    /// So many sessions that are deleted while whoever is at the other end of `stream` holds copies.
+    pub(super) fn deleted(&mut self, stream: StreamId, many: usize) {
+        let keys: Vec<_> = (0..many).map(|n| SessionKey::new("ns", n.to_string())).collect();
+        keys.iter().for_each(|key| self.create(key.clone()));
+        let copies = keys.iter().map(|key| (key.clone(), Report::Held(held()))).collect();
+        self.replica.reported(stream, copies, Some(1), self.now).unwrap();
+        keys.iter().for_each(|key| self.delete(key));
     }
 
     fn confirm(&mut self, stream: StreamId, at: u64) -> Result<(), ConfirmRefused> {
@@ -90,7 +113,7 @@ impl Bench {
     }
 }
 
-fn key() -> SessionKey {
+pub(super) fn key() -> SessionKey {
     SessionKey::new("ns", "s")
 }
 
@@ -236,7 +259,7 @@ fn an_instance_is_one_of_its_pod() {
 }
 
 /// A copy of the first generation.
-fn held() -> Holding {
+pub(super) fn held() -> Holding {
     Holding {
         uid: UID,
         generation: 1,
@@ -280,118 +303,4 @@ fn a_pod_and_a_namespace_have_their_parts_of_the_copies() {
     bench.replica.reported(pod, vec![(SessionKey::new("ns", "0"), Report::Released)], None, bench.now).unwrap();
     assert_eq!(bench.replica.holdings(), 19);
     assert_eq!(hold(&mut bench, pod, "ns", 6..8).0, Ok(()));
-}
-
-#[test]
-fn keys_that_change_while_somebody_does_not_obey_are_not_collected_for_ever() {
-    let mut bench = Bench::new(16, 16);
-    let (silent, _) = bench.agent(1, "ns", "a", 1);
-    bench.replica.reported(silent, vec![(key(), Report::Held(held()))], Some(1), bench.now).unwrap();
-    let mut summarizer = Summarizer::default();
-    for generation in 2..1_000 {
-        let object = Object {
-            key: key(),
-            uid: UID,
-            generation,
-            resource_version: ResourceVersion(bench.replica.position(bench.scope).0 + 1),
-            terminating: false,
-            kind: Kind::Session(summarizer.summarize(&Metadata::from([(generation.to_string(), String::new())]))),
-        };
-        bench.replica.apply(bench.scope, object, bench.now);
-        // It takes one lease after the other, and never acknowledges.
-        bench.prove();
-        bench.lease(silent);
-        bench.pass(LEASE / 10);
-    }
-    assert_eq!(bench.replica.awaited(&key()), 1);
-    bench.replica.take_facts();
-    bench.replica.reported(silent, vec![(key(), Report::Released)], Some(2), bench.now).unwrap();
-    bench.replica.acknowledged(silent, &key(), SignalId(u64::MAX), false, bench.now);
-    let facts = bench.replica.take_facts();
-    let [Fact::Settled(settled)] = &facts[..] else { panic!("{facts:?}") };
-    assert_eq!(settled.changed_keys.len(), 256);
-}
-
-#[test]
-fn pods_that_are_silent_are_told_of_once_while_they_have_leases() {
-    let mut bench = Bench::new(16, 16);
-    for (stream, pod) in [(1, "b"), (2, "a")] {
-        let (silent, _) = bench.agent(stream, "ns", pod, stream.into());
-        bench.replica.reported(silent, vec![(key(), Report::Held(held()))], Some(1), bench.now).unwrap();
-    }
-    let object = Object {
-        key: key(),
-        uid: UID,
-        generation: 2,
-        resource_version: ResourceVersion(bench.replica.position(bench.scope).0 + 1),
-        terminating: false,
-        kind: Kind::Session(Summarizer::default().summarize(&Metadata::from([("k".into(), String::new())]))),
-    };
-    bench.replica.apply(bench.scope, object, bench.now);
-    let late = |bench: &mut Bench| -> Vec<super::Late> {
-        let facts = bench.replica.take_facts();
-        facts.into_iter().filter_map(|fact| if let Fact::Late(late) = fact { Some(late) } else { None }).collect()
-    };
-    bench.pass(LEASE / 10);
-    assert_eq!(late(&mut bench), [], "they may answer yet");
-    bench.pass(LEASE / 10);
-    let [told] = &late(&mut bench)[..] else { panic!("nothing, or too much") };
-    assert_eq!((told.pods.join(","), told.waited), ("a,b".into(), LEASE / 5));
-    assert!(told.lease_left > LEASE / 2 && told.lease_left <= LEASE, "{told:?}");
-    bench.pass(LEASE / 10);
-    assert_eq!(late(&mut bench), []);
-}
-
-#[test]
-fn who_takes_leases_and_acknowledges_nothing_is_waited_for_until_the_last_of_them_has_ended() {
-    let mut bench = Bench::new(16, 16);
-    let (silent, _) = bench.agent(1, "ns", "a", 1);
-    // There is no such session: the copy is evicted at once.
-    let copy = SessionKey::new("ns", "gone");
-    bench.replica.reported(silent, vec![(copy.clone(), Report::Held(held()))], Some(1), bench.now).unwrap();
-    let settled = |bench: &mut Bench| {
-        let facts = bench.replica.take_facts();
-        facts.into_iter().find_map(|fact| if let Fact::Settled(settled) = fact { Some(settled) } else { None })
-    };
-    bench.replica.take_facts();
-    let begun = bench.now;
-    while bench.now < begun + LEASE * 5 {
-        bench.prove();
-        bench.lease(silent);
-        bench.pass(LEASE / 10);
-        assert_eq!((settled(&mut bench), bench.replica.awaited(&copy)), (None, 1));
-    }
-    let until = bench.replica.agents.values().map(Agent::remembered_until).max().unwrap();
-    bench.pass(until.saturating_since(bench.now).saturating_sub(Duration::from_nanos(1)));
-    assert_eq!(settled(&mut bench), None);
-    bench.pass(Duration::from_nanos(1));
-    let over = settled(&mut bench).expect("nobody can be waited for any more");
-    assert_eq!(over.silent, ["a".into()]);
-    bench.replica.stream_closed(silent, bench.now);
-    assert_eq!(bench.replica.left_over(0), None);
-}
-
-#[test]
-fn rounds_of_who_acknowledges_nothing_are_looked_at_in_turns() {
-    let (many, all) = (5_000, Bounds { all: 20_000, per_pod: 10_000 });
-    let mut bench = Bench::with(Config { lease: LEASE, holdings: all, ..Config::default() });
-    let (silent, _) = bench.agent(1, "ns", "a", 1);
-    let copies = (0..many).map(|n: usize| (SessionKey::new("ns", n.to_string()), Report::Held(held())));
-    bench.replica.reported(silent, copies.collect(), Some(1), bench.now).unwrap();
-    let late = |bench: &mut Bench| {
-        let facts = bench.replica.take_facts();
-        facts.iter().filter(|fact| matches!(fact, Fact::Late(_))).count()
-    };
-    bench.pass(LEASE / 5);
-    let first = late(&mut bench);
-    assert!(first < many, "{first} in one go");
-    bench.pass(Duration::ZERO);
-    assert_eq!(first + late(&mut bench), many);
-    // It comes back and holds none of them: nothing is left of the rounds.
-    let (back, superseded) = bench.agent(2, "ns", "a", 1);
-    assert_eq!(superseded, Some(silent));
-    bench.replica.reported(back, Vec::new(), Some(1), bench.now).unwrap();
-    bench.replica.stream_closed(back, bench.now);
-    bench.pass(LEASE * 2);
-    assert_eq!(bench.replica.left_over(0), None);
 }

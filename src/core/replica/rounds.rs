@@ -12,6 +12,7 @@ use super::{AgentId, AgentName, Fact, Late, Replica, Settled, SignalId, Truth};
 use crate::core::lease::with_drift;
 use crate::core::session::{SessionKey, Uid};
 use crate::core::signal::Fate;
+use crate::core::tally::{Bounds, Tally};
 use crate::core::time::Time;
 
 /// An acknowledgement is late after this part of a lease: it takes milliseconds.
@@ -23,6 +24,11 @@ const MOST_KEYS: usize = 256;
 
 /// Rounds that are looked at in one go. A pod may leave all its copies unacknowledged, and others must have their turn.
 const MOST_AT_ONCE: usize = 4_096;
+
+/// Acknowledgements that are waited for at once. A pod that acknowledges nothing can leave one for each of its copies, and again over
+/// each new stream, while it has leases. Pods that do are waited for for milliseconds: so many are outstanding only while very much
+/// changes at once, when nobody looks at single sessions. What is beyond counts as evicted when it is signalled.
+pub(super) const MOST_AWAITED: Bounds = Bounds { all: 65_536, per_pod: 16_384 };
 
 /// What is looked at next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +78,15 @@ pub(super) struct Rounds {
     due: BTreeSet<(Time, SessionKey)>,
     /// Those that wait for an agent.
     by_agent: HashMap<AgentId, FastSet<SessionKey>>,
+    /// For how many acknowledgements of each pod they wait.
+    awaited: Tally,
 }
 
 impl Rounds {
     /// How many there are, or are remembered in one way or another.
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.by_key.len().max(self.due.len()).max(self.by_agent.len())
+        self.by_key.len().max(self.due.len()).max(self.by_agent.len()).max(self.awaited.used())
     }
 
     /// The round of this session, or a new one.
@@ -100,9 +108,18 @@ impl Rounds {
         })
     }
 
+    /// Whether the acknowledgement of this agent, of `pod`, can be waited for: it is already, or there are not too many.
+    fn admits(&self, key: &SessionKey, agent: AgentId, pod: &AgentName) -> bool {
+        let waits = self.by_key.get(key).is_some_and(|round| round.waiting.contains_key(&agent));
+        waits || self.awaited.admits(key.namespace(), pod, MOST_AWAITED).is_ok()
+    }
+
     fn wait(&mut self, key: &SessionKey, agent: AgentId, waiting: Waiting) {
         if let Some(round) = self.by_key.get_mut(key) {
-            round.waiting.insert(agent, waiting);
+            let pod = waiting.pod.clone();
+            if round.waiting.insert(agent, waiting).is_none() {
+                self.awaited.add(key.namespace(), &pod);
+            }
             self.by_agent.entry(agent).or_default().insert(key.clone());
         }
     }
@@ -112,12 +129,13 @@ impl Rounds {
     fn wait_no_more(&mut self, key: &SessionKey, agent: AgentId, signal: SignalId) -> Option<Waiting> {
         let round = self.by_key.get_mut(key)?;
         round.waiting.get(&agent).filter(|waiting| waiting.signal <= signal)?;
-        let waited = round.waiting.remove(&agent);
-        self.forget(key, agent);
-        waited
+        let waited = round.waiting.remove(&agent)?;
+        self.forget(key, agent, &waited.pod);
+        Some(waited)
     }
 
-    fn forget(&mut self, key: &SessionKey, agent: AgentId) {
+    fn forget(&mut self, key: &SessionKey, agent: AgentId, pod: &AgentName) {
+        self.awaited.remove(key.namespace(), pod);
         if let Some(keys) = self.by_agent.get_mut(&agent) {
             keys.remove(key);
             if keys.is_empty() {
@@ -148,8 +166,8 @@ impl Rounds {
     fn remove(&mut self, key: &SessionKey) -> Option<Round> {
         let round = self.by_key.remove(key)?;
         self.due.remove(&(round.due, key.clone()));
-        for agent in round.waiting.keys() {
-            self.forget(key, *agent);
+        for (agent, Waiting { pod, .. }) in &round.waiting {
+            self.forget(key, *agent, pod);
         }
         Some(round)
     }
@@ -169,6 +187,9 @@ impl Replica {
         let Some(uid) = self.agents.get_mut(&agent).and_then(|a| a.held_mut(key)).map(|h| h.holding.uid) else {
             return;
         };
+        if !self.rounds.admits(key, agent, &pod) {
+            return self.round_left(key, pod, fate);
+        }
         let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
         let round = self.rounds.begun(key, uid, generation, self.config.lease, now);
         (round.uid, round.generation) = (uid, generation);
@@ -190,12 +211,17 @@ impl Replica {
         };
         // What is gone is not carried on, whoever says so.
         if !kept || fate == Fate::Gone {
-            self.counts.evicted(fate);
-            if let Some(round) = self.rounds.by_key.get_mut(key) {
-                round.pods.insert(pod);
-            }
+            self.round_left(key, pod, fate);
         }
         self.settle(key, now);
+    }
+
+    /// The pod counts as one that the change has evicted.
+    fn round_left(&mut self, key: &SessionKey, pod: AgentName, fate: Fate) {
+        self.counts.evicted(fate);
+        if let Some(round) = self.rounds.by_key.get_mut(key) {
+            round.pods.insert(pod);
+        }
     }
 
     /// The agent has told all that it holds over a new stream. What it was signalled over an older one, up to
@@ -305,16 +331,16 @@ impl Replica {
             return;
         };
         let until = |id: &AgentId| self.agents.get(id).map_or(Time::ZERO, Agent::remembered_until);
-        let silent: Vec<AgentId> = round.waiting.keys().filter(|id| until(id) <= now).copied().collect();
         let leased = round.waiting.keys().map(until).max().filter(|until| *until > now);
-        for Waiting { pod, fate, .. } in silent.iter().filter_map(|agent| round.waiting.remove(agent)) {
+        let silent: Vec<_> = round.waiting.extract_if(.., |id, _| until(id) <= now).collect();
+        for (_, Waiting { pod, fate, .. }) in &silent {
             // If it lives on, it will drop its copy when its lease ends.
-            self.counts.evicted(fate);
+            self.counts.evicted(*fate);
             round.pods.insert(pod.clone());
-            round.silent.insert(pod);
+            round.silent.insert(pod.clone());
         }
-        for agent in silent {
-            self.rounds.forget(key, agent);
+        for (agent, Waiting { pod, .. }) in silent {
+            self.rounds.forget(key, agent, &pod);
         }
         match leased {
             Some(until) => self.rounds.again(key, Next::Over, until),

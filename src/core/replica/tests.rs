@@ -93,9 +93,11 @@ fn a_copy_of_a_history_that_a_backup_wiped_out_is_evicted_by_the_first_write_aft
 
 #[test]
 fn no_round_waits_for_what_a_reset_has_cleared() {
-    let (mut replica, _) = replica();
+    let (mut replica, scope) = replica();
     let key = SessionKey::new("a", "s");
-    replica.reported(STREAM, vec![(key.clone(), held(40))], Some(1), at(2)).unwrap();
+    replica.apply(scope, object(&key, 51), at(2));
+    replica.reported(STREAM, vec![(key.clone(), held(51))], Some(1), at(2)).unwrap();
+    replica.delete(scope, &key, ResourceVersion(52), at(2));
     assert_eq!(replica.awaited(&key), 1);
     replica.void();
     assert_eq!(replica.drain(STREAM, 9), Some(Outgoing::Reset), "and no eviction that it could acknowledge");

@@ -154,12 +154,12 @@ impl Replica {
 
     /// The session's uid, generation and metadata summary, as the watch shows it, unless it is being deleted.
     pub fn session(&self, key: &SessionKey) -> Option<(Uid, u64, &Summary)> {
-        let truth = self.entries.get(key)?.truth.as_ref()?;
+        let truth = self.entries.get(key)?.truth.as_deref()?;
         (!truth.terminating).then_some((truth.uid, truth.generation, &truth.summary))
     }
 
     pub(super) fn truth(&self, key: &SessionKey) -> Option<&Truth> {
-        self.entries.get(key)?.truth.as_ref()
+        self.entries.get(key)?.truth.as_deref()
     }
 
     fn put(&mut self, scope: ScopeId, object: Object, now: Time) {
@@ -181,7 +181,7 @@ impl Replica {
         let entry = self.entries.entry(key.clone()).or_default();
         let new = Truth { uid, generation, resource_version, terminating, summary };
         let Entry { truth, holders } = entry;
-        let old = truth.replace(new);
+        let old = truth.replace(Box::new(new));
         let holders = holders.clone();
         if old.is_none() {
             self.sessions += 1;
@@ -189,7 +189,7 @@ impl Replica {
         self.compare_all(&key, &holders, resource_version, now);
         if let Some(new) = self.truth(&key) {
             let new = new.clone();
-            self.changed(&key, old.as_ref(), &new, now);
+            self.changed(&key, old.as_deref(), &new, now);
         }
     }
 
@@ -207,7 +207,7 @@ impl Replica {
             self.entries.remove(key);
         }
         self.compare_all(key, &holders, position, now);
-        self.removed(key, old.as_ref(), now);
+        self.removed(key, old.as_deref(), now);
     }
 
     fn compare_all(&mut self, key: &SessionKey, holders: &[AgentId], position: ResourceVersion, now: Time) {
@@ -222,7 +222,7 @@ impl Replica {
             return;
         };
         self.waits_no_more(scope, agent, key);
-        let truth = self.entries.get(key).and_then(|e| e.truth.as_ref());
+        let truth = self.entries.get(key).and_then(|e| e.truth.as_deref());
         let Some(known) = self.agents.get_mut(&agent) else {
             return;
         };
