@@ -28,6 +28,11 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an agent may take to read a message. Nobody else waits for it; it only has no lease meanwhile.
 /// A connection on which nothing is read at all is given up after as long.
 const READ_DEADLINE: Duration = Duration::from_secs(20);
+/// Leases for which an agent may say nothing: whoever lives sends five heartbeats in each. A message that has begun to come takes its
+/// memory until it has come, and a network that is back, or a machine that was busy, has brought one by then.
+const SILENT_LEASES: u32 = 2;
+/// The same for short leases, for which a busy machine may well be busy.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(20);
 /// Messages that are taken out of the replica in one go. Only an agent itself can make more signals than they name come
 /// again and again: it is told to drop a session once for each copy of it that it reports. Few, since they wait for an agent that
 /// does not read, which may report others meanwhile.
@@ -47,6 +52,8 @@ enum Ended {
     TooMany(#[from] Full),
     #[error("the agent has not read for {} s", READ_DEADLINE.as_secs())]
     Stuck,
+    #[error("no whole message has come for {} s", .0.as_secs())]
+    Silent(Duration),
     #[error("namespace {0} is not watched by this controller")]
     NotWatched(String),
     #[error("the same process has opened another stream")]
@@ -83,7 +90,7 @@ impl Ended {
                 Some(Status::failed_precondition(text))
             }
             Self::Malformed(_) | Self::TooManyNamed | Self::Undecodable => Some(Status::invalid_argument(text)),
-            Self::NoHello | Self::Stuck => Some(Status::deadline_exceeded(text)),
+            Self::NoHello | Self::Stuck | Self::Silent(_) => Some(Status::deadline_exceeded(text)),
             Self::TooMany(_) | Self::TooLong => Some(Status::resource_exhausted(text)),
             Self::Superseded => Some(Status::aborted(text)),
             Self::Broken(_) | Self::Closed => None,
@@ -182,11 +189,13 @@ impl Attach {
         outbox: &Outbox,
     ) -> Result<(), Ended> {
         let namespace: Arc<str> = pod.namespace.as_str().into();
+        let silence = longest_silence(self.shared.with(|replica, _| replica.config().lease));
         let mut said = false;
         loop {
             // A message can name many sessions: who has many to send must not keep others, nor its own answers, from their turn.
             tokio::task::yield_now().await;
-            let message = inbound.message().await?.ok_or(Ended::Closed)?;
+            let message = timeout(silence, inbound.message()).await.map_err(|_| Ended::Silent(silence))?;
+            let message = message?.ok_or(Ended::Closed)?;
             let expected = "reports, acknowledgements, renewals, a heartbeat or a confirmation request";
             let message = message.message.ok_or(Malformed::Unexpected { expected })?;
             match message {
@@ -261,6 +270,11 @@ pub fn confirm(
     Ok(shared.with(|replica, now| replica.confirm(stream, request.number, key, barrier, now)))
 }
 
+/// How long an agent may take from one message to the next.
+fn longest_silence(lease: Duration) -> Duration {
+    (lease * SILENT_LEASES).max(SHORTEST_SILENCE)
+}
+
 async fn push(outbox: &Outbox, message: replica_message::Message) -> Result<(), Ended> {
     let message = v1::ReplicaMessage { message: Some(message) };
     match timeout(READ_DEADLINE, outbox.send(message)).await {
@@ -272,12 +286,24 @@ async fn push(outbox: &Outbox, message: replica_message::Message) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use futures::{StreamExt, stream};
+    use prost::Message as _;
+    use tonic::codec::Codec;
+    use tonic_prost::ProstCodec;
+
     use super::*;
     use crate::controller::ledger::Settlements;
     use crate::core::cache::{Holding, Report};
     use crate::core::digest::{Digest, Metadata};
     use crate::core::replica::{Config, InstanceId, Replica, Settled};
     use crate::core::session::{ResourceVersion, Uid};
+
+    #[test]
+    fn no_agent_is_silent_that_misses_a_few_heartbeats() {
+        let seconds = |lease| longest_silence(Duration::from_secs(lease)).as_secs();
+        assert_eq!([1, 5, 15, 300].map(seconds), [20, 20, 30, 600]);
+    }
 
     struct Nobody;
 
@@ -307,6 +333,29 @@ mod tests {
 
     fn used_in(ledger: &Ledger, namespace: &str, renewals: &v1::Renewals) -> Result<(), Full> {
         used(ledger, &namespace.into(), renewals).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_has_begun_and_never_ends_ends_the_stream() {
+        let second = Duration::from_secs(1);
+        let ledger = Arc::new(Ledger::new("own", second, second, Box::new(Nobody)));
+        let shared = Arc::new(Shared::new(Replica::new(Config::default(), &[]), ledger.clone()));
+        let stream = shared.open_stream();
+        let attach = Attach { shared, ledger, settings: v1::Settings::default(), closing: CancellationToken::new() };
+        // A whole heartbeat, and the beginning of a message as long as may be.
+        let heartbeat = agent_message::Message::Heartbeat(v1::Heartbeat { number: 1 });
+        let heartbeat = v1::AgentMessage { message: Some(heartbeat) }.encode_to_vec();
+        let head = |length: usize| [&[0][..], &u32::try_from(length).unwrap().to_be_bytes()].concat();
+        let begun = [head(heartbeat.len()), heartbeat, head(MAX_MESSAGE_BYTES), vec![0; 100]].concat();
+        let body = stream::iter([Ok::<_, Status>(begun)]).chain(stream::pending());
+        let decoder = ProstCodec::<(), v1::AgentMessage>::default().decoder();
+        let mut inbound = Streaming::new_request(decoder, Body::from_stream(body), None, Some(MAX_MESSAGE_BYTES));
+        let pod = Pod { namespace: "ns".into(), name: "pod".into(), uid: "1".into() };
+        let (outbox, _read) = mpsc::channel(1);
+        let ended = timeout(Duration::from_hours(1), attach.receive(&pod, stream.id, &mut inbound, &outbox)).await;
+        let ended = ended.expect("it is waited for").unwrap_err();
+        assert_eq!(ended.status().unwrap().code(), Code::DeadlineExceeded);
+        assert_eq!(ended.to_string(), "no whole message has come for 30 s");
     }
 
     #[tokio::test]

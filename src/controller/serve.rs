@@ -36,6 +36,8 @@ const OUTBOX: usize = 2;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Streams on one connection. Agents and replicas open one.
 const STREAMS: u32 = 8;
+/// Bytes that are taken in, of a stream and of a connection, before anybody reads them.
+const WINDOW: u32 = 128 * 1_024;
 /// How long the answer to a new stream may take: as long as the check of its token, and some more.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Lines about who was not let in: so many at once, then one in each interval. Anybody can cause them.
@@ -191,6 +193,8 @@ impl Bound {
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .max_concurrent_streams(Some(STREAMS))
+            .initial_stream_window_size(Some(WINDOW))
+            .initial_connection_window_size(Some(WINDOW))
             .timeout(ANSWER)
             .add_service(service)
             .serve_with_incoming(encrypted);

@@ -61,7 +61,13 @@ impl Bench {
     }
 
     /// An agent that was granted a lease.
-    pub(super) fn agent(&mut self, stream: u32, namespace: &str, pod: &str, instance: u128) -> (StreamId, Option<StreamId>) {
+    pub(super) fn agent(
+        &mut self,
+        stream: u32,
+        namespace: &str,
+        pod: &str,
+        instance: u128,
+    ) -> (StreamId, Option<StreamId>) {
         let hello = Hello { instance: InstanceId(instance), namespace: namespace.into(), name: pod.into() };
         let superseded = self.replica.stream_opened(StreamId(stream), hello, self.now);
         self.lease(StreamId(stream));
