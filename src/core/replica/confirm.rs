@@ -13,12 +13,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hashbrown::HashSet as FastSet;
 use thiserror::Error;
 
 use super::{AgentId, AgentName, Replica, ScopeId, SignalId};
 use crate::core::lease::{StreamId, with_drift};
+use crate::core::rate::Buckets;
 use crate::core::rules::Rule;
 use crate::core::session::SessionKey;
 use crate::core::signal::{Barrier, Fate};
@@ -27,6 +29,17 @@ use crate::core::time::Time;
 
 /// One part in so many of the confirmations under way is kept for the leader.
 const LEADERS_PART: usize = 8;
+
+/// Confirmations that one pod may ask for at once and, after these, one in each interval: many times what a pod asks for that writes
+/// as fast as it can, some 150 in a second. Each is told to all agents of the namespace.
+const OF_A_POD: (u32, Duration) = (512, Duration::from_millis(1));
+/// Pods of which it is known how often they ask: more than can be connected.
+const MOST_PODS: usize = 16_384;
+
+/// How often pods ask, by namespace and name.
+pub(super) fn rates() -> Buckets<(Arc<str>, AgentName)> {
+    Buckets::new(OF_A_POD.0, OF_A_POD.1, MOST_PODS)
+}
 
 /// The answer to a confirmation request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +53,8 @@ pub struct Confirmed {
 /// Why a confirmation cannot be had. Whoever asked must wait for the leases to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ConfirmRefused {
-    /// Too many are under way.
-    #[error("too many confirmations are under way")]
+    /// Too many are under way, or the pod asks too often.
+    #[error("too many confirmations are under way, or asked for")]
     Busy,
     /// The namespace is not watched.
     #[error("the namespace is not watched")]
@@ -75,7 +88,8 @@ impl Replica {
     ) -> Result<(), ConfirmRefused> {
         let scope = self.scope_of(key.namespace()).ok_or(ConfirmRefused::NotWatched)?;
         let pod = self.pod_of(origin);
-        if !self.may_confirm(origin, pod.as_ref()) {
+        let admitted = self.may_confirm(origin, pod.as_ref());
+        if !admitted || pod.as_ref().is_some_and(|pod| !self.asking.of(pod, now).take(now)) {
             return Err(ConfirmRefused::Busy);
         }
         let signal = self.next_signal();
@@ -102,7 +116,7 @@ impl Replica {
         let origin = Some(origin);
         let confirmation = Confirmation { key, barrier, scope, origin, request, waiting, pod, since: None };
         self.confirmations.insert(signal, confirmation);
-        self.confirm_ready(now);
+        self.confirm_one(signal, now);
         Ok(())
     }
 
@@ -127,7 +141,7 @@ impl Replica {
             && confirmation.waiting.remove(&agent)
             && confirmation.waiting.is_empty()
         {
-            self.confirm_ready(now);
+            self.confirm_one(signal, now);
         }
     }
 
@@ -191,25 +205,36 @@ impl Replica {
         if self.confirmations.is_empty() {
             return;
         }
-        let ready: Vec<SignalId> = self
-            .confirmations
-            .iter()
-            .filter(|(_, c)| (c.waiting.is_empty() || c.origin.is_none()) && self.seen(c))
-            .filter(|(_, c)| self.knows_registered(c.scope, now))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in ready {
-            let Some(confirmation) = self.confirm_over(id) else {
-                continue;
-            };
-            let Some(origin) = confirmation.origin else {
-                continue;
-            };
-            let registered = self.registered_for(confirmation.scope).keys().cloned().collect();
-            let reply = Confirmed { request: confirmation.request, registered };
-            self.replies.entry(origin).or_default().push(reply);
-            self.wake(Some(origin));
+        let ready = self.confirmations.iter().filter(|(_, c)| self.is_ready(c, now)).map(|(id, _)| *id);
+        for id in ready.collect::<Vec<_>>() {
+            self.confirm_answer(id);
         }
+    }
+
+    /// Answers this one, if it is. An acknowledgement makes no other one ready, of thousands that there may be.
+    fn confirm_one(&mut self, signal: SignalId, now: Time) {
+        if self.confirmations.get(&signal).is_some_and(|c| self.is_ready(c, now)) {
+            self.confirm_answer(signal);
+        }
+    }
+
+    fn is_ready(&self, confirmation: &Confirmation, now: Time) -> bool {
+        (confirmation.waiting.is_empty() || confirmation.origin.is_none())
+            && self.seen(confirmation)
+            && self.knows_registered(confirmation.scope, now)
+    }
+
+    fn confirm_answer(&mut self, signal: SignalId) {
+        let Some(confirmation) = self.confirm_over(signal) else {
+            return;
+        };
+        let Some(origin) = confirmation.origin else {
+            return;
+        };
+        let registered = self.registered_for(confirmation.scope).keys().cloned().collect();
+        let reply = Confirmed { request: confirmation.request, registered };
+        self.replies.entry(origin).or_default().push(reply);
+        self.wake(Some(origin));
     }
 
     /// Whether the watch shows the state, or a later one.

@@ -310,3 +310,32 @@ fn a_pod_and_a_namespace_have_their_parts_of_the_copies() {
     assert_eq!(bench.replica.holdings(), 19);
     assert_eq!(hold(&mut bench, pod, "ns", 6..8).0, Ok(()));
 }
+
+#[test]
+fn a_pod_that_asks_for_confirmations_without_end_is_told_to_wait_and_others_are_not() {
+    let mut bench = Bench::new(4_096, 512);
+    // Nobody has a lease: each is confirmed at once, and read.
+    let open = |bench: &mut Bench, stream: u32, pod: &str| {
+        let hello = Hello { instance: InstanceId(stream.into()), namespace: "ns".into(), name: pod.into() };
+        assert_eq!(bench.replica.stream_opened(StreamId(stream), hello, bench.now), None);
+        StreamId(stream)
+    };
+    let (first, again, other) = (open(&mut bench, 1, "a"), open(&mut bench, 2, "a"), open(&mut bench, 3, "b"));
+    bench.pass(LEASE);
+    let mut ask = |stream, many| {
+        let mut confirmed = 0;
+        for _ in 0..many {
+            confirmed += u32::from(bench.confirm(stream, 10).is_ok());
+            bench.replica.poll(bench.now);
+            bench.answers(stream);
+            bench.answers(first);
+            bench.answers(again);
+            bench.answers(other);
+            bench.pass(Duration::from_micros(100));
+        }
+        confirmed
+    };
+    assert!((600..700).contains(&ask(first, 1_000)), "512, and one in each of 100 ms");
+    assert!((100..110).contains(&ask(again, 1_000)), "another process of the pod has no more");
+    assert!((600..700).contains(&ask(other, 1_000)));
+}

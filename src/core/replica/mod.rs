@@ -17,6 +17,7 @@ use hashbrown::HashMap as FastMap;
 
 use super::digest::Summary;
 use super::lease::StreamId;
+use super::rate::Buckets;
 use super::session::{ResourceVersion, SessionKey, Uid};
 use super::tally::{Bounds, Tally};
 use super::time::Time;
@@ -131,6 +132,7 @@ pub struct Replica {
     confirmations: BTreeMap<SignalId, Confirmation>,
     /// Of these, those that pods have asked for.
     asked: Tally,
+    asking: Buckets<(Arc<str>, AgentName)>,
     replies: HashMap<StreamId, Vec<Confirmed>>,
     rounds: Rounds,
     moved_on: MovedOn,
@@ -164,6 +166,7 @@ impl Replica {
             by_namespace: HashMap::new(),
             confirmations: BTreeMap::new(),
             asked: Tally::default(),
+            asking: confirm::rates(),
             replies: HashMap::new(),
             rounds: Rounds::default(),
             moved_on: MovedOn::default(),
