@@ -29,7 +29,7 @@ pub mod reviews;
 pub mod token;
 
 use question::CALL_DEADLINE;
-use reviews::Reviews;
+use reviews::{Group, Reviews};
 use token::Token;
 
 /// How often it is looked whether who has a stream may still have it: a little less, so that not all come at once. With the
@@ -145,12 +145,31 @@ impl Looks {
     }
 }
 
+/// On whose account the API server is asked whose a token is.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    /// Of whoever comes from this address.
+    From(IpAddr),
+    /// Of those of this group who are in.
+    Again(&'a Group),
+}
+
 /// What somebody may do who has a token.
 enum Claim {
     /// Hold sessions, as this pod.
     Pod(Pod),
     /// Ask as another replica of the controller.
     Peer,
+}
+
+impl Claim {
+    /// The group of [`Authenticator::bearer`]: the namespace. The other replicas are few.
+    fn group(&self) -> Group {
+        match self {
+            Self::Pod(pod) => pod.namespace.as_str().into(),
+            Self::Peer => "".into(),
+        }
+    }
 }
 
 /// Whom a token belongs to.
@@ -229,14 +248,14 @@ impl Authenticator {
     /// known by.
     pub async fn pod(&self, metadata: &MetadataMap, from: IpAddr) -> Result<(Pod, Pass), Denied> {
         let token = Token::of(metadata).ok_or(Denied::NoToken)?;
-        let pod = self.admitted(&token, from).await?;
+        let pod = self.admitted(&token, Asked::From(from)).await?;
         Ok((pod.clone(), Pass { token, from, claim: Claim::Pod(pod) }))
     }
 
     /// Lets only replicas of this controller through: those that share its service account.
     pub async fn peer(&self, metadata: &MetadataMap, from: IpAddr) -> Result<Pass, Denied> {
         let token = Token::of(metadata).ok_or(Denied::NoToken)?;
-        self.is_replica(&token, from).await?;
+        self.is_replica(&token, Asked::From(from)).await?;
         Ok(Pass { token, from, claim: Claim::Peer })
     }
 
@@ -258,35 +277,40 @@ impl Authenticator {
         }
     }
 
-    async fn holds(&self, Pass { token, from, claim }: &Pass) -> Result<(), Denied> {
+    async fn holds(&self, Pass { token, claim, .. }: &Pass) -> Result<(), Denied> {
+        let group = claim.group();
         match claim {
-            Claim::Pod(pod) if self.admitted(token, *from).await? == *pod => Ok(()),
+            Claim::Pod(pod) if self.admitted(token, Asked::Again(&group)).await? == *pod => Ok(()),
             Claim::Pod(_) => Err(Denied::AnotherPod),
-            Claim::Peer => self.is_replica(token, *from).await,
+            Claim::Peer => self.is_replica(token, Asked::Again(&group)).await,
         }
     }
 
-    async fn admitted(&self, token: &Token, from: IpAddr) -> Result<Pod, Denied> {
-        let Bearer { user, pod, may_read } = self.bearer(token, from).await?;
+    async fn admitted(&self, token: &Token, asked: Asked<'_>) -> Result<Pod, Denied> {
+        let Bearer { user, pod, may_read } = self.bearer(token, asked).await?;
         let pod = pod.ok_or(Denied::NotAPod)?;
         if may_read { Ok(pod) } else { Err(Denied::NotAllowed { user, namespace: pod.namespace }) }
     }
 
-    async fn is_replica(&self, token: &Token, from: IpAddr) -> Result<(), Denied> {
-        let bearer = self.bearer(token, from).await?;
+    async fn is_replica(&self, token: &Token, asked: Asked<'_>) -> Result<(), Denied> {
+        let bearer = self.bearer(token, asked).await?;
         if self.own_user.is_empty() || bearer.user != self.own_user {
             return Err(Denied::NotAPeer);
         }
         Ok(())
     }
 
-    async fn bearer(&self, token: &Token, from: IpAddr) -> Result<Bearer, Denied> {
+    async fn bearer(&self, token: &Token, asked: Asked<'_>) -> Result<Bearer, Denied> {
         let welcome = |bearer: &Bearer| match &bearer.pod {
             Some(pod) if bearer.may_read => Some(pod.namespace.as_str().into()),
             // The other replicas are few.
             _ => (bearer.user == self.own_user).then(|| "".into()),
         };
-        let bearer = self.reviews.who(token, from, welcome, async || self.review(token.reveal()).await).await?;
+        let ask = async || self.review(token.reveal()).await;
+        let bearer = match asked {
+            Asked::From(from) => self.reviews.who(token, from, welcome, ask).await?,
+            Asked::Again(group) => self.reviews.still(token, group, welcome, ask).await?,
+        };
         bearer.ok_or_else(|| Denied::NotAccepted { audience: self.audience.clone() })
     }
 

@@ -5,7 +5,8 @@
 //! got none is not asked again at once, and questions come out of token buckets: one for tokens that were good before,
 //! of which each namespace gets a part only, and one for all others, of which each address gets a part only. A flood
 //! of made-up tokens does not empty the first one, so who was let in before can come back with the same token; nor, if
-//! it comes from one address, the second, so others get in with new ones.
+//! it comes from one address, the second, so others get in with new ones. Looks at streams that are open have a bucket of their own:
+//! nobody, of the same namespace or not, keeps a stream open by asking so much that nobody looks at it.
 //!
 //! What is kept is a hash of each token, never the token.
 
@@ -29,7 +30,8 @@ pub const FRESH: Duration = Duration::from_secs(5);
 const RESPITE: Duration = Duration::from_secs(1);
 /// Of pods.
 const OF_PODS: Rates = Rates {
-    // More than all streams that there may be need to be looked at again every 25 s: 7,680.
+    // More than all streams that there may be need to be looked at again every 25 s: 7,680. That is for looks, which have as much for
+    // themselves, and a good part of them may come back at once.
     known: (500, Duration::from_micros(2_500)),
     // More than those of them need that one namespace may have: 6,144.
     group: (400, Duration::from_micros(3_125)),
@@ -78,7 +80,8 @@ impl Rates {
 }
 
 type Hash = [u8; 32];
-type Group = Arc<str>;
+/// Whose part of the questions it is.
+pub type Group = Arc<str>;
 type Slot<T> = Arc<tokio::sync::Mutex<Option<Asked<T>>>>;
 
 /// What became of the last question about a token.
@@ -117,10 +120,18 @@ struct State<T> {
     for_unwelcome: TokenBucket,
     for_strangers: TokenBucket,
     by_group: Buckets<Group>,
+    for_looks: TokenBucket,
+    looks_by_group: Buckets<Group>,
     by_address: Buckets<IpAddr>,
 }
 
 impl<T> State<T> {
+    /// Whether the API server may be asked about who is in, of this group. How many those are is bounded, and how often each is looked
+    /// at: a flood does not come here, whatever is known of the token by now.
+    fn take_look(&mut self, group: &Group, now: Time) -> bool {
+        self.looks_by_group.of(group, now).take(now) && self.for_looks.take(now)
+    }
+
     /// Whether the API server may be asked about it.
     fn take(&mut self, hash: &Hash, from: IpAddr, now: Time) -> bool {
         if let Some((group, _)) = self.known.get(hash) {
@@ -156,6 +167,8 @@ impl<T> Reviews<T> {
             for_unwelcome: Rates::bucket(rates.known),
             for_strangers: Rates::bucket(rates.strangers),
             by_group: Rates::each(rates.group),
+            for_looks: Rates::bucket(rates.known),
+            looks_by_group: Rates::each(rates.group),
             by_address: Rates::each(rates.address),
         };
         Self { state: Mutex::new(state) }
@@ -172,6 +185,27 @@ impl<T: Clone> Reviews<T> {
         welcome: impl Fn(&T) -> Option<Group>,
         ask: impl AsyncFnOnce() -> Result<Option<T>, E>,
     ) -> Result<Option<T>, E> {
+        self.answer(token, |state, hash, now| state.take(hash, from, now), welcome, ask).await
+    }
+
+    /// The same for somebody who was let in and is in, of this `group`.
+    pub async fn still<E: From<Busy>>(
+        &self,
+        token: &Token,
+        group: &Group,
+        welcome: impl Fn(&T) -> Option<Group>,
+        ask: impl AsyncFnOnce() -> Result<Option<T>, E>,
+    ) -> Result<Option<T>, E> {
+        self.answer(token, |state, _, now| state.take_look(group, now), welcome, ask).await
+    }
+
+    async fn answer<E: From<Busy>>(
+        &self,
+        token: &Token,
+        take: impl FnOnce(&mut State<T>, &Hash, Time) -> bool,
+        welcome: impl Fn(&T) -> Option<Group>,
+        ask: impl AsyncFnOnce() -> Result<Option<T>, E>,
+    ) -> Result<Option<T>, E> {
         let hash: Hash = Sha256::digest(token.reveal()).into();
         let slot = self.slot(hash);
         let mut last = slot.lock().await;
@@ -182,7 +216,7 @@ impl<T: Clone> Reviews<T> {
             Some(Asked::Unanswered(since)) if asked.saturating_since(*since) < RESPITE => return Err(Busy.into()),
             _ => {}
         }
-        if !self.state.lock().take(&hash, from, asked) {
+        if !take(&mut self.state.lock(), &hash, asked) {
             return Err(Busy.into());
         }
         let who = match ask().await {

@@ -183,3 +183,28 @@ async fn a_token_that_is_good_no_more_is_a_stranger_again() {
     assert_eq!(reviews.who(&token("t"), HERE, |_| Some("".into()), async || Ok::<_, Busy>(None)).await, Ok(None));
     assert!(reviews.state.lock().known.is_empty());
 }
+
+#[tokio::test]
+async fn streams_are_looked_at_whatever_else_is_asked() {
+    let (reviews, asked) = (Reviews::default(), Cell::new(0));
+    // A namespace makes so many tokens that it has nothing left to ask, for which ours is forgotten.
+    let empty = |bucket: &mut TokenBucket| {
+        *bucket = TokenBucket::new(1, Duration::from_hours(1));
+        assert!(bucket.take(now()));
+    };
+    empty(reviews.state.lock().by_group.of(&"1".into(), now()));
+    empty(reviews.state.lock().by_address.of(&HERE, now()));
+    assert_eq!(ask(&reviews, "good", &asked).await, Err(Busy));
+    let look = async |group: &str| {
+        let answer = async || Ok::<_, Busy>(Some(1));
+        reviews.still(&token("good"), &group.into(), |_| Some("1".into()), answer).await
+    };
+    assert_eq!(look("1").await, Ok(Some(1)));
+    // Nor does a namespace with many streams keep those of others from being looked at.
+    let hash = Sha256::digest("good").into();
+    *reviews.slot(hash).lock().await = None;
+    let begun = now();
+    while reviews.state.lock().take_look(&"1".into(), begun) {}
+    assert_eq!(look("1").await, Err(Busy));
+    assert_eq!(look("2").await, Ok(Some(1)));
+}
