@@ -97,10 +97,14 @@ impl Bench {
     /// So many sessions that are deleted while whoever is at the other end of `stream` holds copies.
     pub(super) fn deleted(&mut self, stream: StreamId, many: usize) {
         let keys: Vec<_> = (0..many).map(|n| SessionKey::new("ns", n.to_string())).collect();
-        keys.iter().for_each(|key| self.create(key.clone()));
+        for key in &keys {
+            self.create(key.clone());
+        }
         let copies = keys.iter().map(|key| (key.clone(), Report::Held(held()))).collect();
         self.replica.reported(stream, copies, Some(1), self.now).unwrap();
-        keys.iter().for_each(|key| self.delete(key));
+        for key in &keys {
+            self.delete(key);
+        }
     }
 
     fn confirm(&mut self, stream: StreamId, at: u64) -> Result<(), ConfirmRefused> {
