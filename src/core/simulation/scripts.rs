@@ -100,6 +100,13 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
             let hung = Path { up: Pace::Hung, ..GOOD };
             s.step(150, 400, Action::Path(READER, ONLY, hung));
         }
+        Rule::CoverFromSend => {
+            // What a GET has read changes, and it is answered when leases of a moment before are in force and no report gets
+            // through any more.
+            let mute = Path { up: Pace::Hung, ..GOOD };
+            s.step(0, 30, Action::Access(true, READER, SLOW_ANSWER)).step(0, 5, get(READER)).step(4, 12, change);
+            s.step(250, 500, Action::Path(READER, ONLY, mute)).step(LEASE, LEASE + 100, nothing);
+        }
         Rule::FenceRestores | Rule::BarrierToAll | Rule::NoLateJoin => {
             s.step(0, 30, Action::Access(true, READER, SLOW_ANSWER));
             s.step(0, 30, get(READER)).step(2, 12, everywhere).step(5, 60, get(READER));
