@@ -20,9 +20,10 @@ pub(super) fn noting(client: kube::Client, clock: Arc<Mutex<ServerClock>>) -> ku
     let service = service_fn(move |request: Request<Body>| {
         let (client, clock) = (client.clone(), clock.clone());
         async move {
+            let sent = now();
             let response = client.send(request).await?;
             if let Some(shown) = date(response.headers()) {
-                clock.lock().read(shown, now());
+                clock.lock().read_slowly(shown, sent, now());
             }
             Ok::<_, kube::Error>(response)
         }

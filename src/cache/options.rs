@@ -99,6 +99,9 @@ pub struct Change {
     /// annotation as of their last GET, since no change of these evicts them; where others decide from what their copies say
     /// of it, they must be told. Needs [`Visibility::Everywhere`].
     pub outdates_equal: bool,
+    /// Whether that is told though the object is taken to have it already, since others may not know
+    /// ([`Cache::is_unsettled`](super::Cache::is_unsettled)).
+    pub repeats: bool,
     /// Whether it only says that the session was used: then what copies tell is right also if nobody knows whether it was done.
     pub renews: bool,
 }

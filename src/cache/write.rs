@@ -194,7 +194,8 @@ impl Shared {
         change: Change,
         visibility: Visibility,
     ) -> Result<Session, WriteError> {
-        let Change { metadata, known, idle_timeout, annotations, only_if_unchanged, outdates_equal, renews } = change;
+        let Change { metadata, known, idle_timeout, annotations, only_if_unchanged, outdates_equal, repeats, renews } =
+            change;
         let mut spec = Map::new();
         match idle_timeout {
             IdleTimeout::Keep => {}
@@ -238,7 +239,7 @@ impl Shared {
         let meant = base.clone();
         let written = self.run(async move |shared| {
             let base = meant;
-            let begun = tells.then(|| shared.unsettled.begin(&base));
+            let begun = tells.then(|| shared.unsettled.begin(&base, repeats));
             let flight = Flight::sent(&shared, base.name());
             let observed = shared.attempts(only_if_unchanged, || shared.api.patch(base.name(), &patch)).await;
             match observed {
@@ -249,7 +250,9 @@ impl Shared {
                     if is_unknown && !renews {
                         flight.unknown(wrote.metadata.is_some());
                     }
-                    begun.inspect(|begun| shared.unsettled.failed(&base, *begun, is_unknown));
+                    if !is_unknown && let Some(begun) = begun {
+                        begun.refused();
+                    }
                     Err(error)
                 }
             }
@@ -257,7 +260,7 @@ impl Shared {
         let ((session, begun), answered) = written.await?;
         let session = self.visible(session, answered, visibility, outdates_equal).await?;
         if let Some(begun) = begun {
-            self.unsettled.settled(base, begun);
+            begun.settled();
         }
         Ok(session)
     }

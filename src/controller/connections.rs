@@ -4,7 +4,7 @@
 //! a short time only. If too many are idle, one gives way to the newest: of the address from which most have come, the one that
 //! has been idle for longest. Who has a good token needs a few milliseconds to be busy, so connections that say nothing keep
 //! nobody out, and however fast they come from one address, they take the places of each other. How many can be busy is bounded
-//! by what each pod and each namespace may open (see [`super::admission`]).
+//! by what each pod and each namespace may open (see [`super::stream_limits`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;

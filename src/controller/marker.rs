@@ -165,6 +165,8 @@ impl Marker {
         writing.refused = answer.as_ref().is_err_and(|error| is_refusal(error.kind(), known));
         if writing.refused {
             self.shared.with(|replica, _| replica.marker_refused(self.scope));
+            // Whoever waits for it to list need not.
+            self.distrust.notify_one();
         }
         let written = answer?;
         let resource_version = version(&written)?;

@@ -42,9 +42,6 @@ pub enum ScrapeError {
         /// What the system said.
         source: io::Error,
     },
-    /// The server ended.
-    #[error("serving metrics failed: {0}")]
-    Serve(#[source] io::Error),
 }
 
 /// The endpoint, bound but not served yet.
@@ -73,7 +70,8 @@ impl Bound {
             .with_state(registry)
             .layer(middleware::from_fn_with_state(gate, admit));
         let listener = BoundedListener::new(self.listener, MAX_CONNECTIONS, CONNECTION_TIMEOUT);
-        bounded::serve(TlsListener::new(listener, tls), router, &shutdown).await.map_err(ScrapeError::Serve)
+        bounded::serve(TlsListener::new(listener, tls), router, &shutdown).await;
+        Ok(())
     }
 }
 

@@ -32,7 +32,8 @@ use crate::runtime::task_set::{TaskError, TaskSet};
 
 /// How long agents are given to return their leases. Meanwhile the leader finishes what it has under way.
 const RETURN_LEASES: Duration = Duration::from_secs(3);
-/// How long the leader's calls under way may take to end.
+/// How long the leader's calls under way may take to end. A status that hangs for longer is given up: it is for the object that was
+/// read, so whatever it does later it does to no state of a successor's.
 const FINISH: Duration = Duration::from_secs(3);
 /// How long the removal of the markers may take. With the leases and what is left then it leaves room in the 10 s of a shutdown.
 const UNREGISTER: Duration = Duration::from_secs(2);

@@ -169,11 +169,13 @@ impl Watch {
     /// can be written there are no leases, but the leader has work to do all the same.
     async fn wait_for_marker(&self) {
         let marked = async {
-            while !self.shared.with(|replica, _| replica.is_marked(self.scope)) {
+            while !self.shared.with(|replica, _| replica.is_marked(self.scope) || replica.is_refused(self.scope)) {
                 self.distrust.notified().await;
             }
         };
-        if timeout(self.patience, marked).await.is_err() {
+        if timeout(self.patience, marked).await.is_err()
+            || !self.shared.with(|replica, _| replica.is_marked(self.scope))
+        {
             info!(scope = %self.name(), "there is no marker: all is listed, and once more when there is one");
         }
     }

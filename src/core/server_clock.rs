@@ -29,6 +29,14 @@ impl ServerClock {
         self.reading = Some((shown, answered));
     }
 
+    /// The same of an answer to what was sent at `sent`. One that took long says less than one before that did not: it may have been
+    /// given at any time meanwhile.
+    pub fn read_slowly(&mut self, shown: WallTime, sent: Time, answered: Time) {
+        if self.reading.is_none() || answered.saturating_since(sent) <= TOLERANCE {
+            self.read(shown, answered);
+        }
+    }
+
     /// The time by the API server's clock, or a little earlier: by up to a second, and by what the last answer took to arrive. `None`
     /// before the first answer.
     pub fn now(&self, now: Time) -> Option<WallTime> {
@@ -74,6 +82,16 @@ mod tests {
         // It was set back.
         clock.read(secs(900), Time::ZERO + secs(10));
         assert_eq!(clock.now(Time::ZERO + secs(11)), Some(secs(901)));
+    }
+
+    #[test]
+    fn an_answer_that_took_long_takes_no_others_place() {
+        let (mut clock, second) = (ServerClock::default(), |n| Time::ZERO + secs(n));
+        clock.read_slowly(secs(1_000), second(1), second(5));
+        assert_eq!(clock.now(second(5)), Some(secs(1_000)), "there is no other");
+        clock.read_slowly(secs(1_004), second(5), second(6));
+        clock.read_slowly(secs(1_006), second(7), second(10));
+        assert_eq!(clock.now(second(10)), Some(secs(1_008)));
     }
 
     #[test]

@@ -49,9 +49,6 @@ pub enum AdminError {
         /// What the system said.
         source: io::Error,
     },
-    /// The server ended.
-    #[error("the admin endpoints ended: {0}")]
-    Serve(#[source] io::Error),
 }
 
 /// What `/metrics` shows. Probes are answered before there is anything to show.
@@ -101,7 +98,8 @@ impl BoundAdmin {
             router = router.merge(Router::new().route("/metrics", get(open_metrics)).with_state(open));
         }
         let listener = BoundedListener::new(self.listener, connections, timeout);
-        bounded::serve(listener, router, &shutdown).await.map_err(AdminError::Serve)
+        bounded::serve(listener, router, &shutdown).await;
+        Ok(())
     }
 }
 

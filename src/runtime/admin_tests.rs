@@ -165,3 +165,15 @@ async fn serving_ends_on_shutdown_even_if_a_connection_is_open() {
     running.shutdown.cancel();
     timeout(PATIENCE, running.server).await.unwrap().unwrap().unwrap();
 }
+
+/// One connection would carry hundreds of requests at once.
+#[tokio::test]
+async fn whoever_begins_to_speak_http_2_is_refused() {
+    let running = start(8, PATIENCE).await;
+    let mut stream = TcpStream::connect(running.address).await.unwrap();
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    stream.write_all(&[&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings].concat()).await.unwrap();
+    let mut answer = Vec::new();
+    let ended = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    assert!(ended.is_err() || answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
+}

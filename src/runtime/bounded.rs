@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -10,9 +10,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
+use axum::extract::connect_info::ConnectInfo;
+use axum::serve::Listener;
+use axum::{Extension, Router};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,39 +24,26 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server;
 
 use super::listen;
-use super::tls::listener::TlsListener;
 
 /// Serves until `shutdown`.
 ///
-/// Not axum's graceful shutdown: it waits for connections that whoever asks keeps open. An answer takes microseconds, and nobody
-/// depends on the last one.
-pub async fn serve<L>(listener: L, router: Router, shutdown: &CancellationToken) -> io::Result<()>
-where
-    L: Listener,
-    L::Addr: std::fmt::Debug,
-    Remote: for<'a> Connected<IncomingStream<'a, L>>,
-{
-    tokio::select! {
-        served = axum::serve(listener, router.into_make_service_with_connect_info::<Remote>()).into_future() => served,
-        () = shutdown.cancelled() => Ok(()),
+/// Not by `axum::serve`, which speaks HTTP/2 with whoever begins so: a connection would carry hundreds of requests at once, and answer
+/// pings that keep it open for nothing. Nor gracefully: whoever asks keeps connections open. An answer takes microseconds, and
+/// nobody depends on the last one.
+pub async fn serve<L: Listener<Addr = SocketAddr>>(mut listener: L, router: Router, shutdown: &CancellationToken) {
+    while let Some((stream, from)) = shutdown.run_until_cancelled(listener.accept()).await {
+        let service = TowerToHyperService::new(router.clone().layer(Extension(ConnectInfo(Remote(from)))));
+        tokio::spawn(async move {
+            let connection = auto::Builder::new(TokioExecutor::new()).http1_only();
+            // How it ended is nobody's concern but the client's.
+            let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+        });
     }
 }
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote(pub SocketAddr);
-
-impl Connected<IncomingStream<'_, BoundedListener>> for Remote {
-    fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
-        Self(*stream.remote_addr())
-    }
-}
-
-impl Connected<IncomingStream<'_, TlsListener<BoundedListener>>> for Remote {
-    fn connect_info(stream: IncomingStream<'_, TlsListener<BoundedListener>>) -> Self {
-        Self(*stream.remote_addr())
-    }
-}
 
 /// Of connections that are given from the oldest on, the one that gives way to a newcomer: of the address from which most have come,
 /// the oldest. So however fast they come from one address, they take the places of each other.

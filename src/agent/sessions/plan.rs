@@ -22,6 +22,8 @@ pub(super) struct Plan {
     /// Whether others whose copies have the older timeout would renew that in memory, or take it for none: they must be told
     /// that it is another one. One that is an instant is nowhere renewed in memory, and asked for when it has passed.
     pub outdates: bool,
+    /// Whether others are told of what is in the object already, as far as this agent knows.
+    pub repeats: bool,
     /// Whether it only says that the session was used, and all else is so already.
     pub renews: bool,
 }
@@ -70,6 +72,7 @@ impl Plan {
     /// The same, which is also needed, and told, if nobody knows what became of an earlier one.
     pub fn again_if(mut self, unsettled: bool) -> Self {
         if unsettled && self.sets_timeout {
+            self.repeats = !self.outdates;
             (self.needed, self.outdates, self.renews) = (true, true, false);
         }
         self
@@ -82,6 +85,7 @@ impl Plan {
             idle_timeout: self.idle,
             annotations: self.annotations.clone(),
             outdates_equal: self.outdates,
+            repeats: self.repeats,
             ..Change::default()
         }
     }

@@ -235,6 +235,11 @@ impl Sessions {
         let plan = Plan::of(base, None, wanted, now).heard_unless(self.inner.is_unheard(base, now));
         let plan = plan.again_if(self.inner.cache.is_unsettled(base.session()));
         if !plan.needed {
+            if plan.begins && plan.ends_at.is_none() {
+                // What stood in the way when it was looked first has gone.
+                self.inner.cache.renew(base.session(), now);
+                return Ok(TimeoutOutcome::Begins(base.clone().renewed(now)));
+            }
             return Ok(TimeoutOutcome::Begins(base.clone()));
         }
         let change = Change { only_if_unchanged: exact != Exact::No, ..plan.change(None) };

@@ -30,9 +30,9 @@ use crate::core::time::Time;
 /// One part in so many of the confirmations under way is kept for the leader.
 const LEADERS_PART: usize = 8;
 
-/// Confirmations that one pod may ask for at once and, after these, one in each interval: many times what a pod asks for that writes
-/// as fast as it can, some 150 in a second. Each is told to all agents of the namespace.
-const OF_A_POD: (u32, Duration) = (512, Duration::from_millis(1));
+/// Confirmations that one pod may ask for at once and, after these, one in each interval: more than etcd takes writes from one pod.
+/// Who is refused one waits for the leases to end. Each is told to all agents of the namespace.
+const OF_A_POD: (u32, Duration) = (1_024, Duration::from_micros(250));
 /// Pods of which it is known how often they ask: more than can be connected.
 const MOST_PODS: usize = 16_384;
 

@@ -335,11 +335,11 @@ fn a_pod_that_asks_for_confirmations_without_end_is_told_to_wait_and_others_are_
             bench.answers(first);
             bench.answers(again);
             bench.answers(other);
-            bench.pass(Duration::from_micros(100));
+            bench.pass(Duration::from_micros(25));
         }
         confirmed
     };
-    assert!((600..700).contains(&ask(first, 1_000)), "512, and one in each of 100 ms");
-    assert!((100..110).contains(&ask(again, 1_000)), "another process of the pod has no more");
-    assert!((600..700).contains(&ask(other, 1_000)));
+    assert!((1_200..1_300).contains(&ask(first, 2_000)), "1,024, and four in each of 50 ms");
+    assert!((200..210).contains(&ask(again, 2_000)), "another process of the pod has no more");
+    assert!((1_200..1_300).contains(&ask(other, 2_000)));
 }

@@ -27,7 +27,7 @@ const MOST_AT_ONCE: usize = 4_096;
 
 /// Acknowledgements that are waited for at once. A pod that acknowledges nothing can leave one for each of its copies, and again over
 /// each new stream, while it has leases. Pods that do are waited for for milliseconds: so many are outstanding only while very much
-/// changes at once, when nobody looks at single sessions. What is beyond counts as evicted when it is signalled.
+/// changes at once. Who is beyond counts as evicted when it is signalled, is not named, and the round goes on for a lease.
 pub(super) const MOST_AWAITED: Bounds = Bounds { all: 65_536, per_pod: 16_384 };
 
 /// What is looked at next.
@@ -47,6 +47,8 @@ struct Round {
     started: Time,
     due: Time,
     next: Next,
+    /// Somebody is not waited for, and may have a lease until then.
+    not_before: Time,
     waiting: BTreeMap<AgentId, Waiting>,
     /// Pods that have dropped a copy, or are silent.
     pods: BTreeSet<AgentName>,
@@ -101,6 +103,7 @@ impl Rounds {
                 started: now,
                 due,
                 next: Next::Late,
+                not_before: Time::ZERO,
                 waiting: BTreeMap::new(),
                 pods: BTreeSet::new(),
                 silent: BTreeSet::new(),
@@ -187,13 +190,17 @@ impl Replica {
         let Some(uid) = self.agents.get_mut(&agent).and_then(|a| a.held_mut(key)).map(|h| h.holding.uid) else {
             return;
         };
-        if !self.rounds.admits(key, agent, &pod) {
-            return self.round_left(key, pod, fate);
-        }
+        let is_awaited = self.rounds.admits(key, agent, &pod);
         let generation = self.truth(key).filter(|t| !t.terminating).map(|t| t.generation);
         let round = self.rounds.begun(key, uid, generation, self.config.lease, now);
         (round.uid, round.generation) = (uid, generation);
-        self.rounds.wait(key, agent, Waiting { signal, fate, pod });
+        if is_awaited {
+            self.rounds.wait(key, agent, Waiting { signal, fate, pod });
+        } else {
+            // Whoever takes a lease from now on has read the signal before it.
+            round.not_before = now + with_drift(self.config.lease);
+            self.counts.evicted(fate);
+        }
     }
 
     /// The agent has obeyed. A copy that it has `kept` is carried on by an own write: nobody lost anything, and who writes is not
@@ -322,7 +329,10 @@ impl Replica {
         };
         let due = round.started + with_drift(self.config.lease);
         self.rounds.again(key, Next::Over, due);
-        self.facts.push(Fact::Late(late));
+        // Nobody may be late but those that there was no room to wait for.
+        if !late.pods.is_empty() {
+            self.facts.push(Fact::Late(late));
+        }
     }
 
     /// Whoever has not acknowledged and has no lease is silent. Who was granted one since is waited for until that has ended.
@@ -331,7 +341,7 @@ impl Replica {
             return;
         };
         let until = |id: &AgentId| self.agents.get(id).map_or(Time::ZERO, Agent::remembered_until);
-        let leased = round.waiting.keys().map(until).max().filter(|until| *until > now);
+        let leased = round.waiting.keys().map(until).chain([round.not_before]).max().filter(|until| *until > now);
         let silent: Vec<_> = round.waiting.extract_if(.., |id, _| until(id) <= now).collect();
         for (_, Waiting { pod, fate, .. }) in &silent {
             // If it lives on, it will drop its copy when its lease ends.
@@ -349,7 +359,7 @@ impl Replica {
     }
 
     fn settle(&mut self, key: &SessionKey, now: Time) {
-        if self.awaited(key) > 0 {
+        if self.awaited(key) > 0 || self.rounds.by_key.get(key).is_some_and(|round| round.not_before > now) {
             return;
         }
         let truth = self.truth(key).filter(|t| !t.terminating);

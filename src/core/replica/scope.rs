@@ -202,6 +202,11 @@ impl Replica {
         self.scopes[scope.0].marked
     }
 
+    /// Whether the API server refused the marker when it was last written.
+    pub fn is_refused(&self, scope: ScopeId) -> bool {
+        self.scopes[scope.0].refused
+    }
+
     /// A marker that was sent at `sent`, when the position was `seen`, was answered with `answered`. An error means
     /// that etcd was restored from a backup: all state and all leases are void (see [`Self::void`]).
     pub fn marker_answered(

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use prost::bytes::{Buf, BufMut, Bytes};
 use tokio::sync::mpsc;
@@ -94,6 +95,21 @@ impl Agent {
         loop {
             if let Err(status) = self.hear().await {
                 return status;
+            }
+        }
+    }
+
+    /// How the stream of an agent ends that goes on to ask for leases: a silent one is ended for that.
+    pub async fn ended_though_alive(&mut self) -> Status {
+        let mut beat = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                _ = beat.tick() => self.say(Said::Heartbeat(v1::Heartbeat { number: 0 })).await,
+                heard = self.inbound.message() => match heard {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Status::ok("ended"),
+                    Err(status) => return status,
+                },
             }
         }
     }

@@ -81,7 +81,8 @@ fn a_stream_ends_with_its_pod_and_with_its_right() {
         plane.kubectl(&["delete", "-n", namespace, binding]).await.unwrap();
         shared.delete_pod(&pod).await;
         let ended = async |agent: &mut Agent| {
-            let ended = tokio::time::timeout(ENDS + PATIENCE, agent.ended()).await.expect("the stream ends");
+            let ended =
+                tokio::time::timeout(ENDS + PATIENCE, agent.ended_though_alive()).await.expect("the stream ends");
             (ended, Instant::now())
         };
         let begun = Instant::now();

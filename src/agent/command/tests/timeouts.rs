@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::join;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::agent::testing::{Bench, Guest, Writes};
 use crate::cache::{CacheConfig, Visibility};
@@ -63,6 +64,24 @@ async fn a_timeout_that_was_set_and_not_told_yet_is_told_to_whoever_sets_it_then
     assert_eq!(bench.api.object("k").unwrap()["spec"]["idleTimeoutSeconds"], 60);
     assert!(takes(&mut bench.guest(), "EXPIRE k 60").await >= lease() / 2);
     assert_eq!(takes(&mut bench.guest(), "EXPIRE k 60").await, Duration::ZERO);
+}
+
+/// Else two clients that renew one session would keep each other writing, and waiting.
+#[tokio::test(start_paused = true)]
+async fn what_sets_a_timeout_once_more_makes_nobody_else_do_so() {
+    let (bench, mut setter) = has_a_timeout().await;
+    let [mut repeater, mut last] = [(); 2].map(|()| bench.guest());
+    let repeated = async {
+        sleep(lease() / 2).await;
+        takes(&mut repeater, "GETEX k EX 60").await
+    };
+    let when_it_was_told = async {
+        sleep(lease() * 5 / 4).await;
+        takes(&mut last, "GETEX k EX 60").await
+    };
+    let (set, repeated, last) = join!(takes(&mut setter, "EXPIRE k 60"), repeated, when_it_was_told);
+    assert!(set < lease() * 5 / 4 && repeated >= lease());
+    assert_eq!(last, Duration::ZERO);
 }
 
 /// It says all that the first one did.
