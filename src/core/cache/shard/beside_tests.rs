@@ -1,4 +1,4 @@
-//! What stands beside copies: pod-local values, renewals, and what clients last had.
+//! What stands beside copies: pod-local values and renewals.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use crate::core::fields::Fields;
 use crate::core::session::{ResourceVersion, Uid};
 use crate::core::signal::{Barrier, Fate, Mark};
 
-const A: Uid = Uid::from_u128(1);
-const B: Uid = Uid::from_u128(2);
-const AGENT: Habits = Habits { uses_renew: false, remember_given: true };
-const LIMITS: Limits = Limits { entries: 1_000, bytes: 1 << 20 };
+pub(super) const A: Uid = Uid::from_u128(1);
+pub(super) const B: Uid = Uid::from_u128(2);
+pub(super) const AGENT: Habits = Habits { uses_renew: false, remember_given: true };
+pub(super) const LIMITS: Limits = Limits { entries: 1_000, bytes: 1 << 20 };
 
-fn at(seconds: u64) -> Time {
+pub(super) fn at(seconds: u64) -> Time {
     Time::from_nanos(seconds * 1_000_000_000)
 }
 
-fn copy(uid: Uid, generation: u64, value: &str) -> Copy {
+pub(super) fn copy(uid: Uid, generation: u64, value: &str) -> Copy {
     let metadata = Metadata::from([("k".into(), value.into())]);
     Copy {
         name: "s".into(),
@@ -35,20 +35,20 @@ fn copy(uid: Uid, generation: u64, value: &str) -> Copy {
     }
 }
 
-fn stale(of: &Copy) -> Barrier {
+pub(super) fn stale(of: &Copy) -> Barrier {
     let fate = Fate::Stale { below: of.generation };
     Barrier { mark: Mark { uid: of.uid, fate, resource_version: of.resource_version }, digest: Some(of.digest) }
 }
 
 /// A shard, its reports, and the time.
-struct World {
-    shard: Shard,
-    reports: Reports,
-    now: Time,
+pub(super) struct World {
+    pub(super) shard: Shard,
+    pub(super) reports: Reports,
+    pub(super) now: Time,
 }
 
 impl World {
-    fn new(habits: Habits) -> Self {
+    pub(super) fn new(habits: Habits) -> Self {
         let mut shard = Shard::new(LIMITS);
         shard.set_habits(habits, Formers::of(LIMITS, habits));
         shard.set_lease_length(Duration::from_hours(1));
@@ -57,24 +57,24 @@ impl World {
         Self { shard, reports: Reports::default(), now: at(10) }
     }
 
-    fn restore(&mut self, found: Copy) -> Restored {
+    pub(super) fn restore(&mut self, found: Copy) -> Restored {
         let Join::Lead(id) = self.shard.join_anew("s") else { panic!("nobody else asks") };
         self.shard.restore_sent("s", id, self.now);
         let answer = Answer::Found(Observed { copy: found, terminating: false });
         self.shard.restore_answered("s", id, answer, self.now, &mut self.reports)
     }
 
-    fn evict(&mut self, state: Barrier) -> Option<Dropped> {
+    pub(super) fn evict(&mut self, state: Barrier) -> Option<Dropped> {
         self.shard.evict("s", state, &mut self.reports)
     }
 
     /// A client gets the copy that is held.
-    fn give(&mut self) -> Arc<Copy> {
+    pub(super) fn give(&mut self) -> Arc<Copy> {
         self.shard.get("s", self.now).unwrap().clone()
     }
 
     /// A client writes `wrote`, and the object is `answer` then.
-    fn write(&mut self, answer: &Copy, wrote: &Copy) -> Written {
+    pub(super) fn write(&mut self, answer: &Copy, wrote: &Copy) -> Written {
         let id = self.shard.write_sent("s", self.now);
         let observed = Observed { copy: answer.clone(), terminating: false };
         let written = self.shard.write_answered("s", id, observed, wrote.digest, self.now, &mut self.reports);
@@ -82,19 +82,25 @@ impl World {
         written
     }
 
-    fn base(&self) -> Option<String> {
+    pub(super) fn base(&self) -> Option<String> {
         self.shard.base("s").map(|copy| copy.metadata.get("k").unwrap().to_owned())
     }
 
-    fn base_is(&self, value: &str) {
+    pub(super) fn base_is(&self, value: &str) {
         assert_eq!(self.base().as_deref(), Some(value));
     }
 
-    fn put_local(&mut self, of: &Copy, value: &str) -> bool {
+    pub(super) fn put_local(&mut self, of: &Copy, value: &str) -> bool {
         self.change_local(of, &[], &[("connection", value)], false) == LocalChange::Done
     }
 
-    fn change_local(&mut self, of: &Copy, base: &[(&str, &str)], new: &[(&str, &str)], exact: bool) -> LocalChange {
+    pub(super) fn change_local(
+        &mut self,
+        of: &Copy,
+        base: &[(&str, &str)],
+        new: &[(&str, &str)],
+        exact: bool,
+    ) -> LocalChange {
         let values = |pairs: &[(&str, &str)]| {
             pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<LocalValues>()
         };
@@ -160,153 +166,6 @@ fn what_the_annotations_of_a_copy_take_is_counted_when_they_change() {
     world.restore(copy(A, 2, "two"));
     world.evict(stale(&copy(A, 3, "three")));
     assert!(world.shard.bytes() < before + 10_000);
-}
-
-#[test]
-fn a_difference_is_taken_from_what_a_client_had_until_one_has_the_new_state() {
-    let mut world = World::new(AGENT);
-    assert_eq!(world.base(), None);
-    world.restore(copy(A, 1, "one"));
-    world.base_is("one");
-    world.give();
-    world.evict(stale(&copy(A, 2, "two")));
-    world.base_is("one");
-    // Read for a command that shows nothing to the client.
-    world.restore(copy(A, 2, "two"));
-    world.base_is("one");
-    world.evict(stale(&copy(A, 3, "three")));
-    world.restore(copy(A, 3, "three"));
-    world.base_is("one");
-    world.give();
-    world.base_is("three");
-}
-
-/// An answer is on its way to a client when a signal outdates it: what the client changes next, it changes in that answer.
-#[test]
-fn what_a_client_is_given_too_late_is_its_base_all_the_same() {
-    let mut world = World::new(AGENT);
-    let found: Vec<_> = (1..=4).map(|n| Arc::new(copy(A, n, &format!("v{n}")))).collect();
-    world.restore(Copy::clone(&found[0]));
-    world.give();
-    world.evict(stale(&copy(A, 2, "v2")));
-    world.restore(Copy::clone(&found[1]));
-    world.evict(stale(&copy(A, 3, "v3")));
-    world.base_is("v1");
-    world.shard.given("s", &found[1], world.now);
-    world.base_is("v2");
-    // Also if there is another copy by now that nobody has,
-    world.restore(Copy::clone(&found[2]));
-    world.base_is("v2");
-    world.evict(stale(&copy(A, 4, "v4")));
-    world.restore(Copy::clone(&found[3]));
-    world.shard.given("s", &found[2], world.now);
-    world.base_is("v3");
-    // but not if another client has it.
-    world.give();
-    world.shard.given("s", &found[2], world.now);
-    world.base_is("v4");
-}
-
-#[test]
-fn a_copy_that_no_client_had_is_not_remembered() {
-    let mut world = World::new(AGENT);
-    world.restore(copy(A, 1, "one"));
-    world.evict(stale(&copy(A, 2, "two")));
-    assert_eq!(world.base(), None);
-}
-
-#[test]
-fn a_copy_that_is_replaced_without_a_signal_is_remembered_too() {
-    let mut world = World::new(AGENT);
-    world.restore(copy(A, 1, "one"));
-    world.give();
-    world.restore(copy(A, 2, "two"));
-    world.base_is("one");
-    world.restore(copy(A, 3, "two"));
-    world.base_is("one");
-}
-
-#[test]
-fn a_validated_copy_is_still_what_clients_have() {
-    let mut world = World::new(AGENT);
-    world.restore(copy(A, 1, "one"));
-    world.give();
-    world.restore(copy(A, 2, "one"));
-    world.evict(stale(&copy(A, 3, "two")));
-    world.base_is("one");
-}
-
-#[test]
-fn what_a_client_wrote_is_what_it_has_also_when_more_is_in_the_answer() {
-    let mut world = World::new(AGENT);
-    world.restore(copy(A, 1, "one"));
-    world.give();
-    world.write(&copy(A, 2, "mine"), &copy(A, 2, "mine"));
-    world.base_is("mine");
-    let written = world.write(&copy(A, 4, "merged"), &copy(A, 4, "next"));
-    assert_eq!(written.dropped.unwrap().reason, DropReason::Foreign);
-    world.base_is("next");
-    assert_eq!(world.give().metadata.get("k"), Some("merged"));
-    world.base_is("merged");
-}
-
-#[test]
-fn a_late_answer_to_an_older_write_is_not_what_clients_have() {
-    let (older, newer) = (copy(A, 2, "older"), copy(A, 3, "newer"));
-    for (knows_all, foreign, dropped) in
-        [(false, false, false), (true, false, false), (false, true, false), (false, false, true)]
-    {
-        let mut world = World::new(AGENT);
-        world.restore(copy(A, 1, "one"));
-        world.give();
-        let late = world.shard.write_sent("s", world.now);
-        let meant = if foreign { "what the client meant" } else { "newer" };
-        world.write(&newer, &copy(A, 3, meant));
-        if dropped {
-            world.shard.write_sent("s", world.now);
-            world.evict(stale(&copy(A, 4, "four")));
-        }
-        let observed = Observed { copy: older.clone(), terminating: false };
-        world.shard.write_answered("s", late, observed, older.digest, world.now, &mut world.reports);
-        world.shard.wrote("s", &Arc::new(older.clone()), &["k"], knows_all);
-        world.base_is(meant);
-    }
-}
-
-#[test]
-fn a_late_answer_shows_nobody_what_somebody_else_has_made_of_it_since() {
-    let mut world = World::new(AGENT);
-    world.restore(copy(A, 1, "one"));
-    world.give();
-    let late = world.shard.write_sent("s", world.now);
-    world.evict(stale(&copy(A, 3, "of another pod")));
-    world.restore(copy(A, 3, "of another pod"));
-    let own = copy(A, 2, "own");
-    let observed = Observed { copy: own.clone(), terminating: false };
-    world.shard.write_answered("s", late, observed, own.digest, world.now, &mut world.reports);
-    world.shard.wrote("s", &Arc::new(own), &["k"], false);
-    world.base_is("own");
-}
-
-#[test]
-fn another_session_of_the_name_has_another_base_and_a_session_that_is_gone_has_none() {
-    let mut world = World::new(AGENT);
-    world.restore(copy(A, 1, "one"));
-    world.give();
-    world.restore(copy(B, 9, "other"));
-    world.base_is("other");
-    world.give();
-    let gone = Mark { uid: B, fate: Fate::Gone, resource_version: ResourceVersion(10) };
-    world.evict(Barrier { mark: gone, digest: None });
-    assert_eq!(world.base(), None);
-
-    world.restore(copy(A, 11, "again"));
-    world.give();
-    world.evict(stale(&copy(A, 12, "newer")));
-    world.shard.forget_base("s", &copy(B, 1, ""));
-    world.base_is("again");
-    world.shard.forget_base("s", &copy(A, 1, ""));
-    assert_eq!(world.base(), None);
 }
 
 #[test]

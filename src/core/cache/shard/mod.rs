@@ -21,6 +21,8 @@ use crate::core::rules::Rule;
 use crate::core::session::Uid;
 use crate::core::time::Time;
 
+#[cfg(test)]
+mod base_tests;
 mod beside;
 #[cfg(test)]
 mod beside_tests;
