@@ -162,11 +162,14 @@ impl Marker {
         let seen = self.shared.with(|replica, _| replica.position(self.scope));
         let answer = deadline(self.patience(writing), self.put(link)).await;
         writing.slow = now().saturating_since(sent) >= self.lease / 5;
+        let refused_before = writing.refused;
         writing.refused = answer.as_ref().is_err_and(|error| is_refusal(error.kind(), known));
         if writing.refused {
             self.shared.with(|replica, _| replica.marker_refused(self.scope));
-            // Whoever waits for it to list need not.
-            self.distrust.notify_one();
+            // Whoever waits for it to list need not. Told each time, the watch would be begun anew for it again and again.
+            if !refused_before {
+                self.distrust.notify_one();
+            }
         }
         let written = answer?;
         let resource_version = version(&written)?;
