@@ -1,6 +1,6 @@
 //! Agents: their streams, their leases, and what waits to be sent to them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use hashbrown::{HashMap as FastMap, HashSet as FastSet};
 use thiserror::Error;
 
 use super::holdings::Held;
+use super::under_way::UnderWay;
 use super::{AgentId, Confirmed, Replica, SignalId};
 use crate::core::lease::{StreamId, with_drift};
 use crate::core::rules::Rule;
@@ -93,7 +94,8 @@ pub(super) struct Agent {
     /// When the last lease ends that was granted over an older stream. Such a lease is not given back over this one.
     older_until: Time,
     pub(super) evictions: FastMap<SessionKey, (SignalId, Barrier)>,
-    barriers: BTreeMap<SignalId, (SessionKey, Barrier)>,
+    /// The barriers up to this one have been sent over this stream.
+    barriers_sent: SignalId,
     heartbeat: Option<Heartbeat>,
     revoke: bool,
     reset: bool,
@@ -124,8 +126,20 @@ impl Agent {
         self.holdings.len()
     }
 
-    pub fn queued(&self) -> usize {
-        self.evictions.len() + self.barriers.len()
+    /// Signals that wait for it.
+    pub fn queued(&self, under_way: &UnderWay) -> usize {
+        let barriers = if self.stream.is_some() { self.barriers(under_way).len() } else { 0 };
+        self.evictions.len() + barriers
+    }
+
+    /// Whether it is told of a confirmation about `key`: whoever does not hold it may have a GET of it in flight.
+    pub fn is_told(&self, key: &SessionKey) -> bool {
+        Rule::BarrierToAll.on() || self.holds(key)
+    }
+
+    /// Barriers that it has not been sent.
+    fn barriers<'a>(&self, under_way: &'a UnderWay) -> &'a [SignalId] {
+        under_way.after(&self.hello.namespace, self.barriers_sent)
     }
 
     pub fn remembered_until(&self) -> Time {
@@ -138,14 +152,6 @@ impl Agent {
 
     pub fn held_mut(&mut self, key: &SessionKey) -> Option<&mut Held> {
         self.holdings.get_mut(key)
-    }
-
-    pub fn queue_barrier(&mut self, key: SessionKey, id: SignalId, barrier: Barrier) {
-        self.barriers.insert(id, (key, barrier));
-    }
-
-    pub fn drop_barrier(&mut self, id: SignalId) {
-        self.barriers.remove(&id);
     }
 }
 
@@ -169,8 +175,8 @@ impl Replica {
         let remembered_until = self.agents.get(&id).map_or(Time::ZERO, Agent::remembered_until);
         self.by_hello.insert(hello.clone(), id);
         self.by_stream.insert(stream, id);
-        self.by_namespace.entry(namespace.clone()).or_default().insert(id);
-        let mut agent = Agent {
+        self.by_namespace.entry(namespace).or_default().insert(id);
+        let agent = Agent {
             hello,
             stream: Some(stream),
             holdings: FastMap::new(),
@@ -181,18 +187,12 @@ impl Replica {
             remembered_until,
             older_until: remembered_until,
             evictions: FastMap::new(),
-            barriers: BTreeMap::new(),
+            // It needs those that are under way already, before any lease.
+            barriers_sent: SignalId(if Rule::BarrierToNewStreams.on() { 0 } else { self.last_signal }),
             heartbeat: None,
             revoke: self.stopping,
             reset: false,
         };
-        if Rule::BarrierToNewStreams.on() {
-            for (signal, confirmation) in &self.confirmations {
-                if *confirmation.key.namespace() == namespace {
-                    agent.queue_barrier(confirmation.key.clone(), *signal, confirmation.barrier);
-                }
-            }
-        }
         self.agents.insert(id, agent);
         self.wake(Some(stream));
         superseded
@@ -209,7 +209,6 @@ impl Replica {
             return;
         };
         agent.stream = None;
-        agent.barriers.clear();
         agent.heartbeat = None;
         agent.evictions.clear();
         let keys: Vec<SessionKey> = agent.holdings.keys().cloned().collect();
@@ -303,8 +302,8 @@ impl Replica {
         if !Rule::EvictionsBeforeLease.on() && agent.heartbeat.is_some() {
             return agent.answer_heartbeat(lease);
         }
-        if agent.queued() > 0 {
-            return Some(agent.take_signals(most));
+        if let Some(signals) = agent.take_signals(&self.confirmations, most) {
+            return Some(signals);
         }
         if std::mem::take(&mut agent.revoke) {
             return Some(Outgoing::Revoke);
@@ -354,20 +353,24 @@ impl Agent {
         self.heartbeat = None;
     }
 
-    fn take_signals(&mut self, most: usize) -> Outgoing {
+    fn take_signals(&mut self, under_way: &UnderWay, most: usize) -> Option<Outgoing> {
         let mut barriers = Vec::new();
-        while barriers.len() < most
-            && let Some((id, (key, barrier))) = self.barriers.pop_first()
-        {
-            barriers.push((key, id, barrier));
+        for signal in self.barriers(under_way) {
+            if barriers.len() >= most {
+                break;
+            }
+            self.barriers_sent = *signal;
+            if let Some(confirmation) = under_way.get(*signal).filter(|c| self.is_told(&c.key)) {
+                barriers.push((confirmation.key.clone(), *signal, confirmation.barrier));
+            }
         }
         let room = most - barriers.len();
         let keys: Vec<SessionKey> = self.evictions.keys().take(room).cloned().collect();
-        let evictions = keys
+        let evictions: Vec<_> = keys
             .into_iter()
             .filter_map(|key| self.evictions.remove(&key).map(|(id, state)| (key, id, state)))
             .collect();
-        Outgoing::Signals { evictions, barriers }
+        (!evictions.is_empty() || !barriers.is_empty()).then_some(Outgoing::Signals { evictions, barriers })
     }
 
     fn answer_heartbeat(&mut self, lease: Duration) -> Option<Outgoing> {

@@ -95,20 +95,14 @@ impl Replica {
         let signal = self.next_signal();
         let mut waiting = BTreeSet::new();
         for id in self.by_namespace.get(key.namespace()).into_iter().flatten() {
-            let Some(agent) = self.agents.get_mut(id) else {
+            let Some(agent) = self.agents.get(id).filter(|agent| agent.is_told(&key)) else {
                 continue;
             };
-            if !Rule::BarrierToAll.on() && !agent.holds(&key) {
-                continue;
-            }
             // Agents whose lease has ended are dropped from it by the next `poll`.
             if agent.stream().is_some() || Rule::RememberAgents.on() {
                 waiting.insert(*id);
             }
-            if let Some(stream) = agent.stream() {
-                agent.queue_barrier(key.clone(), signal, barrier);
-                self.woken.insert(stream);
-            }
+            self.woken.extend(agent.stream());
         }
         if let Some((namespace, name)) = &pod {
             self.asked.add(namespace, name);
@@ -137,7 +131,7 @@ impl Replica {
     }
 
     pub(super) fn confirm_acknowledged(&mut self, agent: AgentId, signal: SignalId, now: Time) {
-        if let Some(confirmation) = self.confirmations.get_mut(&signal)
+        if let Some(confirmation) = self.confirmations.get_mut(signal)
             && confirmation.waiting.remove(&agent)
             && confirmation.waiting.is_empty()
         {
@@ -148,7 +142,7 @@ impl Replica {
     /// These agents have no lease of this replica any more: nobody needs to wait for them. All at once, since a watch that stands
     /// still ends the leases of all agents together, and leaves all confirmations under way.
     pub(super) fn confirm_forget(&mut self, agents: &FastSet<AgentId>) {
-        for confirmation in self.confirmations.values_mut() {
+        for (_, confirmation) in self.confirmations.iter_mut() {
             // Many agents may also leave one by one.
             if agents.len() < confirmation.waiting.len() {
                 agents.iter().for_each(|agent| _ = confirmation.waiting.remove(agent));
@@ -160,7 +154,7 @@ impl Replica {
 
     /// Nobody waits for the answers to this stream's requests any more. Their barriers stay until they are seen.
     pub(super) fn confirmer_left(&mut self, stream: StreamId) {
-        for confirmation in self.confirmations.values_mut().filter(|c| c.origin == Some(stream)) {
+        for (_, confirmation) in self.confirmations.iter_mut().filter(|(_, c)| c.origin == Some(stream)) {
             confirmation.origin = None;
         }
     }
@@ -169,18 +163,18 @@ impl Replica {
     pub(super) fn poll_confirmations(&mut self, now: Time) {
         let longest = with_drift(self.config.lease);
         let mut never = Vec::new();
-        for (signal, confirmation) in &mut self.confirmations {
+        for (signal, confirmation) in self.confirmations.iter_mut() {
             let since = *confirmation.since.get_or_insert(now);
             if since + longest <= now {
                 confirmation.waiting.clear();
             }
             if self.scopes[confirmation.scope.0].proven_after(since) {
-                never.push(*signal);
+                never.push(signal);
             }
         }
         self.confirm_ready(now);
         for signal in never {
-            if self.confirmations.get(&signal).is_some_and(|c| !self.seen(c)) {
+            if self.confirmations.get(signal).is_some_and(|c| !self.seen(c)) {
                 self.confirm_over(signal);
             }
         }
@@ -188,14 +182,9 @@ impl Replica {
 
     /// Takes a confirmation out. Whoever was not sent its barrier yet needs it no more than a new stream does.
     fn confirm_over(&mut self, signal: SignalId) -> Option<Confirmation> {
-        let confirmation = self.confirmations.remove(&signal)?;
+        let confirmation = self.confirmations.remove(signal)?;
         if let Some((namespace, name)) = &confirmation.pod {
             self.asked.remove(namespace, name);
-        }
-        for id in self.by_namespace.get(confirmation.key.namespace()).into_iter().flatten() {
-            if let Some(agent) = self.agents.get_mut(id) {
-                agent.drop_barrier(signal);
-            }
         }
         Some(confirmation)
     }
@@ -205,7 +194,7 @@ impl Replica {
         if self.confirmations.is_empty() {
             return;
         }
-        let ready = self.confirmations.iter().filter(|(_, c)| self.is_ready(c, now)).map(|(id, _)| *id);
+        let ready = self.confirmations.iter().filter(|(_, c)| self.is_ready(c, now)).map(|(id, _)| id);
         for id in ready.collect::<Vec<_>>() {
             self.confirm_answer(id);
         }
@@ -213,7 +202,7 @@ impl Replica {
 
     /// Answers this one, if it is. An acknowledgement makes no other one ready, of thousands that there may be.
     fn confirm_one(&mut self, signal: SignalId, now: Time) {
-        if self.confirmations.get(&signal).is_some_and(|c| self.is_ready(c, now)) {
+        if self.confirmations.get(signal).is_some_and(|c| self.is_ready(c, now)) {
             self.confirm_answer(signal);
         }
     }

@@ -258,6 +258,56 @@ fn what_is_over_waits_for_nobody_who_does_not_read() {
 }
 
 #[test]
+fn barriers_take_no_room_for_each_pod_that_does_not_read() {
+    const PODS: u32 = 200;
+    const CONFIRMATIONS: u32 = 400;
+    let mut bench = Bench::new(4_096, 4_096);
+    let agents: Vec<_> = (1..=PODS).map(|n| bench.agent(n, "ns", &n.to_string(), n.into()).0).collect();
+    let taken = allocation_counter::measure(|| {
+        for _ in 0..CONFIRMATIONS {
+            bench.confirm(agents[0], 1_000).unwrap();
+        }
+    });
+    assert_eq!(bench.replica.queued_signals(), (PODS * CONFIRMATIONS) as usize);
+    // That it is waited for.
+    let each = taken.bytes_current / i64::from(PODS * CONFIRMATIONS);
+    assert!(each <= 16, "{each} bytes");
+}
+
+#[test]
+fn who_reads_late_is_told_of_what_is_under_way_once_over_each_stream_and_of_nothing_that_is_over() {
+    let mut bench = Bench::new(16, 16);
+    let (asker, _) = bench.agent(1, "ns", "a", 1);
+    let (late, _) = bench.agent(2, "ns", "b", 2);
+    let (elsewhere, _) = bench.agent(3, "other", "b", 3);
+    for version in 1_001..=1_006 {
+        bench.confirm(asker, version).unwrap();
+    }
+    let told = |bench: &mut Bench, stream| match bench.replica.drain(stream, 2) {
+        Some(Outgoing::Signals { barriers, .. }) => {
+            barriers.iter().map(|(.., barrier)| barrier.mark.resource_version.0).collect()
+        }
+        Some(Outgoing::Lease { .. }) => vec![],
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(&mut bench, late), [1_001, 1_002]);
+    // Nobody waits for the answers any more.
+    bench.replica.stream_closed(asker, bench.now);
+    bench.replica.bookmark(bench.scope, ResourceVersion(1_003), bench.now);
+    bench.replica.heartbeat(late, 2, bench.now);
+    assert_eq!(told(&mut bench, late), [1_004, 1_005]);
+    assert_eq!(told(&mut bench, late), [1_006]);
+    assert_eq!(told(&mut bench, late), [0; 0], "a lease");
+    assert_eq!(bench.replica.drain(elsewhere, 2), None);
+    let hello = Hello { instance: InstanceId(2), namespace: "ns".into(), name: "b".into() };
+    assert_eq!(bench.replica.stream_opened(StreamId(4), hello, bench.now), Some(late));
+    bench.replica.heartbeat(StreamId(4), 1, bench.now);
+    assert_eq!(told(&mut bench, StreamId(4)), [1_004, 1_005], "before any lease");
+    assert_eq!(told(&mut bench, StreamId(4)), [1_006]);
+    assert_eq!(told(&mut bench, StreamId(4)), [0; 0], "a lease");
+}
+
+#[test]
 fn an_instance_is_one_of_its_pod() {
     let mut bench = Bench::new(16, 16);
     let (first, _) = bench.agent(1, "ns", "a", 7);

@@ -7,9 +7,9 @@
 //! * [`agents`]: streams and heartbeats come in; signals and leases go out.
 //! * [`holdings`]: what agents hold comes in, and is compared; evictions are queued.
 //! * [`rounds`], [`moved_on`]: which pods a change has evicted; [`facts`]: what logs, events and status hear of it.
-//! * [`confirm`]: barriers, and who has acknowledged them (I4, I8).
+//! * [`confirm`]: barriers, and who has acknowledged them (I4, I8); [`under_way`]: what agents are sent of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ pub mod rounds;
 pub mod scope;
 pub mod silence;
 pub mod truth;
+pub mod under_way;
 
 #[cfg(test)]
 mod limit_tests;
@@ -57,11 +58,11 @@ pub use silence::Silence;
 pub use truth::{Kind, List, Object, StaleList};
 
 use agents::Agent;
-use confirm::Confirmation;
 use moved_on::MovedOn;
 pub use rounds::LATE_PART;
 use rounds::Rounds;
 use scope::Scope;
+use under_way::UnderWay;
 
 /// Limits and lengths of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +130,7 @@ pub struct Replica {
     by_hello: HashMap<Hello, AgentId>,
     by_stream: HashMap<StreamId, AgentId>,
     by_namespace: HashMap<Arc<str>, BTreeSet<AgentId>>,
-    confirmations: BTreeMap<SignalId, Confirmation>,
+    confirmations: UnderWay,
     /// Of these, those that pods have asked for.
     asked: Tally,
     asking: Buckets<(Arc<str>, AgentName)>,
@@ -164,7 +165,7 @@ impl Replica {
             by_hello: HashMap::new(),
             by_stream: HashMap::new(),
             by_namespace: HashMap::new(),
-            confirmations: BTreeMap::new(),
+            confirmations: UnderWay::default(),
             asked: Tally::default(),
             asking: confirm::rates(),
             replies: HashMap::new(),
@@ -222,7 +223,7 @@ impl Replica {
 
     /// Signals that wait for agents.
     pub fn queued_signals(&self) -> usize {
-        self.agents.values().map(Agent::queued).sum()
+        self.agents.values().map(|agent| agent.queued(&self.confirmations)).sum()
     }
 
     /// Confirmations under way.
