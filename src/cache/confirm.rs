@@ -2,7 +2,8 @@
 //!
 //! Every open stream carries the request. It is done when one replica has answered and every replica that it names as
 //! registered has answered too; else when every lease that could cover an older state has ended. Whatever goes wrong
-//! (a refusal, a replica that is gone, a stream that was never open) only means waiting.
+//! (a replica that is gone, a stream that was never open) only means waiting. A replica that refuses, since it has too many, is asked
+//! again now and then.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,6 +42,12 @@ struct Pending {
     state: v1::State,
     quorum: Quorum,
     done: Option<oneshot::Sender<()>>,
+}
+
+impl Pending {
+    fn request(&self, number: u64) -> v1::ConfirmRequest {
+        v1::ConfirmRequest { number, state: Some(self.state.clone()) }
+    }
 }
 
 /// How a confirmation came about.
@@ -136,7 +143,12 @@ impl Confirmer {
         let state = self.state.lock();
         let after = (std::ops::Bound::Excluded(sent), std::ops::Bound::Unbounded);
         let (number, pending) = state.pending.range(after).next()?;
-        Some(v1::ConfirmRequest { number: *number, state: Some(pending.state.clone()) })
+        Some(pending.request(*number))
+    }
+
+    /// Request `number`, if somebody still waits for it.
+    pub fn request(&self, number: u64) -> Option<v1::ConfirmRequest> {
+        self.state.lock().pending.get(&number).map(|pending| pending.request(number))
     }
 
     /// The replica `replica` has answered request `number`, naming those that were registered.

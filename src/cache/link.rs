@@ -32,6 +32,10 @@ pub(super) struct Settings {
     namespace: Option<String>,
 }
 
+/// When a replica is asked again for the confirmations that it has refused: much sooner than the leases end, and late enough for some of
+/// those that it has to be over.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
 const HOUR: u64 = 3_600_000;
 
 impl Settings {
@@ -86,6 +90,8 @@ pub(super) struct Link {
     outbox: Outbox,
     reported: watch::Receiver<()>,
     requests: watch::Receiver<u64>,
+    /// When it is asked again for what was refused.
+    ask_again: Option<Instant>,
     _channel: Channel,
 }
 
@@ -119,7 +125,20 @@ impl Link {
         // Subscribed before the outbox is opened, so that nothing in it goes unnoticed.
         let (reported, requests) = (shared.store.reported(), shared.confirmer.requests());
         let outbox = Outbox::new(stream, shared.store.open(stream));
-        Self { shared, address, stream, settings, inbound, sender, outbox, reported, requests, _channel: channel }
+        let ask_again = None;
+        Self {
+            shared,
+            address,
+            stream,
+            settings,
+            inbound,
+            sender,
+            outbox,
+            reported,
+            requests,
+            ask_again,
+            _channel: channel,
+        }
     }
 
     pub fn replica(&self) -> &str {
@@ -152,6 +171,10 @@ impl Link {
                 }
                 Ok(()) = self.reported.changed() => self.outbox.reports_wait(),
                 Ok(()) = self.requests.changed() => self.outbox.requests_wait(),
+                () = sleep_until(self.ask_again.unwrap_or(heartbeat)), if self.ask_again.is_some() => {
+                    let more = self.outbox.ask_again(&self.shared.confirmer);
+                    self.ask_again = more.then(|| Instant::now() + jittered(ASK_AGAIN));
+                }
                 () = sleep_until(heartbeat) => {
                     self.outbox.heartbeat_due();
                     heartbeat = Instant::now() + jittered(self.settings.heartbeat);
@@ -210,6 +233,9 @@ impl Link {
             }
             Message::ConfirmRefused(refused) => {
                 debug!(replica = %self.settings.replica, reason = %one_line(&refused.reason), "confirmation refused");
+                if self.outbox.refused(refused.number, &self.shared.confirmer) {
+                    self.ask_again.get_or_insert_with(|| Instant::now() + jittered(ASK_AGAIN));
+                }
             }
         }
         Ok(())

@@ -1,9 +1,9 @@
 //! What waits to be told to a replica, and in which order it goes out.
 //!
 //! Nothing here is a queue that a slow replica could make grow: reports wait keyed by session, requests for confirmations are
-//! looked up when they are sent, heartbeats and renewals are at most one.
+//! looked up when they are sent (and again, if they are refused), heartbeats and renewals are at most one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ use crate::proto::v1::agent_message::Message;
 const MAX_DONE: usize = 64 * 1_024;
 /// Heartbeats that are remembered until they are answered. A replica answers the latest.
 const MAX_HEARTBEATS: usize = 64;
+/// Requests that are asked again in one go, of those that were refused: whoever refuses them has too many already.
+const MOST_AGAIN: usize = 64;
 /// Uses are looked for again from so long before the last look: a request stores its time a little after it read the clock.
 const OVERLAP: Duration = Duration::from_secs(2);
 
@@ -46,6 +48,9 @@ pub(super) struct Outbox {
     last_heartbeat: u64,
     requests: bool,
     last_request: u64,
+    /// Requests that were refused, and those of them that are asked again now.
+    refused: BTreeSet<u64>,
+    again: VecDeque<u64>,
     reports: bool,
     renewals: Vec<(Arc<str>, Uid, Time)>,
     renewed: Time,
@@ -67,6 +72,8 @@ impl Outbox {
             // There may be some that an older stream could not carry.
             requests: true,
             last_request: 0,
+            refused: BTreeSet::new(),
+            again: VecDeque::new(),
             reports: true,
             renewals: Vec::new(),
             renewed: Time::ZERO,
@@ -116,6 +123,23 @@ impl Outbox {
         self.requests = true;
     }
 
+    /// The replica has refused request `number`. Returns whether it is to be asked again: somebody still waits for the answer.
+    pub fn refused(&mut self, number: u64, confirmer: &Confirmer) -> bool {
+        let was_asked = number <= self.last_request && confirmer.request(number).is_some();
+        was_asked && self.refused.insert(number)
+    }
+
+    /// It is time to ask again for what was refused. Returns whether some is left for the next time.
+    pub fn ask_again(&mut self, confirmer: &Confirmer) -> bool {
+        self.refused.retain(|number| confirmer.request(*number).is_some());
+        while self.again.len() < MOST_AGAIN
+            && let Some(number) = self.refused.pop_first()
+        {
+            self.again.push_back(number);
+        }
+        !self.refused.is_empty()
+    }
+
     /// It is time to tell which sessions were used. The first time, all are told: this replica may come to lead without
     /// having heard of them.
     pub fn renewals_due(&mut self, store: &Store) {
@@ -132,6 +156,7 @@ impl Outbox {
         !self.done.is_empty()
             || self.lease_returned
             || self.requests
+            || !self.again.is_empty()
             || self.inventory.is_some()
             || self.heartbeat_due
             || self.reports
@@ -159,6 +184,11 @@ impl Outbox {
                 return Some(Message::Confirm(request));
             }
             self.requests = false;
+        }
+        while let Some(number) = self.again.pop_front() {
+            if let Some(request) = confirmer.request(number) {
+                return Some(Message::Confirm(request));
+            }
         }
         if self.reports {
             let (reports, through) = store.take_reports(self.stream, MAX_SESSIONS_PER_MESSAGE);
@@ -217,5 +247,38 @@ impl Outbox {
         let used = self.renewals.drain(rest..);
         let used = used.map(|(name, uid, used)| convert::renewal_message(&name, uid, now.saturating_since(used)));
         Message::Renewals(v1::Renewals { used: used.collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::core::session::ResourceVersion;
+    use crate::core::signal::{Barrier, Fate, Mark};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_refused_is_asked_again_in_parts_while_somebody_waits_for_it() {
+        let confirmer = Confirmer::new(Duration::from_secs(15));
+        let mark = Mark { uid: Uid::from_u128(1), fate: Fate::Gone, resource_version: ResourceVersion(7) };
+        let barrier = Barrier { mark, digest: None };
+        let mut outbox = Outbox::new(StreamId(1), 0);
+        let wait = || Box::pin(confirmer.confirm("s", &barrier, Instant::now()));
+        let mut waiting: Vec<_> = (0..MOST_AGAIN + 3).map(|_| wait()).collect();
+        assert!(waiting.iter_mut().all(|one| one.now_or_never().is_none()));
+        outbox.last_request = MOST_AGAIN as u64 + 2;
+        assert!((1..=outbox.last_request).all(|number| outbox.refused(number, &confirmer)));
+        assert!(!outbox.refused(1, &confirmer), "that is known");
+        assert!(!outbox.refused(MOST_AGAIN as u64 + 3, &confirmer), "it was not asked yet");
+        drop(waiting.remove(1));
+        assert!(outbox.ask_again(&confirmer), "one is left");
+        assert_eq!((outbox.again.len(), outbox.refused.len()), (MOST_AGAIN, 1));
+        assert!(!outbox.again.contains(&2), "nobody waits for it");
+        drop(waiting);
+        assert!(!outbox.refused(1, &confirmer));
+        outbox.again.clear();
+        assert!(!outbox.ask_again(&confirmer) && outbox.again.is_empty());
     }
 }

@@ -277,7 +277,7 @@ async fn uses_are_told_once_also_of_copies_that_are_gone() {
 }
 
 #[tokio::test]
-async fn a_confirmation_is_asked_again_on_a_stream_that_comes_back() {
+async fn a_confirmation_is_asked_again_on_a_stream_that_comes_back_and_where_it_was_refused() {
     let (mut one, mut two) = (Replica::start().await, Replica::start().await);
     let cache = cache(&[&one, &two]);
     let (mut first, _) = one.greet("one").await;
@@ -304,6 +304,8 @@ async fn a_confirmation_is_asked_again_on_a_stream_that_comes_back() {
     let number = request(&mut second).await;
     assert!(!confirmed.is_finished());
     second.say(Say::ConfirmRefused(v1::ConfirmRefused { number, reason: "busy".into() })).await;
+    let again = timeout(SOON, request(&mut second)).await.expect("it is asked again");
+    assert_eq!(again, number);
     second.say(Say::Confirmed(v1::Confirmed { number, registered })).await;
     let how = timeout(SOON, confirmed).await.expect("before any lease has ended").unwrap();
     assert_eq!(how, crate::cache::confirm::Confirmed::Answered);

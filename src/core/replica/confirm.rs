@@ -31,7 +31,7 @@ use crate::core::time::Time;
 const LEADERS_PART: usize = 8;
 
 /// Confirmations that one pod may ask for at once and, after these, one in each interval: more than etcd takes writes from one pod.
-/// Who is refused one waits for the leases to end. Each is told to all agents of the namespace.
+/// Who is refused one asks again, or waits for the leases to end. Each is told to all agents of the namespace.
 const OF_A_POD: (u32, Duration) = (1_024, Duration::from_micros(250));
 /// Pods of which it is known how often they ask: more than can be connected.
 const MOST_PODS: usize = 16_384;
@@ -50,7 +50,7 @@ pub struct Confirmed {
     pub registered: Vec<Arc<str>>,
 }
 
-/// Why a confirmation cannot be had. Whoever asked must wait for the leases to end.
+/// Why a confirmation cannot be had now. Whoever asked asks again, or waits for the leases to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ConfirmRefused {
     /// Too many are under way, or the pod asks too often.

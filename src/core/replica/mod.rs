@@ -71,7 +71,7 @@ pub struct Config {
     pub lease: Duration,
     /// Copies that agents may hold. One that reports more gets no cover for what is new.
     pub holdings: Bounds,
-    /// Confirmations under way at once. More are refused: whoever asked waits for the leases to end.
+    /// Confirmations under way at once. More are refused: whoever asked asks again, or waits for the leases to end.
     pub confirmations: Bounds,
 }
 
