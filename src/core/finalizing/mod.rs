@@ -28,7 +28,7 @@ pub use tasks::{Outcome, Request, Tasks, Why};
 
 /// Confirmations under way at once, and what a namespace may have of them. More wait, and are let go of after a lease.
 const CONFIRMATIONS: Bounds = Bounds { all: 1_024, per_pod: usize::MAX };
-/// How soon it is tried again; what fails, after twice as long each time.
+/// How soon it is tried again; after twice as long each time.
 const AGAIN: Duration = Duration::from_secs(1);
 /// The longest pause where it was not refused: the API server may be back at any time, and perhaps nothing else that could tell is
 /// under way.
@@ -78,7 +78,7 @@ enum Stage {
 struct Work {
     terminating: Terminating,
     stage: Stage,
-    /// For how long it is left alone after the next call that fails.
+    /// For how long it is left alone after the next call.
     patience: Patience,
 }
 
@@ -165,7 +165,7 @@ impl Finalizing {
         }
     }
 
-    /// A call has ended. If the session is still there, it is tried again, later with each failure.
+    /// A call has ended. If the session is still there, it is tried again, later each time.
     pub fn ended(&mut self, session: &SessionRef, outcome: Outcome, now: Time) {
         self.failing |= matches!(outcome, Outcome::Unanswered | Outcome::Refused);
         if outcome == Outcome::LetGo {
@@ -174,8 +174,8 @@ impl Finalizing {
         let work = self.works.get_mut(&session.key).filter(|work| work.terminating.uid == session.uid);
         if let Some(Work { stage: Stage::LettingGo { why }, patience, .. }) = work {
             let again = match outcome {
-                Outcome::LetGo | Outcome::Nothing => AGAIN,
-                Outcome::Unanswered => patience.pause(AGAIN).min(AWAY),
+                // The watch shows what was let go of within milliseconds, unless it hangs.
+                Outcome::LetGo | Outcome::Nothing | Outcome::Unanswered => patience.pause(AGAIN).min(AWAY),
                 Outcome::Refused => patience.pause(AGAIN),
             };
             let why = *why;
