@@ -8,12 +8,14 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Preconditions};
+use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::condition::last_renewal;
+use super::told::Told;
 use crate::api::VmcpSession;
 use crate::controller::election::LeadershipGuard;
 use crate::controller::ledger::Ledger;
@@ -24,7 +26,7 @@ use crate::core::expiry::Expired;
 use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
-use crate::runtime::api_error::{ApiErrorKind, deadline};
+use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -78,6 +80,7 @@ impl Reaper {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let told = Mutex::new(Told::default());
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -87,7 +90,7 @@ impl Reaper {
                 continue;
             }
             let expired = futures::stream::iter(self.ledger.expired(self.registered(), BATCH));
-            expired.for_each_concurrent(CALLS, |(session, seen, why)| self.delete(session, seen, why)).await;
+            expired.for_each_concurrent(CALLS, |(session, seen, why)| self.delete(session, seen, why, &told)).await;
             self.persist();
         }
     }
@@ -98,7 +101,7 @@ impl Reaper {
     }
 
     /// Deletes just the object that was judged, as it was judged: whoever changed it meanwhile may have meant it to live.
-    async fn delete(&self, session: SessionRef, seen: ResourceVersion, why: Expired) {
+    async fn delete(&self, session: SessionRef, seen: ResourceVersion, why: Expired, told: &Mutex<Told>) {
         let api: Api<VmcpSession> = Api::namespaced(self.client.clone(), session.key.namespace());
         let preconditions =
             Preconditions { uid: Some(session.uid.to_string()), resource_version: Some(seen.to_string()) };
@@ -111,21 +114,10 @@ impl Reaper {
             return;
         }
         let deleted = deadline(DEADLINE, async { api.delete(session.key.name(), &params).await.map(drop) }).await;
-        let reason = match why {
-            Expired::Idle => "nobody has used it for its idle timeout",
-            Expired::Lifetime => "it has reached its maximum lifetime",
-        };
-        match deleted {
-            Ok(()) => {
-                self.reaped.of(why).fetch_add(1, Ordering::Relaxed);
-                info!(%session, uid = %session.uid, reason, "session expired");
-            }
-            Err(error) => match error.kind() {
-                ApiErrorKind::NotFound | ApiErrorKind::UidMismatch => {}
-                ApiErrorKind::Conflict => debug!(%session, reason, "it has changed: it is judged again"),
-                _ => warn!(%session, reason, %error, "cannot delete an expired session; trying again"),
-            },
+        if deleted.is_ok() {
+            self.reaped.of(why).fetch_add(1, Ordering::Relaxed);
         }
+        say(&session, why, deleted, &mut told.lock());
     }
 
     fn persist(&self) {
@@ -143,5 +135,61 @@ impl Reaper {
             let patch = StatusPatch::new(last_renewal(persist.used));
             self.writer.offer(SessionRef { key: persist.key, uid: persist.uid }, patch, &seen);
         }
+    }
+}
+
+/// Tells what came of a deletion. Returns whether it was said aloud that it failed.
+fn say(session: &SessionRef, why: Expired, deleted: Result<(), ApiError>, told: &mut Told) -> bool {
+    let namespace = session.key.namespace();
+    let reason = match why {
+        Expired::Idle => "nobody has used it for its idle timeout",
+        Expired::Lifetime => "it has reached its maximum lifetime",
+    };
+    let error = match deleted {
+        Ok(()) => {
+            info!(%session, uid = %session.uid, reason, "session expired");
+            if told.over(namespace) {
+                info!(%namespace, "expired sessions are deleted again");
+            }
+            return false;
+        }
+        Err(error) => error,
+    };
+    match error.kind() {
+        ApiErrorKind::NotFound | ApiErrorKind::UidMismatch => false,
+        ApiErrorKind::Conflict => {
+            debug!(%session, reason, "it has changed: it is judged again");
+            false
+        }
+        _ if told.failed(namespace, &error, Instant::now()) => {
+            warn!(%session, reason, %error, "cannot delete an expired session, perhaps others neither; trying again");
+            true
+        }
+        _ => {
+            debug!(%session, reason, %error, "cannot delete an expired session; trying again");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::session::{SessionKey, Uid};
+
+    #[test]
+    fn what_fails_at_each_try_is_said_once() {
+        let session = SessionRef { key: SessionKey::new("a", "s"), uid: Uid::from_u128(1) };
+        let mut told = Told::default();
+        let refused = |code| {
+            let status = kube::core::Status { code, ..kube::core::Status::default() };
+            Err(ApiError::from_status(&status))
+        };
+        let mut said = |deleted| say(&session, Expired::Idle, deleted, &mut told);
+        assert_eq!(
+            [refused(404), refused(409), refused(403), refused(403)].map(&mut said),
+            [false, false, true, false]
+        );
+        assert_eq!([Ok(()), refused(403), refused(503)].map(&mut said), [false, false, true]);
     }
 }

@@ -1,7 +1,6 @@
 //! Lets go of deleted sessions that carry the finalizer `vmcp.dev/confirm-eviction`, when no pod can serve them any
 //! more (I4). Which these are is what [`crate::core::finalizing`] says.
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::told::Told;
 use crate::api::{FINALIZER_CONFIRM_EVICTION, VmcpSession};
 use crate::controller::clock::{now, sleep_until};
 use crate::controller::election::{FIELD_MANAGER, LeadershipGuard};
@@ -29,7 +29,6 @@ use crate::core::replica::{Outgoing, ScopeId};
 use crate::core::session_ref::SessionRef;
 use crate::core::time::Time;
 use crate::runtime::api_error::{ApiError, ApiErrorKind, deadline};
-use crate::runtime::failing::Failing;
 
 /// Calls to the API server at once.
 const CALLS: usize = 8;
@@ -172,30 +171,6 @@ async fn let_go(
     (session, answer)
 }
 
-/// Which failures those know of who read the log. There may be thousands of sessions that fail for one reason, but what fails in one
-/// namespace may work in another.
-#[derive(Default)]
-struct Told {
-    failing: Failing,
-    namespaces: BTreeSet<Arc<str>>,
-}
-
-impl Told {
-    /// One in this namespace has failed. Returns whether that is to be said, aloud.
-    fn failed(&mut self, namespace: &Arc<str>, error: &ApiError, now: Instant) -> bool {
-        let aloud = self.failing.failed(&format!("{namespace}: {error}"), now);
-        if aloud {
-            self.namespaces.insert(namespace.clone());
-        }
-        aloud
-    }
-
-    /// One in this namespace was let go of. Returns whether it is to be said that it works there.
-    fn over(&mut self, namespace: &Arc<str>) -> bool {
-        self.namespaces.remove(namespace)
-    }
-}
-
 fn outcome(session: &SessionRef, answer: Result<bool, ApiError>, told: &mut Told) -> Outcome {
     let namespace = session.key.namespace();
     let error = match answer {
@@ -245,18 +220,6 @@ async fn try_let_go(client: Client, guard: &LeadershipGuard, session: &SessionRe
 mod tests {
     use super::*;
     use crate::core::session::{SessionKey, Uid};
-
-    #[test]
-    fn that_it_works_again_is_said_once_of_a_namespace_of_which_it_was_said_that_it_fails() {
-        let namespaces: [Arc<str>; 2] = ["a".into(), "b".into()];
-        let [a, b] = &namespaces;
-        let (mut told, now) = (Told::default(), Instant::now());
-        let away = ApiError::timeout(DEADLINE);
-        assert!(told.failed(a, &away, now) && !told.failed(a, &away, now));
-        assert!(!told.over(b), "nobody heard of it");
-        assert!(told.failed(b, &away, now), "it is another one");
-        assert!(told.over(a) && !told.over(a) && told.over(b));
-    }
 
     #[test]
     fn who_does_not_answer_has_not_refused() {

@@ -33,6 +33,7 @@ pub mod finalize;
 pub mod herald;
 pub mod retire;
 pub mod status;
+mod told;
 
 use expire::{Reaped, Reaper};
 use finalize::Finalizer;
