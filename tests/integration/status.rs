@@ -132,8 +132,8 @@ async fn what_cannot_be_written_is_dropped_and_what_may_be_waits() {
         setup.writer.offer(key, status, &FIRST);
         setup.idle().await;
     }
-    // One cannot tell what exactly was refused: perhaps the status is another one by now, and goes on to change.
-    assert_eq!(setup.answers().await, [422, 422, 404, 422, 422, 422, 422, 422]);
+    // Where a test has failed, the status may be another one by now. What is invalid stays so.
+    assert_eq!(setup.answers().await, [422, 422, 404, 422]);
     assert_eq!((setup.writer.failed(), setup.writer.given_up()), (3, 2));
     assert_eq!(setup.object(&session).await["status"], Value::Null);
 

@@ -6,12 +6,12 @@ use http::HeaderValue;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
-use kube::core::{PartialObjectMeta, Request};
+use kube::core::{PartialObjectMeta, Request, Status};
 use serde_json::json;
 
 use crate::api::VmcpSession;
 use crate::controller::election::FIELD_MANAGER;
-use crate::controller::object::Status;
+use crate::controller::object;
 use crate::controller::status_writer::{StatusPatch, StatusSink};
 use crate::core::session::ResourceVersion;
 use crate::core::session_ref::SessionRef;
@@ -72,7 +72,7 @@ impl KubeStatus {
         let mut attempt = 0;
         loop {
             let live = api.get(key.key.name()).await?;
-            let status: Status = serde_json::from_value(live.data["status"].clone()).unwrap_or_default();
+            let status: object::Status = serde_json::from_value(live.data["status"].clone()).unwrap_or_default();
             let first = live.data["status"].is_null();
             let is_ours = live.metadata.uid.is_some_and(|uid| uid == key.uid.to_string());
             let version = live.metadata.resource_version.unwrap_or_default();
@@ -86,9 +86,11 @@ impl KubeStatus {
     }
 }
 
-/// Whether a test of a JSON patch has failed, or the patch cannot be applied.
+/// Whether a test of a JSON patch has failed, or the patch cannot be applied. Who names what is wrong has applied it, and refuses what
+/// came of it: however the object is by now, that does not pass.
 fn is_untrue(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(refused) if refused.code == 422)
+    let names_none = |refused: &Status| refused.details.as_ref().is_none_or(|details| details.causes.is_empty());
+    matches!(error, kube::Error::Api(refused) if refused.code == 422 && names_none(refused))
 }
 
 /// A JSON patch, because it can test the uid: the status subresource takes nothing of the metadata from a merge patch,
@@ -132,10 +134,15 @@ fn operations(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use kube::client::Body;
+    use parking_lot::Mutex;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::core::session::{SessionKey, Uid};
+    use crate::runtime::api_error::ApiErrorKind;
 
     /// What is sent to set the field, on its way to an object of which this version was read, if any.
     fn sent(field: &str, value: Value, first: bool, version: Option<&str>) -> (http::Request<Vec<u8>>, Value) {
@@ -144,6 +151,40 @@ mod tests {
         let request = operations(&key, &StatusPatch::new(fields.into_iter().collect()), first, version).unwrap();
         let body = serde_json::from_slice(request.body()).unwrap();
         (request, body)
+    }
+
+    /// The methods of the requests that are sent where each patch is refused with these details.
+    async fn refused(details: Value) -> Vec<http::Method> {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let noted = sent.clone();
+        let key = SessionRef { key: SessionKey::new("ns", "s"), uid: Uid::from_u128(7) };
+        let live = json!({
+            "apiVersion": "vmcp.dev/v1alpha1", "kind": "VmcpSession",
+            "metadata": {"name": "s", "namespace": "ns", "uid": key.uid.to_string(), "resourceVersion": "1"},
+        });
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            noted.lock().push(request.method().clone());
+            let (code, body) = match *request.method() {
+                http::Method::GET => (200, live.clone()),
+                _ => (422, json!({"code": 422, "status": "Failure", "reason": "Invalid", "details": details})),
+            };
+            let mut answer = http::Response::new(Body::from(serde_json::to_vec(&body).unwrap()));
+            *answer.status_mut() = http::StatusCode::from_u16(code).unwrap();
+            async move { Ok::<_, std::convert::Infallible>(answer) }
+        });
+        let sink = KubeStatus::new(Client::new(service, "ns"));
+        let payload = StatusPatch::new([("observedGeneration".to_owned(), json!(1))].into_iter().collect());
+        assert_eq!(sink.patch(&key, &payload).await.unwrap_err().kind(), ApiErrorKind::Invalid);
+        sent.lock().clone()
+    }
+
+    #[tokio::test]
+    async fn what_is_untrue_is_read_a_few_times_and_what_is_invalid_is_sent_once() {
+        let untrue = refused(json!({})).await;
+        let patches = untrue.iter().filter(|method| *method == http::Method::PATCH).count();
+        assert_eq!((patches, untrue.len()), (1 + ATTEMPTS as usize, 1 + 2 * ATTEMPTS as usize));
+        let causes = json!({"causes": [{"reason": "FieldValueInvalid", "message": "", "field": "spec.metadata"}]});
+        assert_eq!(refused(causes).await, [http::Method::PATCH]);
     }
 
     fn generation(first: bool) -> (http::Request<Vec<u8>>, Value) {
