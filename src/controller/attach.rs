@@ -293,22 +293,16 @@ mod tests {
     use tonic_prost::ProstCodec;
 
     use super::*;
-    use crate::controller::ledger::Settlements;
+    use crate::controller::tests::Nobody;
     use crate::core::cache::{Holding, Report};
     use crate::core::digest::{Digest, Metadata};
-    use crate::core::replica::{Config, InstanceId, Replica, Settled};
+    use crate::core::replica::{Config, InstanceId, Replica};
     use crate::core::session::{ResourceVersion, Uid};
 
     #[test]
     fn no_agent_is_silent_that_misses_a_few_heartbeats() {
         let seconds = |lease| longest_silence(Duration::from_secs(lease)).as_secs();
         assert_eq!([1, 5, 15, 300].map(seconds), [20, 20, 30, 600]);
-    }
-
-    struct Nobody;
-
-    impl Settlements for Nobody {
-        fn settled(&self, _settled: &Settled) {}
     }
 
     #[test]

@@ -338,15 +338,9 @@ mod tests {
     use kube::client::Body;
 
     use super::*;
-    use crate::controller::ledger::Settlements;
-    use crate::core::replica::{Config, Replica, Settled};
+    use crate::controller::tests::Nobody;
+    use crate::core::replica::{Config, Replica};
     use crate::runtime::health::Health;
-
-    struct Nobody;
-
-    impl Settlements for Nobody {
-        fn settled(&self, _settled: &Settled) {}
-    }
 
     /// One that is written through this client, and the collection that it proves.
     fn marker(client: Client) -> (Marker, ScopeId) {

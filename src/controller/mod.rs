@@ -116,6 +116,16 @@ pub async fn run(args: ControllerArgs, shutdown: CancellationToken) -> Result<()
 mod tests {
     use tokio::net::TcpListener;
 
+    use super::ledger::Settlements;
+    use crate::core::replica::Settled;
+
+    /// Whom it does not concern that something has settled.
+    pub(super) struct Nobody;
+
+    impl Settlements for Nobody {
+        fn settled(&self, _settled: &Settled) {}
+    }
+
     /// A client of an API server that takes connections and never answers.
     pub(super) async fn unanswered() -> (kube::Client, TcpListener) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -36,15 +36,10 @@ pub(super) async fn poll(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::ledger::{Ledger, Settlements};
-    use crate::core::replica::{Config, Settled};
+    use crate::controller::ledger::Ledger;
+    use crate::controller::tests::Nobody;
+    use crate::core::replica::Config;
     use crate::runtime::health::Health;
-
-    struct Nobody;
-
-    impl Settlements for Nobody {
-        fn settled(&self, _settled: &Settled) {}
-    }
 
     #[test]
     fn a_replica_that_nobody_can_lock_is_not_alive() {

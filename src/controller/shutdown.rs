@@ -188,9 +188,9 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::controller::ledger::{Ledger, Settlements};
-    use crate::controller::tests::unanswered;
-    use crate::core::replica::{Config, Replica, Settled};
+    use crate::controller::ledger::Ledger;
+    use crate::controller::tests::{Nobody, unanswered};
+    use crate::core::replica::{Config, Replica};
 
     #[tokio::test(start_paused = true)]
     async fn an_api_server_that_does_not_answer_is_waited_for_once_at_the_end() {
@@ -199,12 +199,6 @@ mod tests {
         let namespaces = (0..20).map(|n| format!("ns-{n}")).collect();
         unregister(&client, namespaces, "replica").await;
         assert_eq!(begun.elapsed(), UNREGISTER);
-    }
-
-    struct Nobody;
-
-    impl Settlements for Nobody {
-        fn settled(&self, _settled: &Settled) {}
     }
 
     fn of(client: kube::Client, phases: Phases) -> Shutdown {

@@ -1,18 +1,12 @@
 //! The watch against an API server that fails, and one that is silent.
 
 use super::*;
-use crate::controller::ledger::Settlements;
-use crate::core::replica::{Config, Found, Replica, Settled};
+use crate::controller::tests::Nobody;
+use crate::core::replica::{Config, Found, Replica};
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use serde_json::json;
-
-struct Nobody;
-
-impl Settlements for Nobody {
-    fn settled(&self, _settled: &Settled) {}
-}
 
 /// A watch of an API server that does not exist.
 fn watch(patience: Duration) -> Watch {

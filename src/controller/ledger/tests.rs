@@ -3,14 +3,8 @@ use serde_json::json;
 use super::*;
 use crate::controller::object::{Reader, Watched};
 use crate::controller::shared::Witness;
+use crate::controller::tests::Nobody;
 use crate::core::replica::Fact;
-
-#[derive(Default)]
-struct Nobody;
-
-impl Settlements for Nobody {
-    fn settled(&self, _settled: &Settled) {}
-}
 
 const LEASE: Duration = Duration::from_secs(15);
 const UID: &str = "0189ab00-0000-4000-8000-00000000beef";
