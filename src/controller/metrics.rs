@@ -114,9 +114,9 @@ impl Sources {
         let help = "How far the clock of this machine is from that of the API server";
         let off = ConstGauge::new(self.ledger.clock_off_by().as_secs_f64());
         rows(encoder, "clock_offset_seconds", help, &[(None, off)])?;
-        let Counts { stale, gone, leases, unproven, outdated, stopping } = now.counts;
+        let Counts { stale, gone, unknown, leases, unproven, outdated, stopping } = now.counts;
         let reason = |name| Some(("reason", name));
-        let evictions = [(reason("stale"), stale), (reason("gone"), gone)];
+        let evictions = [(reason("stale"), stale), (reason("gone"), gone), (reason("unknown"), unknown)];
         counters(encoder, "evictions", "Copies that agents were told to drop", &evictions)?;
         counters(encoder, "leases_granted", "Heartbeats that got a lease", &[(None, leases)])?;
         let refusals = [(reason("unproven"), unproven), (reason("outdated"), outdated), (reason("stopping"), stopping)];

@@ -10,6 +10,8 @@ pub struct Counts {
     pub stale: u64,
     /// Copies that were dropped because the session is gone.
     pub gone: u64,
+    /// Copies that agents were told to drop of sessions that the watch does not show, and has not shown since they were told of.
+    pub unknown: u64,
     /// Heartbeats that got a lease.
     pub leases: u64,
     /// Heartbeats that got none, because the watch was never proven to be complete.

@@ -120,13 +120,16 @@ impl Replica {
             return;
         }
         held.told = Some(fate);
-        // A pod can report copies of whatever names it likes: that it drops these is of interest to nobody.
+        // A pod can report copies of whatever names it likes: that it drops these is of interest to
+        // nobody, but that it does is.
         let of_interest = held.shown || self.entries.get(key).is_some_and(|entry| entry.truth.is_some());
         known.evictions.insert(key.clone(), (id, state));
         let stream = known.stream;
         self.wake(stream);
         if of_interest || self.awaited(key) > 0 {
             self.round_evicted(key, agent, (id, fate), now);
+        } else {
+            self.counts.unknown += 1;
         }
     }
 

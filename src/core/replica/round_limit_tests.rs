@@ -126,12 +126,14 @@ fn rounds_of_who_acknowledges_nothing_are_looked_at_in_turns() {
 }
 
 #[test]
-fn copies_of_what_never_was_are_to_be_dropped_and_nobody_waits_for_that() {
+fn copies_of_what_never_was_are_to_be_dropped_and_counted_and_nobody_waits_for_that() {
     let mut bench = Bench::new(16, 16);
     let (liar, _) = bench.agent(1, "ns", "a", 1);
     let made_up = SessionKey::new("ns", "made-up");
     bench.replica.reported(liar, vec![(made_up.clone(), Report::Held(held()))], Some(1), bench.now).unwrap();
     assert_eq!((bench.replica.queued_signals(), bench.replica.rounds.len()), (1, 0));
+    let counted = |bench: &Bench| (bench.replica.counts().unknown, bench.replica.counts().gone);
+    assert_eq!(counted(&bench), (1, 0));
     bench.replica.take_facts();
     bench.pass(LEASE);
     assert_eq!(bench.replica.take_facts(), []);
@@ -139,6 +141,7 @@ fn copies_of_what_never_was_are_to_be_dropped_and_nobody_waits_for_that() {
     let wrong = Holding { digest: Digest::of(&Metadata::from([("k".into(), String::new())])), ..held() };
     bench.replica.reported(liar, vec![(key(), Report::Held(wrong))], Some(2), bench.now).unwrap();
     assert_eq!(bench.replica.awaited(&key()), 1);
+    assert_eq!(counted(&bench), (1, 0));
 }
 
 #[test]
