@@ -22,7 +22,7 @@ use super::{AgentId, AgentName, Replica, ScopeId, SignalId};
 use crate::core::lease::{StreamId, with_drift};
 use crate::core::rate::Buckets;
 use crate::core::rules::Rule;
-use crate::core::session::SessionKey;
+use crate::core::session::{ResourceVersion, SessionKey};
 use crate::core::signal::{Barrier, Fate};
 use crate::core::tally::Bounds;
 use crate::core::time::Time;
@@ -74,6 +74,18 @@ pub(super) struct Confirmation {
     pod: Option<(Arc<str>, AgentName)>,
     /// When time was first told after the request came.
     since: Option<Time>,
+}
+
+impl Confirmation {
+    /// Whether no agent is waited for: none any more, or nobody waits for the answer.
+    pub fn waits_for_nobody(&self) -> bool {
+        self.waiting.is_empty() || self.origin.is_none()
+    }
+
+    /// Where it stands among those that wait for the watch.
+    pub fn place(&self, signal: SignalId) -> (ResourceVersion, SignalId) {
+        (self.barrier.mark.resource_version, signal)
+    }
 }
 
 impl Replica {
@@ -131,10 +143,11 @@ impl Replica {
     }
 
     pub(super) fn confirm_acknowledged(&mut self, agent: AgentId, signal: SignalId, now: Time) {
-        if let Some(confirmation) = self.confirmations.get_mut(signal)
-            && confirmation.waiting.remove(&agent)
-            && confirmation.waiting.is_empty()
-        {
+        let mut was_last = false;
+        self.confirmations.change(signal, |confirmation| {
+            was_last = confirmation.waiting.remove(&agent) && confirmation.waiting.is_empty();
+        });
+        if was_last {
             self.confirm_one(signal, now);
         }
     }
@@ -142,28 +155,28 @@ impl Replica {
     /// These agents have no lease of this replica any more: nobody needs to wait for them. All at once, since a watch that stands
     /// still ends the leases of all agents together, and leaves all confirmations under way.
     pub(super) fn confirm_forget(&mut self, agents: &FastSet<AgentId>) {
-        for (_, confirmation) in self.confirmations.iter_mut() {
+        self.confirmations.change_all(|_, confirmation| {
             // Many agents may also leave one by one.
             if agents.len() < confirmation.waiting.len() {
                 agents.iter().for_each(|agent| _ = confirmation.waiting.remove(agent));
             } else {
                 confirmation.waiting.retain(|agent| !agents.contains(agent));
             }
-        }
+        });
     }
 
     /// Nobody waits for the answers to this stream's requests any more. Their barriers stay until they are seen.
     pub(super) fn confirmer_left(&mut self, stream: StreamId) {
-        for (_, confirmation) in self.confirmations.iter_mut().filter(|(_, c)| c.origin == Some(stream)) {
-            confirmation.origin = None;
-        }
+        self.confirmations.change_all(|_, confirmation| {
+            confirmation.origin.take_if(|origin| *origin == stream);
+        });
     }
 
     /// Nobody is waited for longer than a lease, and no state that does not exist.
     pub(super) fn poll_confirmations(&mut self, now: Time) {
         let longest = with_drift(self.config.lease);
         let mut never = Vec::new();
-        for (signal, confirmation) in self.confirmations.iter_mut() {
+        self.confirmations.change_all(|signal, confirmation| {
             let since = *confirmation.since.get_or_insert(now);
             if since + longest <= now {
                 confirmation.waiting.clear();
@@ -171,7 +184,7 @@ impl Replica {
             if self.scopes[confirmation.scope.0].proven_after(since) {
                 never.push(signal);
             }
-        }
+        });
         self.confirm_ready(now);
         for signal in never {
             if self.confirmations.get(signal).is_some_and(|c| !self.seen(c)) {
@@ -194,8 +207,12 @@ impl Replica {
         if self.confirmations.is_empty() {
             return;
         }
-        let ready = self.confirmations.iter().filter(|(_, c)| self.is_ready(c, now)).map(|(id, _)| id);
-        for id in ready.collect::<Vec<_>>() {
+        let furthest = self.scopes.iter().map(|scope| scope.position).max().filter(|_| Rule::ConfirmWhenSeen.on());
+        let acknowledged = self.confirmations.acknowledged(furthest.unwrap_or(ResourceVersion(u64::MAX)));
+        let mut ready: Vec<_> = acknowledged.filter(|(_, c)| self.is_ready(c, now)).map(|(id, _)| id).collect();
+        // As they were asked for.
+        ready.sort_unstable();
+        for id in ready {
             self.confirm_answer(id);
         }
     }
@@ -208,9 +225,7 @@ impl Replica {
     }
 
     fn is_ready(&self, confirmation: &Confirmation, now: Time) -> bool {
-        (confirmation.waiting.is_empty() || confirmation.origin.is_none())
-            && self.seen(confirmation)
-            && self.knows_registered(confirmation.scope, now)
+        confirmation.waits_for_nobody() && self.seen(confirmation) && self.knows_registered(confirmation.scope, now)
     }
 
     fn confirm_answer(&mut self, signal: SignalId) {

@@ -308,6 +308,33 @@ fn who_reads_late_is_told_of_what_is_under_way_once_over_each_stream_and_of_noth
 }
 
 #[test]
+fn the_watch_looks_at_no_confirmation_that_waits_for_an_agent_or_for_a_later_state() {
+    let mut bench = Bench::new(16, 16);
+    let (asker, _) = bench.agent(1, "ns", "a", 1);
+    for version in 1_001..=1_003 {
+        bench.confirm(asker, version).unwrap();
+    }
+    let Some(Outgoing::Signals { barriers, .. }) = bench.replica.drain(asker, 10) else { panic!("no barriers") };
+    for at in [0, 2] {
+        bench.replica.acknowledged(asker, &key(), barriers[at].1, false, bench.now);
+    }
+    let looked_at = |bench: &Bench, version| -> Vec<u64> {
+        let all = bench.replica.confirmations.acknowledged(ResourceVersion(version));
+        all.map(|(_, confirmation)| confirmation.barrier.mark.resource_version.0).collect()
+    };
+    assert_eq!(looked_at(&bench, 1_000), [0; 0]);
+    assert_eq!(looked_at(&bench, 1_002), [1_001]);
+    assert_eq!(looked_at(&bench, 1_003), [1_001, 1_003]);
+    bench.replica.bookmark(bench.scope, ResourceVersion(1_002), bench.now);
+    assert_eq!(bench.answers(asker), [1_001]);
+    assert_eq!(looked_at(&bench, 1_003), [1_003], "what is over is not looked at");
+    bench.replica.stream_closed(asker, bench.now);
+    assert_eq!(looked_at(&bench, 1_003), [1_002, 1_003], "nobody waits for an answer");
+    bench.replica.bookmark(bench.scope, ResourceVersion(1_003), bench.now);
+    assert_eq!((bench.replica.confirmations(), looked_at(&bench, u64::MAX)), (0, vec![]));
+}
+
+#[test]
 fn an_instance_is_one_of_its_pod() {
     let mut bench = Bench::new(16, 16);
     let (first, _) = bench.agent(1, "ns", "a", 7);
