@@ -158,6 +158,39 @@ async fn who_opens_many_connections_takes_the_place_of_nobody_at_another_address
     answer_again(&mut many[8]).await.unwrap();
 }
 
+/// All may come from one address, as through a balancer.
+#[tokio::test]
+async fn who_only_opens_connections_ends_none_at_its_own_address_over_which_something_was_answered() {
+    let running = start(3, PATIENCE * 10).await;
+    let mut useful = answered(running.address).await;
+    let mut useless = TcpStream::connect(running.address).await.unwrap();
+    useless.write_all(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert!(timeout(PATIENCE, useless.read(&mut [0; 1024])).await.unwrap().unwrap() > 0);
+    let mut silent = Vec::new();
+    for _ in 0..10 {
+        silent.push(TcpStream::connect(running.address).await.unwrap());
+    }
+    // There is room for two beside it.
+    for ended in silent[..8].iter_mut().chain([&mut useless]) {
+        let read = timeout(PATIENCE, ended.read(&mut [0; 1024])).await.expect("it gives way");
+        assert!(read.is_err() || read.is_ok_and(|read| read == 0));
+    }
+    answer_again(&mut useful).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_newcomer_has_time_to_ask_though_another_one_comes() {
+    let running = start(3, PATIENCE * 10).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(answered(running.address).await);
+    }
+    let mut newcomer = TcpStream::connect(running.address).await.unwrap();
+    open.push(answered(running.address).await);
+    answer_again(&mut newcomer).await.unwrap();
+    assert!(answer_again(&mut open[1]).await.is_err(), "those that were answered longest ago give way to both");
+}
+
 #[tokio::test]
 async fn serving_ends_on_shutdown_even_if_a_connection_is_open() {
     let running = start(8, PATIENCE).await;

@@ -7,10 +7,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::extract::connect_info::ConnectInfo;
+use axum::middleware::map_response;
+use axum::response::Response;
 use axum::serve::Listener;
 use axum::{Extension, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -21,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::transport::server;
+use tonic::transport::server::Connected;
 
 use super::listen;
 
@@ -30,9 +33,19 @@ use super::listen;
 /// Not by `axum::serve`, which speaks HTTP/2 with whoever begins so: a connection would carry hundreds of requests at once, and answer
 /// pings that keep it open for nothing. Nor gracefully: whoever asks keeps connections open. An answer takes microseconds, and
 /// nobody depends on the last one.
-pub async fn serve<L: Listener<Addr = SocketAddr>>(mut listener: L, router: Router, shutdown: &CancellationToken) {
+pub async fn serve<L>(mut listener: L, router: Router, shutdown: &CancellationToken)
+where
+    L: Listener<Addr = SocketAddr>,
+    L::Io: Connected<ConnectInfo = Usefulness>,
+{
     while let Some((stream, from)) = shutdown.run_until_cancelled(listener.accept()).await {
-        let service = TowerToHyperService::new(router.clone().layer(Extension(ConnectInfo(Remote(from)))));
+        let usefulness = stream.connect_info();
+        let noted = map_response(move |answer: Response| {
+            usefulness.note(&answer);
+            std::future::ready(answer)
+        });
+        let router = router.clone().layer(Extension(ConnectInfo(Remote(from)))).layer(noted);
+        let service = TowerToHyperService::new(router);
         tokio::spawn(async move {
             let connection = auto::Builder::new(TokioExecutor::new()).http1_only();
             // How it ended is nobody's concern but the client's.
@@ -44,6 +57,22 @@ pub async fn serve<L: Listener<Addr = SocketAddr>>(mut listener: L, router: Rout
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote(pub SocketAddr);
+
+/// Whether something was asked over a connection that was worth an answer.
+#[derive(Clone, Debug, Default)]
+pub struct Usefulness(Arc<AtomicBool>);
+
+impl Usefulness {
+    fn note(&self, answer: &Response) {
+        if answer.status().is_success() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_proven(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Of connections that are given from the oldest on, the one that gives way to a newcomer: of the address from which most have come,
 /// the oldest. So however fast they come from one address, they take the places of each other.
@@ -58,7 +87,8 @@ pub fn gives_way<K>(by_age: impl IntoIterator<Item = (K, IpAddr)>) -> Option<K> 
 
 /// Accepts a bounded number of connections at a time. If there are more, [one gives way](gives_way), and of those from one address the
 /// one that was answered longest ago: whoever asks at once is answered, so nobody keeps others out by holding connections open or by
-/// opening many.
+/// opening many. Those over which nothing was asked yet that was worth it have half of the places: more of them give way to each other,
+/// so whoever only opens connections, be it from many addresses or from that of others, does not end all that are of use.
 #[derive(Debug)]
 pub struct BoundedListener {
     inner: TcpListener,
@@ -82,16 +112,17 @@ impl Listener for BoundedListener {
         // axum's own accept logs and retries errors.
         let (stream, peer) = Listener::accept(&mut self.inner).await;
         let peer = listen::from(peer);
-        let end = CancellationToken::new();
+        let (end, usefulness) = (CancellationToken::new(), Usefulness::default());
         let place = {
             let mut open = self.open.lock();
             if open.by_age.len() >= self.most {
-                open.give_way();
+                open.give_way(self.most / 2);
             }
-            open.put(peer.ip(), end.clone())
+            open.put(Place { from: peer.ip(), end: end.clone(), usefulness: usefulness.clone() })
         };
         let (ended, deadline) = (Box::pin(end.cancelled_owned()), Box::pin(sleep(self.timeout)));
-        (BoundedStream { stream, deadline, timeout: self.timeout, ended, place, open: self.open.clone() }, peer)
+        let open = self.open.clone();
+        (BoundedStream { stream, deadline, timeout: self.timeout, ended, place, open, usefulness }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -103,20 +134,31 @@ impl Listener for BoundedListener {
 #[derive(Debug, Default)]
 struct Open {
     last: u64,
-    by_age: BTreeMap<u64, (IpAddr, CancellationToken)>,
+    by_age: BTreeMap<u64, Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    from: IpAddr,
+    end: CancellationToken,
+    usefulness: Usefulness,
 }
 
 impl Open {
-    fn put(&mut self, from: IpAddr, end: CancellationToken) -> u64 {
+    fn put(&mut self, place: Place) -> u64 {
         self.last += 1;
-        self.by_age.insert(self.last, (from, end));
+        self.by_age.insert(self.last, place);
         self.last
     }
 
-    fn give_way(&mut self) {
-        let place = gives_way(self.by_age.iter().map(|(place, (from, _))| (*place, *from)));
-        if let Some((_, end)) = place.and_then(|place| self.by_age.remove(&place)) {
-            end.cancel();
+    /// One gives way to a newcomer, who needs some time to ask: so `most` of which no use is known may be there beside it.
+    fn give_way(&mut self, most: usize) {
+        let is_unproven = |place: &Place| !place.usefulness.is_proven();
+        let too_many = self.by_age.values().filter(|place| is_unproven(place)).count() > most;
+        let candidates = self.by_age.iter().filter(|(_, place)| !too_many || is_unproven(place));
+        let first = gives_way(candidates.map(|(at, place)| (*at, place.from)));
+        if let Some(place) = first.and_then(|at| self.by_age.remove(&at)) {
+            place.end.cancel();
         }
     }
 }
@@ -131,6 +173,7 @@ pub struct BoundedStream {
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     place: u64,
     open: Arc<Mutex<Open>>,
+    usefulness: Usefulness,
 }
 
 impl BoundedStream {
@@ -150,8 +193,8 @@ impl BoundedStream {
         self.deadline.as_mut().reset(next);
         let mut open = self.open.lock();
         // If it is not there, it has to give way already.
-        if let Some((from, end)) = open.by_age.remove(&self.place) {
-            self.place = open.put(from, end);
+        if let Some(place) = open.by_age.remove(&self.place) {
+            self.place = open.put(place);
         }
     }
 }
@@ -162,10 +205,12 @@ impl Drop for BoundedStream {
     }
 }
 
-impl server::Connected for BoundedStream {
-    type ConnectInfo = ();
+impl Connected for BoundedStream {
+    type ConnectInfo = Usefulness;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Usefulness {
+        self.usefulness.clone()
+    }
 }
 
 impl AsyncRead for BoundedStream {
