@@ -94,7 +94,7 @@ impl Replica {
     /// The watch is complete up to `position`, though no object changed (a bookmark).
     pub fn bookmark(&mut self, scope: ScopeId, position: ResourceVersion, now: Time) {
         if !self.must_list(scope) {
-            self.advance(scope, position, now);
+            self.advance(scope, position.max(self.position(scope)), now);
         }
     }
 
@@ -247,6 +247,7 @@ impl Replica {
     }
 
     fn advance(&mut self, scope: ScopeId, position: ResourceVersion, now: Time) {
+        debug_assert!(position >= self.position(scope) || !Rule::DiscardStaleList.on(), "what is older was taken");
         self.scopes[scope.0].advance(position, now);
         let position = self.position(scope);
         while self.scopes[scope.0].waiting.first().is_some_and(|(until, ..)| *until <= position)
