@@ -4,7 +4,9 @@ use super::*;
 use crate::controller::object::{Reader, Watched};
 use crate::controller::shared::Witness;
 use crate::controller::tests::Nobody;
+use crate::core::expiry::Expired;
 use crate::core::replica::Fact;
+use crate::core::session_ref::SessionRef;
 
 const LEASE: Duration = Duration::from_secs(15);
 const UID: &str = "0189ab00-0000-4000-8000-00000000beef";
