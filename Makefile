@@ -163,5 +163,5 @@ fuzz: ## Fuzz the parser and the dispatcher of the agent: FUZZ_SECONDS=30 each, 
 	@$(STEP) "fuzz" bash hack/fuzz.sh $(FUZZ_SECONDS)
 
 .PHONY: ci
-ci: ## All that CI does
+ci: ## What CI does at each change: lint, deny, test, demo, a short fuzz, and e2e where this is root
 	@.ci/run
