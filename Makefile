@@ -65,6 +65,10 @@ test-integration: controlplane clients
 .PHONY: e2e
 e2e: ## Install it on a real node (containerd, kubelet, Helm) in namespaces of its own, and live with it. Needs root
 	@bash hack/e2e.sh --check
+	@bash hack/give-back.sh $(MAKE) --no-print-directory PROFILE=$(PROFILE) e2e-as-root
+
+.PHONY: e2e-as-root
+e2e-as-root:
 	@$(BESIDE) $(MAKE) --no-print-directory PROFILE=$(PROFILE) image image-example
 	@bash hack/realnode.sh
 	@bash hack/mcp-client.sh
