@@ -57,6 +57,60 @@ fn every_test_that_the_threat_model_names_exists() {
     assert!(found > 30, "hardly any test was found: {found}");
 }
 
+/// What stands in a file behind each of the marks, up to the end of the number.
+fn numbers<'a>(text: &'a str, marks: &'a [&str]) -> impl Iterator<Item = &'a str> {
+    let behind = marks.iter().flat_map(|mark| text.split(mark).skip(1));
+    let number = |rest: &'a str| rest.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default();
+    behind.map(number).map(|number| number.trim_end_matches('.')).filter(|number| !number.is_empty())
+}
+
+/// Files that tell people and machines a version, and how often at least.
+fn agree(files: &[(&str, usize)], marks: &[&str], version: &str) {
+    // Of one that is only a candidate, the number.
+    let version = version.split('-').next().unwrap();
+    for (file, least) in files {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        let found: Vec<&str> = numbers(&text, marks).collect();
+        assert!(found.len() >= *least, "{file} names {found:?} behind {marks:?}: it should have {least}");
+        assert!(found.iter().all(|found| *found == version), "{file} should say {version}, not {found:?}");
+    }
+}
+
+#[test]
+fn all_say_the_same_version() {
+    let files = [
+        ("charts/vmcp-session-operator/Chart.yaml", 2),
+        ("docs/agent.md", 2),
+        ("deploy/kustomize/agent/kustomization.yaml", 1),
+        ("SECURITY.md", 3),
+        ("README.md", 0),
+        ("docs/install.md", 0),
+    ];
+    let marks = ["\nversion: ", "\nappVersion: ", "vmcp-session:", "vmcp-session-operator:", "newTag: ", "checkout v"];
+    agree(&files, &marks, env!("CARGO_PKG_VERSION"));
+}
+
+/// What is promised to work with this Rust is built and tested with it.
+#[test]
+fn all_say_the_same_rust() {
+    let files = [
+        ("Dockerfile", 1),
+        (".github/workflows/ci.yml", 4),
+        (".github/workflows/release.yml", 2),
+        ("README.md", 1),
+        ("CONTRIBUTING.md", 1),
+        ("examples/vmcp-server/Cargo.toml", 1),
+    ];
+    let marks = ["rust:", "toolchain install ", "rustup default ", "Rust ", "\nrust-version = \""];
+    agree(&files, &marks, env!("CARGO_PKG_RUST_VERSION"));
+}
+
+#[test]
+fn a_number_ends_where_a_sentence_does() {
+    let text = "with Rust 1.95, or rust:1.95-x; Rust 1.95. A `rust:` and Rust from elsewhere are none";
+    assert_eq!(numbers(text, &["Rust ", "rust:"]).collect::<Vec<_>>(), ["1.95", "1.95", "1.95"]);
+}
+
 #[test]
 fn a_test_is_told_from_another_function() {
     let text = "fn helper() {}\n#[tokio::test(flavor = \"x\")]\nasync fn one() {}\n    #[test]\n    fn two() {}\n";

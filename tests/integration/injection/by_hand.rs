@@ -6,7 +6,7 @@ use super::admitted::{Admission, agent_of, asking, container, plain, spec, with}
 use crate::chart::{file, objects};
 
 /// What the documentation and the component run, made one that is there.
-const IMAGE: &str = "ghcr.io/vmcp-dev/vmcp-session:0.1.0";
+const IMAGE: &str = concat!("ghcr.io/vmcp-dev/vmcp-session:", env!("CARGO_PKG_VERSION"));
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_manifest_of_the_documentation_is_what_the_policy_adds() {
@@ -34,10 +34,10 @@ async fn the_component_of_kustomize_is_what_the_policy_adds() {
     for name in ["kustomization.yaml", "agent.yaml"] {
         std::fs::write(path("agent").join(name), file(&format!("deploy/kustomize/agent/{name}"))).unwrap();
     }
-    let (image, tag) = IMAGE.split_once(":0").unwrap();
+    let (image, tag) = IMAGE.rsplit_once(':').unwrap();
     let kustomization = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-        "resources": ["workloads.yaml"], "components": ["agent"], "images": [{"name": image, "newTag": format!("0{tag}")}],
+        "resources": ["workloads.yaml"], "components": ["agent"], "images": [{"name": image, "newTag": tag}],
     });
     std::fs::write(path("kustomization.yaml"), kustomization.to_string()).unwrap();
     let workload = |kind: &str, name: &str, label: &str| {
