@@ -3,7 +3,7 @@
 //! Files are read again as they rotate, by polling, which a symlink swap does not fool: kube's client reads a token file and
 //! an in-cluster CA bundle anew when what it has is about a minute old. A kubeconfig itself is read once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -132,6 +132,9 @@ impl KubeArgs {
     /// The configuration behind [`KubeArgs::client`].
     pub async fn config(&self, timeouts: Timeouts) -> Result<Config, KubeConfigError> {
         let mut config = self.source().await?;
+        if let (Some(token), None) = (&config.auth_info.token_file, &config.auth_info.token) {
+            usable_token(Path::new(token)).await?;
+        }
         config.connect_timeout = Some(timeouts.connect);
         config.read_timeout = Some(timeouts.read);
         config.write_timeout = Some(timeouts.write);
@@ -167,26 +170,31 @@ async fn explicit(
     if url.scheme_str() != Some("https") {
         return Err(KubeConfigError::NotHttps(url.clone()));
     }
-    // Read here to say at the start what is missing; the client reads them again itself.
-    for (path, wanted, mark) in [(&ca, "PEM certificate", "BEGIN CERTIFICATE"), (&token, "token", "")] {
-        let read = tokio::fs::read_to_string(path).await;
-        let text = read.map_err(|source| KubeConfigError::File { path: path.clone(), source })?;
-        if text.trim().is_empty() || !text.contains(mark) {
-            return Err(KubeConfigError::Useless { path: path.clone(), wanted });
-        }
-        // The client would put a line break into each request's header, and fail then.
-        if path == &token && text.trim() != text {
-            return Err(KubeConfigError::Useless {
-                path: path.clone(),
-                wanted: "token without blanks or line breaks around it",
-            });
-        }
+    if !read(&ca).await?.contains("BEGIN CERTIFICATE") {
+        return Err(KubeConfigError::Useless { path: ca, wanted: "PEM certificate" });
     }
     let mut config = Config::new(url.clone());
     config.root_cert_file = Some(ca);
     config.auth_info.token_file = Some(token.to_string_lossy().into_owned());
     config.tls_server_name = server_name;
     Ok(config)
+}
+
+/// Read here to say at the start what is missing; the client reads it again itself.
+async fn read(path: &Path) -> Result<String, KubeConfigError> {
+    let read = tokio::fs::read_to_string(path).await;
+    read.map_err(|source| KubeConfigError::File { path: path.to_owned(), source })
+}
+
+/// Refuses a token that kubectl would trim. The client would put a line break into each request's header, and fail then.
+async fn usable_token(path: &Path) -> Result<(), KubeConfigError> {
+    let text = read(path).await?;
+    let wanted = match text.trim() {
+        "" => "token",
+        token if token != text => "token without blanks or line breaks around it",
+        _ => return Ok(()),
+    };
+    Err(KubeConfigError::Useless { path: path.to_owned(), wanted })
 }
 
 /// Reads kubeconfigs as kubectl does: a list of paths, of which the first to name something wins. Files that do not

@@ -110,6 +110,27 @@ async fn a_kubeconfig_that_does_not_serve_is_refused_without_quoting_it() {
     assert!(error.to_string().contains("nowhere"), "{error}");
 }
 
+/// Each request would fail, with words that name neither the file nor what is wrong with it.
+#[tokio::test]
+async fn a_token_file_of_a_kubeconfig_is_looked_at_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text, words) in [
+        ("good", CANARY.to_owned(), None),
+        ("broken", format!("{CANARY}\n"), Some("broken holds no token without blanks or line breaks around it")),
+        ("empty", String::new(), Some("empty holds no token")),
+    ] {
+        let token = write(dir.path(), name, &text);
+        let config = kubeconfig("https://h").replace("{token: t}", &format!("{{tokenFile: '{token}'}}"));
+        let path = write(dir.path(), "kubeconfig", &config);
+        let error = args(&["--kubeconfig", &path]).unwrap().config(Timeouts::default()).await.err();
+        let error = error.map(|error| error.to_string());
+        assert_eq!(error, words.map(|words| format!("{}/{words}", dir.path().display())));
+    }
+    let both = kubeconfig("https://h").replace("{token: t}", "{token: t, tokenFile: /nowhere}");
+    let path = write(dir.path(), "both", &both);
+    assert!(args(&["--kubeconfig", &path]).unwrap().config(Timeouts::default()).await.is_ok(), "the file is not used");
+}
+
 /// A server that answers every request with the same bytes, or never.
 async fn server(answer: Option<String>) -> (Api<VmcpSession>, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
