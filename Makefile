@@ -104,7 +104,7 @@ advisories: $(DENY) ## Known vulnerabilities of the dependencies, from a databas
 	@$(STEP) "advisories" $(DENY) --workspace --log-level error check advisories
 
 .PHONY: sbom
-sbom: ## What the program is made of (CycloneDX): target/sbom/vmcp-session.cdx.json
+sbom: ## What the program is made of, on each processor (CycloneDX): target/sbom/vmcp-session.cdx.json
 	@$(STEP) "sbom" bash hack/sbom.sh
 
 .PHONY: workflows
