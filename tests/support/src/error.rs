@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// A program of the control plane is not there.
     #[error(
-        "{name} was not found in {}: run `make controlplane`, or set KUBEBUILDER_ASSETS to a folder that has it",
+        "{name} was not found in {}: run `make controlplane` without KUBEBUILDER_ASSETS, or set that to a folder that has it",
         folder.display()
     )]
     MissingBinary {
