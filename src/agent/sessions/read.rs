@@ -197,6 +197,7 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
+    use crate::agent::sessions::timers::AT_ONCE;
     use crate::agent::testing::Bench;
 
     #[tokio::test]
@@ -211,12 +212,26 @@ mod tests {
             let timers = &bench.agent.sessions.inner.timers;
             timers.set("k", Some(now));
             let again = async {
-                while timers.due(0).1.is_none_or(|next| next <= now) {
+                while timers.next_again().is_none() {
                     sleep(Duration::from_millis(1)).await;
                 }
             };
             timeout(Duration::from_secs(10), again).await.expect("another time is noted");
             assert!(bench.api.object("k").is_some());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_does_not_wait_for_others_that_are_tried_again() {
+        let bench = Bench::new();
+        let timers = &bench.agent.sessions.inner.timers;
+        let away = bench.api.close().await;
+        // They were not seen to before, and the API server still does not answer.
+        (0..2 * AT_ONCE).for_each(|n| timers.again(&n.to_string(), 0));
+        let waiting = bench.api.await_waiting(&away, AT_ONCE);
+        timeout(Duration::from_mins(1), waiting).await.expect("they are tried again");
+        timers.set("new", Some(now_millis()));
+        let waiting = bench.api.await_waiting(&away, AT_ONCE + 1);
+        timeout(Duration::from_secs(1), waiting).await.expect("the new one is tried at once");
     }
 }
