@@ -145,6 +145,11 @@ impl Cache {
         self.shared.store.leased_until()
     }
 
+    /// How long leases are, as the controller told last; zero before it did.
+    pub fn lease_length(&self) -> Duration {
+        self.shared.store.lease_length()
+    }
+
     /// A client is given this session, other than by [`Self::hit`] and [`Self::get`].
     pub fn given(&self, session: &Session) {
         self.shared.store.given(session);

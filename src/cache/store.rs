@@ -289,6 +289,11 @@ impl Store {
         }
     }
 
+    /// How long leases are: zero before anybody told.
+    pub fn lease_length(&self) -> Duration {
+        self.slots.first().map_or(Duration::ZERO, |slot| slot.state.read().shard.lease_length())
+    }
+
     /// When the last lease ends; `None` if none is in force.
     pub fn leased_until(&self) -> Option<Time> {
         self.slots.first()?.state.read().shard.leased_until(now())

@@ -18,12 +18,18 @@ use crate::runtime::clock::boottime_nanos;
 pub(super) const AHEAD: Duration = Duration::from_millis(20);
 /// Keys that can be told of one by one in that time.
 const MOST_AT_ONCE: usize = 4_096;
-/// Keys whose cover ends within this time are looked at beforehand: as a rule, their leases have been renewed long since.
+/// Keys whose cover ends within this time are looked at beforehand, or within a quarter of a lease, if that is less: as a rule, their
+/// leases have been renewed long since. Otherwise all keys would be looked at each time.
 const EARLY: Duration = Duration::from_secs(3);
-/// How often. To look at all keys that fit takes a second or so.
-const LOOK: Duration = Duration::from_millis(500);
+/// So many times within that time. To look at all keys that fit takes a second or so.
+const LOOKS: u32 = 6;
 /// Longest pause: timers stand still while a machine is suspended, leases do not.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long before its end a cover is looked at, if leases are this long.
+fn early(lease: Duration) -> Duration {
+    (lease / 4).clamp(LOOKS * PAUSE, EARLY)
+}
 
 impl Tracking {
     /// Some key's cover must be looked at by then.
@@ -100,10 +106,11 @@ fn look(agent: &Agent, soon: Time) {
 async fn extend(agent: &Agent) -> Infallible {
     let tracking = &agent.tracking;
     loop {
+        let early = early(agent.sessions.cache().lease_length());
         let parts = tracking.table.lock().parts();
         for part in (0..parts).rev() {
-            let early = Time::from_nanos(boottime_nanos()) + EARLY;
-            let (due, _) = tracking.table.lock().due(part, early);
+            let soon = Time::from_nanos(boottime_nanos()) + early;
+            let (due, _) = tracking.table.lock().due(part, soon);
             for (key, ends) in due {
                 if let Some(until) = agent.covered_until(&key).filter(|until| *until > ends) {
                     tracking.table.lock().extend(&key, ends, until);
@@ -112,7 +119,7 @@ async fn extend(agent: &Agent) -> Infallible {
             }
             yield_now().await;
         }
-        sleep(LOOK).await;
+        sleep(early / LOOKS).await;
     }
 }
 
@@ -169,5 +176,20 @@ mod tests {
         assert_eq!(extend(&bench.agent).now_or_never(), None);
         let (due, next) = tracking.table.lock().due(0, soon);
         assert_eq!((due, next), (vec![(b"none"[..].into(), soon)], later));
+    }
+
+    #[tokio::test]
+    async fn what_a_short_lease_covers_is_not_looked_at_all_the_time() {
+        let (bench, mut guest) = tracked();
+        bench.api.put("held", &json!({}));
+        guest.sends(&["HGETALL", "held"]).await;
+        let (tracking, lease) = (&bench.agent.tracking, Duration::from_secs(2));
+        let ends = Time::from_nanos(boottime_nanos()) + lease;
+        read(tracking, &guest, "held", ends);
+        bench.agent.sessions.cache().lease_for_tests(lease);
+        assert_eq!(extend(&bench.agent).now_or_never(), None);
+        assert_eq!(tracking.table.lock().due(0, ends).0, vec![(b"held"[..].into(), ends)]);
+        let shown = [0, 1, 8, 12, 15, 3_600].map(|seconds| early(Duration::from_secs(seconds)).as_millis());
+        assert_eq!(shown, [600, 600, 2_000, 3_000, 3_000, 3_000]);
     }
 }

@@ -199,6 +199,11 @@ impl Shard {
         self.lease_length = length;
     }
 
+    /// How long leases are, as a replica told last.
+    pub fn lease_length(&self) -> Duration {
+        self.lease_length
+    }
+
     /// A heartbeat was answered.
     pub fn grant(&mut self, stream: StreamId, length: Duration, grant: Grant, now: Time) {
         self.leases.grant(stream, length, grant, now);
