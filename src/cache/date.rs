@@ -23,7 +23,8 @@ pub(super) fn noting(client: kube::Client, clock: Arc<Mutex<ServerClock>>) -> ku
             let sent = now();
             let response = client.send(request).await?;
             if let Some(shown) = date(response.headers()) {
-                clock.lock().read_slowly(shown, sent, now());
+                let answered = now();
+                clock.lock().read(shown, answered, answered.saturating_since(sent));
             }
             Ok::<_, kube::Error>(response)
         }

@@ -24,16 +24,11 @@ pub struct ServerClock {
 }
 
 impl ServerClock {
-    /// It was answered at `answered`, with the instant at which that was done in whole seconds.
-    pub fn read(&mut self, shown: WallTime, answered: Time) {
-        self.reading = Some((shown, answered));
-    }
-
-    /// The same of an answer to what was sent at `sent`. One that took long says less than one before that did not: it may have been
-    /// given at any time meanwhile.
-    pub fn read_slowly(&mut self, shown: WallTime, sent: Time, answered: Time) {
-        if self.reading.is_none() || answered.saturating_since(sent) <= TOLERANCE {
-            self.read(shown, answered);
+    /// It was answered at `answered`, with the instant at which that was done in whole seconds. An answer that `took` long says less
+    /// than one before that did not: it may have been given at any time meanwhile.
+    pub fn read(&mut self, shown: WallTime, answered: Time, took: Duration) {
+        if self.reading.is_none() || took <= TOLERANCE {
+            self.reading = Some((shown, answered));
         }
     }
 
@@ -76,21 +71,21 @@ mod tests {
     fn it_goes_on_from_the_last_answer() {
         let mut clock = ServerClock::default();
         assert_eq!(clock.now(Time::ZERO + secs(5)), None);
-        clock.read(secs(1_000), Time::ZERO + secs(7));
+        clock.read(secs(1_000), Time::ZERO + secs(7), secs(0));
         assert_eq!(clock.now(Time::ZERO + secs(7)), Some(secs(1_000)));
         assert_eq!(clock.now(Time::ZERO + secs(9)), Some(secs(1_002)));
         // It was set back.
-        clock.read(secs(900), Time::ZERO + secs(10));
+        clock.read(secs(900), Time::ZERO + secs(10), secs(0));
         assert_eq!(clock.now(Time::ZERO + secs(11)), Some(secs(901)));
     }
 
     #[test]
     fn an_answer_that_took_long_takes_no_others_place() {
         let (mut clock, second) = (ServerClock::default(), |n| Time::ZERO + secs(n));
-        clock.read_slowly(secs(1_000), second(1), second(5));
+        clock.read(secs(1_000), second(5), secs(4));
         assert_eq!(clock.now(second(5)), Some(secs(1_000)), "there is no other");
-        clock.read_slowly(secs(1_004), second(5), second(6));
-        clock.read_slowly(secs(1_006), second(7), second(10));
+        clock.read(secs(1_004), second(6), secs(1));
+        clock.read(secs(1_006), second(10), secs(3));
         assert_eq!(clock.now(second(10)), Some(secs(1_008)));
     }
 
@@ -99,7 +94,7 @@ mod tests {
         let (mut clock, now) = (ServerClock::default(), Time::ZERO + secs(2));
         assert_eq!(clock.past(now, secs(1_000)), None, "nothing is known");
         for (server, wall, past) in [(1_000, 8_200, 1_005), (8_200, 1_000, 1_000)] {
-            clock.read(secs(server), now);
+            clock.read(secs(server), now, secs(0));
             assert_eq!(clock.past(now + secs(5), secs(wall)), Some(secs(past)));
         }
     }
@@ -108,7 +103,7 @@ mod tests {
     fn what_may_be_past_is_no_more_than_the_answer_leaves_open() {
         let (mut clock, now) = (ServerClock::default(), Time::ZERO + secs(2));
         assert!(!clock.may_be_past(now, secs(1)), "nothing is known");
-        clock.read(secs(1_000), now);
+        clock.read(secs(1_000), now, secs(0));
         for (instant, past) in [(1, true), (1_002, true), (1_003, false), (1_600, false)] {
             assert_eq!(clock.may_be_past(now, secs(instant)), past, "{instant}");
             assert_eq!(clock.may_be_past(now + secs(10), secs(instant + 10)), past, "{instant}");
@@ -120,7 +115,7 @@ mod tests {
         let mut clock = ServerClock::default();
         let now = Time::ZERO + secs(2);
         assert_eq!(clock.off_by(now, secs(9_000)), Duration::ZERO, "nothing is known");
-        clock.read(secs(1_000), now);
+        clock.read(secs(1_000), now, secs(0));
         let half = Duration::from_millis(500);
         for (wall, off) in [(secs(1_000) + half, Duration::ZERO), (secs(1_061), secs(60)), (secs(940), secs(60))] {
             assert_eq!(clock.off_by(now, wall), off, "{wall:?}");

@@ -125,7 +125,7 @@ async fn end_in_time(inner: std::sync::Weak<Inner>, timers: Arc<Timers>, ended: 
             if let Some(inner) = inner {
                 // Who reads a session that has ended deletes it. One that is there may have been given more time; or the clock of
                 // this machine is ahead, and it ends a little later.
-                let is_over = |entry: Entry| entry.ends().is_some_and(|end| end.exact && end.has_passed(now_millis()));
+                let is_over = |entry: Entry| entry.ends().is_some_and(|end| end.is_over(now_millis()));
                 if inner.fresh(&name).await.map_or(true, |entry| entry.is_some_and(is_over)) {
                     inner.timers.again(&name, now_millis());
                 }

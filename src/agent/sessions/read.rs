@@ -5,7 +5,6 @@ use tracing::debug;
 use super::entry::Entry;
 use super::failure::Failure;
 use super::key::Name;
-use super::ttl::Deadline;
 use super::{Inner, Sessions, now_millis};
 use crate::cache::{Beside, Cache, GetError, Origin, Session, WriteError, WriteOptions};
 
@@ -121,8 +120,7 @@ impl Sessions {
         let now = now_millis();
         let held = cache.held().into_iter().filter_map(|(session, _)| {
             let entry = Entry::new(session.clone(), cache.beside(&session));
-            let is_over = |end: Deadline| end.exact && end.has_passed(now) && cache.may_be_past(end.at);
-            if entry.ends().is_some_and(is_over) {
+            if entry.ends().is_some_and(|end| end.is_over(now) && cache.may_be_past(end.at)) {
                 return None;
             }
             let annotation = session.facts().annotations.get(super::key::ANNOTATION_SESSION_ID);
@@ -152,14 +150,15 @@ impl Inner {
                 Err(error) => return Err(error.into()),
             };
             let entry = Entry::new(session.clone(), self.cache.beside(&session));
-            let Some(deadline) = entry.ends().filter(|deadline| deadline.has_passed(now_millis())) else {
+            let now = now_millis();
+            let Some(deadline) = entry.ends().filter(|deadline| deadline.has_passed(now)) else {
                 return Ok(Some(entry));
             };
             if session.origin() == Origin::Cache {
                 anew = true;
                 continue;
             }
-            if !deadline.exact || !self.cache.may_be_past(deadline.at) {
+            if !deadline.is_over(now) || !self.cache.may_be_past(deadline.at) {
                 // It may have been renewed elsewhere, or the clock of this machine is ahead of all others: the controller decides, and
                 // as long as it has not, the session is there.
                 return Ok(Some(entry));

@@ -107,6 +107,11 @@ impl Deadline {
     pub fn has_passed(self, now: u64) -> bool {
         self.at <= now
     }
+
+    /// Whether the session has ended at `now` by the clock of this machine, whatever others know of it.
+    pub fn is_over(self, now: u64) -> bool {
+        self.exact && self.has_passed(now)
+    }
 }
 
 /// When the object says that it was renewed, or else was made.
