@@ -239,6 +239,9 @@ impl Store {
     /// A client is shown these fields of the session, and no others.
     pub(super) fn shown(&self, session: &Session, fields: &[impl AsRef<str>]) {
         let fields: Vec<&str> = fields.iter().map(AsRef::as_ref).collect();
+        if self.look(session.name(), |shard| shard.has_shown(session.name(), session.copy(), &fields)) {
+            return;
+        }
         self.change(session.name(), |state, _, now| {
             state.shard.shown(session.name(), session.copy(), &fields, now);
             ((), None)

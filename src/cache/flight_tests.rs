@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use axum::http::{StatusCode, Uri, header};
@@ -121,6 +122,22 @@ async fn a_flood_of_unknown_names_keeps_nobody_from_what_was_met_before() {
     assert!(flooded.iter().filter(|found| matches!(found, Err(GetError::TooManyUnknown))).count() > 900);
     let asked = asked.load(Ordering::Relaxed);
     assert!(asked < 50, "{asked}");
+}
+
+#[tokio::test]
+async fn what_may_be_served_is_found_while_others_read() {
+    let (cache, asked) = answering(config(), |_| 200).await;
+    cache.lease_for_tests(Duration::from_hours(1));
+    cache.find("s").await.unwrap();
+    let (done, waits) = mpsc::channel();
+    std::thread::scope(|threads| {
+        let found = cache.shared.store.look("s", |_| {
+            threads.spawn(|| done.send(cache.find("s").now_or_never().is_some_and(|found| found.is_ok())));
+            waits.recv_timeout(Duration::from_secs(10))
+        });
+        assert_eq!(found, Ok(true));
+    });
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

@@ -450,6 +450,32 @@ mod tests {
     }
 
     #[test]
+    fn who_is_shown_nothing_new_lets_others_read() {
+        let habits = Habits { uses_renew: false, remember_given: true };
+        let store = Store::new(Limits { entries: 10, bytes: 1 << 20 }, habits, 1);
+        let had = copy("s", 10);
+        let metadata = Metadata::from([("k".into(), "v".repeat(10)), ("more".into(), String::new())]);
+        let now_is = Copy { digest: Digest::of(&metadata), metadata: Fields::of(&metadata), ..Copy::clone(&had) };
+        let [had, now_is] = [had, Arc::new(now_is)].map(|copy| Session::new(copy, Origin::Restored));
+        store.given(&had);
+        let (done, waits) = std::sync::mpsc::channel();
+        std::thread::scope(|threads| {
+            let told = store.look("s", |_| {
+                threads.spawn(|| {
+                    store.shown(&now_is, &["k"]);
+                    done.send(())
+                });
+                waits.recv_timeout(Duration::from_secs(10))
+            });
+            told.expect("it waits for nobody");
+        });
+        let base = |store: &Store| store.look("s", |shard| shard.base("s")).unwrap().digest;
+        assert_eq!(base(&store), had.digest());
+        store.shown(&now_is, &["more"]);
+        assert_eq!(base(&store), now_is.digest());
+    }
+
+    #[test]
     fn uses_of_sessions_that_are_gone_are_not_told() {
         let store = Store::new(Limits { entries: 10, bytes: 1 << 20 }, Habits::default(), 1);
         let uids = [1, 2].map(Uid::from_u128);

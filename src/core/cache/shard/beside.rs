@@ -176,20 +176,31 @@ impl Shard {
         self.formers.remember(of.clone(), renewal);
     }
 
+    /// Whether [`Self::shown`] would tell nothing new: most ask for the same fields again and again.
+    pub fn has_shown(&self, name: &str, of: &Copy, fields: &[&str]) -> bool {
+        if self.entry_of(name, of).is_some_and(|entry| entry.used.is_given()) {
+            return true;
+        }
+        self.former(name, of).is_some_and(|former| {
+            let is_known = |field: &&str| former.metadata.get(field) == of.metadata.get(field);
+            former.digest != of.digest && fields.iter().all(is_known)
+        })
+    }
+
+    /// What clients last had of the session that `of` is, if its copy is gone or they do not have that.
+    fn former(&self, name: &str, of: &Copy) -> Option<Arc<Copy>> {
+        self.formers.get(name).filter(|former| former.uid == of.uid)
+    }
+
     /// A client is shown these fields of the copy `of`, and no others: of the rest it has what it had before. Without anything
     /// before, the copy is what its next write changes.
     pub fn shown(&mut self, name: &str, of: &Arc<Copy>, fields: &[&str], now: Time) {
-        if self.entry_of(name, of).is_some_and(|entry| entry.used.is_given()) {
+        if self.has_shown(name, of, fields) {
             return;
         }
-        let Some(former) = self.formers.get(name).filter(|former| former.uid == of.uid) else {
+        let Some(former) = self.former(name, of) else {
             return self.given(name, of, now);
         };
-        // Most ask for the same fields again and again. To build and hash a whole map each time would tell nothing new.
-        let is_known = |field: &&str| former.metadata.get(field) == of.metadata.get(field);
-        if former.digest != of.digest && fields.iter().all(is_known) {
-            return;
-        }
         let metadata = with_fields(&former, fields, of);
         let digest = Digest::of(&metadata);
         if digest == of.digest {

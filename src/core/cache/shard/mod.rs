@@ -173,6 +173,13 @@ impl Shard {
         self.entries.hash(name)
     }
 
+    /// [`Self::get`] for whoever gives the copy to no client.
+    pub fn find(&self, name: &str, now: Time) -> Option<&Arc<Copy>> {
+        let entry = self.entries.get(name).filter(|entry| self.servable(entry, now))?;
+        entry.used.touched(now);
+        Some(&entry.copy)
+    }
+
     /// Whether [`Self::get`] would find something at `now`. It does not count as a use.
     pub fn is_servable(&self, name: &str, now: Time) -> bool {
         self.entries.get(name).is_some_and(|entry| self.servable(entry, now))

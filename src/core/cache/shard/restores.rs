@@ -14,11 +14,10 @@ use crate::core::time::Time;
 impl Shard {
     /// A request wants `name`, and [`Self::get`] found nothing to serve.
     pub fn join(&mut self, name: &str, now: Time) -> Join {
-        if let Some(entry) = self.entries.get(name).filter(|entry| self.servable(entry, now)) {
-            entry.used.touched(now);
-            return Join::Serve(entry.copy.clone());
+        match self.find(name, now) {
+            Some(copy) => Join::Serve(copy.clone()),
+            None => self.join_anew(name),
         }
-        self.join_anew(name)
     }
 
     /// A request wants `name` as it is now, whatever is held: also what no signal tells of.
