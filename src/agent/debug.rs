@@ -25,8 +25,23 @@ const LONGEST: usize = 4 << 20;
 /// Deepest answer.
 const DEEPEST: usize = 8;
 
+/// The help of a look shows what is its own: all settings of the agent beside that would hide it.
+const HELP: &str = "\
+{about}
+
+{usage-heading} {usage}
+
+Arguments:
+{positionals}
+
+The agent is found by its own options, which may stand before or behind, or by their variables:
+`vmcp-session agent --help` shows them.
+";
+
 /// Serves the sessions of a namespace in the Redis protocol, or looks into an agent that does.
 #[derive(Args, Clone, Debug)]
+// Settings are understood behind the name of a look too, where everybody writes them.
+#[command(mut_args(|arg| arg.global(true)))]
 pub struct AgentCommand {
     /// The agent's settings.
     #[command(flatten)]
@@ -41,16 +56,19 @@ pub struct AgentCommand {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Look {
     /// Show a session: its fields, how it was written, how long it still lives.
+    #[command(help_template = HELP)]
     Get {
         /// The key: prefix and session id.
         key: String,
     },
     /// List the keys of the sessions that the agent holds.
+    #[command(help_template = HELP)]
     Ls {
         /// Only those that match this pattern (`*`, `?`, `[a-z]`).
         pattern: Option<String>,
     },
     /// Show what the controller has written into the session's object: whether pods still hold an older state, as of which generation.
+    #[command(help_template = HELP)]
     Holders {
         /// The key: prefix and session id.
         key: String,
@@ -279,7 +297,43 @@ fn list(agent: &mut Connection, pattern: &str, out: &mut impl Write) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory, Parser};
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        agent: AgentCommand,
+    }
+
+    #[test]
+    fn settings_may_stand_before_a_look_and_behind_it() {
+        let settings = ["--listen=127.0.0.1:7001", "--namespace=team-a"];
+        for args in [
+            ["test", settings[0], settings[1], "ls", "mcp:*"],
+            ["test", settings[0], "ls", settings[1], "mcp:*"],
+            ["test", "ls", "mcp:*", settings[0], settings[1]],
+        ] {
+            let AgentCommand { args: agent, look } = Command::try_parse_from(args).unwrap().agent;
+            assert_eq!(agent.listen.0, Some("127.0.0.1:7001".parse().unwrap()), "{args:?}");
+            assert_eq!(agent.namespace, "team-a", "{args:?}");
+            assert!(matches!(look, Some(Look::Ls { pattern: Some(pattern) }) if pattern == "mcp:*"), "{args:?}");
+        }
+        let serves = Command::try_parse_from(["test", settings[0]]).unwrap().agent;
+        assert!(serves.look.is_none() && serves.args.listen.0 == Some("127.0.0.1:7001".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_help_of_a_look_shows_what_is_its_own() {
+        let mut command = Command::command();
+        command.build();
+        for (look, argument) in [("get", "<KEY>"), ("ls", "[PATTERN]"), ("holders", "<KEY>")] {
+            let help = command.find_subcommand_mut(look).unwrap().render_long_help().to_string();
+            assert!(help.contains(&format!(" {look} [OPTIONS] {argument}\n")), "{help}");
+            assert!(help.contains(&format!("\n  {argument}\n")) && !help.contains("--cache-bytes"), "{help}");
+        }
+    }
 
     #[test]
     fn what_the_controller_told_of_an_older_generation_is_not_shown_as_if_of_now() {
