@@ -11,12 +11,17 @@ use parking_lot::RwLock;
 pub(super) struct Ids {
     known: RwLock<Known>,
     most: usize,
+    most_bytes: usize,
 }
+
+/// What an id takes beside its key and its name, by estimate.
+const OVERHEAD: usize = 150;
 
 #[derive(Default)]
 struct Known {
     by_name: HashMap<Arc<str>, Id>,
     order: VecDeque<Arc<str>>,
+    bytes: usize,
 }
 
 struct Id {
@@ -32,6 +37,11 @@ impl std::fmt::Debug for Known {
     }
 }
 
+/// Bytes of memory that an id takes.
+fn footprint(name: &str, key: &[u8]) -> usize {
+    OVERHEAD + name.len() + key.len()
+}
+
 impl Known {
     /// Forgets one that was not used for long.
     fn forget_one(&mut self) {
@@ -39,7 +49,9 @@ impl Known {
         while let Some(oldest) = self.order.pop_front() {
             let again = self.by_name.get(&oldest).is_some_and(|id| id.again.swap(false, Ordering::Relaxed));
             if !again {
-                self.by_name.remove(&oldest);
+                if let Some(id) = self.by_name.remove(&oldest) {
+                    self.bytes -= footprint(&oldest, &id.key);
+                }
                 return;
             }
             self.order.push_back(oldest);
@@ -48,8 +60,9 @@ impl Known {
 }
 
 impl Ids {
-    pub fn new(most: usize) -> Self {
-        Self { known: RwLock::default(), most: most.max(1) }
+    /// Room for so many ids, and so many bytes of them.
+    pub fn new(most: usize, most_bytes: usize) -> Self {
+        Self { known: RwLock::default(), most, most_bytes }
     }
 
     /// A client used `key` for the object `name`.
@@ -62,7 +75,8 @@ impl Ids {
         if known.by_name.contains_key(name) {
             return;
         }
-        if known.by_name.len() >= self.most {
+        known.bytes += footprint(name, key);
+        while !known.order.is_empty() && (known.by_name.len() >= self.most || known.bytes > self.most_bytes) {
             known.forget_one();
         }
         let name: Arc<str> = name.into();
@@ -82,9 +96,11 @@ mod tests {
     use crate::agent::testing::Bench;
     use crate::resp::Reply;
 
+    const PLENTY: usize = 1 << 20;
+
     #[test]
     fn the_latest_are_known_and_none_is_shown() {
-        let ids = Ids::new(2);
+        let ids = Ids::new(2, PLENTY);
         for (name, key) in [("a", b"s:A"), ("b", b"s:B"), ("c", b"s:C")] {
             ids.remember(name, key);
         }
@@ -95,7 +111,7 @@ mod tests {
 
     #[test]
     fn what_is_used_again_and_again_is_not_forgotten() {
-        let ids = Ids::new(4);
+        let ids = Ids::new(4, PLENTY);
         ids.remember("hot", b"s:hot");
         for n in 0..100 {
             ids.remember("hot", b"s:hot");
@@ -109,6 +125,21 @@ mod tests {
         }
         assert_eq!(ids.known.read().by_name.len(), 4);
         assert!(ids.key("new").is_some());
+    }
+
+    #[test]
+    fn long_keys_take_no_more_memory_than_short_ones() {
+        let ids = Ids::new(1_000, 10_000);
+        for n in 0..100 {
+            ids.remember(&n.to_string(), &[b'x'; 500]);
+        }
+        let bytes = |known: &Known| known.by_name.iter().map(|(name, id)| footprint(name, &id.key)).sum::<usize>();
+        let known = ids.known.read();
+        assert_eq!((known.by_name.len(), known.bytes), (15, bytes(&known)));
+        drop(known);
+        // One that is too long all the same is the only one.
+        ids.remember("long", &[b'x'; 12_000]);
+        assert_eq!(ids.known.read().by_name.len(), 1);
     }
 
     #[tokio::test]

@@ -40,6 +40,9 @@ use timers::Timers;
 
 /// The sessions that clients of this pod use. Clones share them; when the last one is dropped, the cache's streams end.
 #[derive(Clone)]
+/// The keys of sessions whose names do not tell them may take this part of the cache's memory more.
+const IDS: usize = 4;
+
 pub struct Sessions {
     inner: Arc<Inner>,
     _alive: Arc<DropGuard>,
@@ -75,7 +78,7 @@ impl Sessions {
     pub fn connect(client: kube::Client, cache: CacheConfig, config: &SessionsConfig) -> Result<Self, SetupError> {
         let (keys, local) = config.read()?;
         let cache = config::for_clients(cache);
-        let ids = Ids::new(cache.entries.saturating_mul(2));
+        let ids = Ids::new(cache.entries.saturating_mul(2), cache.bytes / IDS);
         let inner = Arc::new(Inner {
             cache: Cache::connect(client, cache)?,
             keys,
