@@ -26,6 +26,7 @@ mod subscribe;
 mod table;
 mod tracking;
 mod transaction;
+mod workspace;
 
 #[cfg(test)]
 mod tests;
