@@ -4,10 +4,11 @@
 //! * [`value`]: a session as a string.
 //! * [`ttl`]: timeouts, and when a session ends.
 //! * [`local`]: metadata keys that are true only in this pod.
-//! * `read`, `write`: what commands are made of.
+//! * `read`, `write`, `expire`: what commands are made of.
 
 mod config;
 mod entry;
+mod expire;
 mod failure;
 mod ids;
 pub mod key;
@@ -26,10 +27,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use config::{NameError, SessionsConfig, SetupError};
 pub use entry::{ANNOTATION_FORM, Entry, Form};
+pub use expire::TimeoutOutcome;
 pub use failure::Failure;
 pub use ttl::Ttl;
 pub use value::{check_limits, parse_value};
-pub use write::{Condition, Exact, TimeoutOutcome};
+pub use write::{Condition, Exact};
 
 use crate::cache::{Cache, CacheConfig, Visibility};
 use ids::Ids;
@@ -38,11 +40,11 @@ pub use key::MAX_PREFIX;
 use local::LocalKeys;
 use timers::Timers;
 
-/// The sessions that clients of this pod use. Clones share them; when the last one is dropped, the cache's streams end.
-#[derive(Clone)]
 /// The keys of sessions whose names do not tell them may take this part of the cache's memory more.
 const IDS: usize = 4;
 
+/// The sessions that clients of this pod use. Clones share them; when the last one is dropped, the cache's streams end.
+#[derive(Clone)]
 pub struct Sessions {
     inner: Arc<Inner>,
     _alive: Arc<DropGuard>,

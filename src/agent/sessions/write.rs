@@ -7,7 +7,7 @@ use super::entry::{ANNOTATION_FORM, Entry, Form};
 use super::failure::Failure;
 use super::key::{ANNOTATION_SESSION_ID, KeyError, Name};
 use super::plan::{Plan, begins};
-use super::ttl::{ANNOTATION_EXPIRES_AT, TooLong, Ttl, Wanted, written_renewal};
+use super::ttl::{ANNOTATION_EXPIRES_AT, TooLong, Ttl};
 use super::value::check_limits;
 use super::{Inner, Sessions, now_millis};
 use crate::api::ANNOTATION_RENEWED_AT;
@@ -17,8 +17,6 @@ use crate::cache::{
 
 /// How often a write is tried, when others write at the same time.
 const ATTEMPTS: u32 = 8;
-/// Renewals that are written in each timeout while no controller hears of them.
-const WRITTEN_RENEWALS: u32 = 4;
 /// Pause before the second attempt; it doubles.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -42,17 +40,6 @@ pub enum Exact {
     Yes,
     /// Only if nothing of the session is another than in the base, not its timeout either.
     Whole,
-}
-
-/// What became of a session that was given a timeout.
-#[derive(Clone, Debug)]
-pub enum TimeoutOutcome {
-    /// It has it.
-    Begins(Entry),
-    /// The time was over, perhaps only by then: it was deleted.
-    Over,
-    /// There was none any more.
-    Gone,
 }
 
 impl From<KeyError> for Failure {
@@ -195,61 +182,6 @@ impl Sessions {
             self.inner.cache.confirm_gone(name.as_str(), self.inner.options()).await;
         }
     }
-
-    /// Gives the session this timeout from now on, in memory only, if that is all it takes, and a controller hears of it. `None`:
-    /// use [`Self::expire`].
-    /// Never waits: the fast path of `GETEX`.
-    #[inline]
-    pub fn renew(&self, base: &Entry, ttl: Ttl) -> Option<Entry> {
-        let now = now_millis();
-        let Ok(Wanted::Begin(timeout)) = ttl.at(now) else {
-            return None;
-        };
-        if timeout.expires_at.is_some() || base.timeout() != Some(timeout) || self.inner.is_unheard(base, now) {
-            return None;
-        }
-        // It may be what is in the object, and no other agent may have heard of it.
-        if self.inner.cache.is_unsettled(base.session()) {
-            return None;
-        }
-        self.inner.cache.renew(base.session(), now);
-        Some(base.clone().renewed(now))
-    }
-
-    /// Gives the session this timeout from now on. Writes only if the timeout is another one than before, or is an exact
-    /// one, or no controller would hear of it. `Gone`: it was before that. What is to be [exact](Exact::Whole) has a base that was
-    /// just read.
-    pub async fn expire(&self, base: &Entry, ttl: Ttl, exact: Exact) -> Result<TimeoutOutcome, Failure> {
-        if let Some(renewed) = self.renew(base, ttl) {
-            return Ok(TimeoutOutcome::Begins(renewed));
-        }
-        let now = now_millis();
-        let wanted = ttl.at(now)?;
-        if wanted == Wanted::Over {
-            let existed = match exact {
-                Exact::No => self.delete(base).await?,
-                exact => self.delete_exact(base, exact).await?,
-            };
-            return Ok(if existed { TimeoutOutcome::Over } else { TimeoutOutcome::Gone });
-        }
-        let plan = Plan::of(base, None, wanted, now).heard_unless(self.inner.is_unheard(base, now));
-        let plan = plan.again_if(self.inner.cache.is_unsettled(base.session()));
-        if !plan.needed {
-            if plan.begins && plan.ends_at.is_none() {
-                // What stood in the way when it was looked first has gone.
-                self.inner.cache.renew(base.session(), now);
-                return Ok(TimeoutOutcome::Begins(base.clone().renewed(now)));
-            }
-            return Ok(TimeoutOutcome::Begins(base.clone()));
-        }
-        let change = Change { only_if_unchanged: exact != Exact::No, ..plan.change(None) };
-        match self.inner.cache.patch(base.session(), change, self.inner.options()).await {
-            Ok(session) => Ok(TimeoutOutcome::Begins(self.inner.begun(session, &plan, now))),
-            Err(WriteError::NotFound | WriteError::Replaced) => Ok(TimeoutOutcome::Gone),
-            Err(WriteError::Changed) => Err(Failure::Conflict),
-            Err(error) => Err(error.into()),
-        }
-    }
 }
 
 /// Whether what was to be deleted was there.
@@ -264,17 +196,6 @@ fn existed(deleted: Result<(), WriteError>) -> Result<bool, Failure> {
 impl Inner {
     pub(super) fn options(&self) -> WriteOptions {
         WriteOptions { visibility: self.visibility }
-    }
-
-    /// Whether a renewal is to be written, a few times in each timeout, since no controller hears of it: who decides that nobody
-    /// uses a session any more knows only what it is told.
-    fn is_unheard(&self, base: &Entry, now: u64) -> bool {
-        let Some(timeout) = base.timeout().filter(|timeout| timeout.expires_at.is_none()) else {
-            return false;
-        };
-        let part = Duration::from_secs(timeout.idle_seconds.into()) / WRITTEN_RENEWALS;
-        let written = Duration::from_millis(now.saturating_sub(written_renewal(base.session().facts())));
-        written >= part && self.cache.unheard_for() >= part
     }
 
     /// What to take the difference from when a session is overwritten: what clients last saw of it.
@@ -431,7 +352,7 @@ impl Inner {
         }
     }
 
-    fn begun(&self, session: Session, plan: &Plan, now: u64) -> Entry {
+    pub(super) fn begun(&self, session: Session, plan: &Plan, now: u64) -> Entry {
         if plan.sets_timeout {
             self.timers.set(session.name(), plan.ends_at);
         }
