@@ -6,6 +6,7 @@
 
 mod cover;
 mod deliver;
+mod options;
 mod table;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub use cover::run as watch_cover;
-pub use table::{Mode, Options};
+pub use options::{Mode, Options};
 
 use super::server::{ClientHandle, ClientId, Clients};
 use crate::core::time::Time;
