@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::agent::testing::{Bench, Guest};
+use crate::agent::testing::{Bench, Guest, bulk};
 use crate::resp::Reply;
 
 const INVALIDATED: &str = ">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n";
@@ -60,4 +60,47 @@ async fn whose_redirection_is_lost_is_shown() {
         guest.asks("CLIENT TRACKING OFF").await;
         assert_eq!(flags(&mut guest, &list).await, "U");
     }
+}
+
+#[tokio::test]
+async fn tracking_by_prefix_widens_and_never_narrows() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    let prefixes = async |guest: &mut Guest| {
+        let Reply::Map(info) = guest.asks("CLIENT TRACKINGINFO").await else { panic!("no map") };
+        info.last().unwrap().1.clone()
+    };
+    guest.asks("CLIENT TRACKING ON BCAST PREFIX a").await;
+    assert_eq!(prefixes(&mut guest).await, Reply::Array(vec![bulk("a")]));
+    assert_eq!(guest.asks("CLIENT TRACKING ON BCAST").await, Reply::OK);
+    assert_eq!(prefixes(&mut guest).await, Reply::Array(vec![bulk(""), bulk("a")]));
+    // Told again, it is no news.
+    assert_eq!(guest.asks("CLIENT TRACKING ON BCAST").await, Reply::OK);
+    assert_eq!(prefixes(&mut guest).await, Reply::Array(vec![bulk(""), bulk("a")]));
+    let refused = guest.asks("CLIENT TRACKING ON BCAST PREFIX b").await;
+    let text = "ERR Prefix 'b' overlaps with an existing prefix ''. Prefixes for a single client must not overlap.";
+    assert_eq!(refused, Reply::Error(text.into()));
+}
+
+#[tokio::test]
+async fn caching_is_about_the_next_command_whatever_it_is() {
+    let bench = Bench::new();
+    let mut guest = bench.guest();
+    guest.asks("SET k {}").await;
+    for (mode, right, wrong) in [("OPTIN", "YES", "NO"), ("OPTOUT", "NO", "YES"), ("BCAST", "", "YES")] {
+        guest.asks("CLIENT TRACKING OFF").await;
+        guest.asks(&format!("CLIENT TRACKING ON {mode}")).await;
+        let other = if wrong == "YES" { "OPTIN" } else { "OPTOUT" };
+        let text = format!("ERR CLIENT CACHING {wrong} is only valid when tracking is enabled in {other} mode.");
+        assert_eq!(guest.asks(&format!("CLIENT CACHING {wrong}")).await, Reply::Error(text.into()));
+        assert_eq!(guest.asks("CLIENT CACHING maybe").await, Reply::Error("ERR syntax error".into()), "{mode}");
+        if !right.is_empty() {
+            assert_eq!(guest.asks(&format!("CLIENT CACHING {right}")).await, Reply::OK);
+            guest.asks("NOSUCH").await;
+            assert_eq!(guest.client.caching, None, "{mode}");
+        }
+    }
+    guest.asks("CLIENT TRACKING OFF").await;
+    let Reply::Error(text) = guest.asks("CLIENT CACHING YES").await else { panic!("no error") };
+    assert!(text.contains("can be called only when the client is in tracking mode"), "{text}");
 }

@@ -1,20 +1,19 @@
 //! What commands leave behind in the agent, and what they say when nobody knows what they did.
 
 mod caching;
+mod deletions;
 mod local;
 mod memory;
 mod races;
 mod timeouts;
 mod transactions;
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::agent::server::Flow;
 use crate::agent::testing::{Bench, Guest, Writes, bulk};
-use crate::cache::{CacheConfig, Visibility};
 use crate::resp::Reply;
 
 /// A client has read the session while it was `{a: 1}`; by now the agent's copy has a field `b` of another pod's, which no
@@ -328,135 +327,6 @@ async fn clients_do_not_repeat_by_themselves_what_may_have_been_done_and_must_no
         let Reply::Error(text) = guest.asks(command).await else { panic!("{command}") };
         assert!(text.starts_with("TRYAGAIN "), "{command}: {text}");
     }
-}
-
-/// A session `a` is made and ended by this command, whose answer is lost; a signal has dropped the copy by then.
-async fn loses_the_answer_to_a_deletion(bench: &Bench, guest: &mut Guest, command: &str) {
-    bench.api.put("a", &json!({"f": "v"}));
-    bench.api.answers(Writes::Unanswered);
-    let Reply::Error(text) = guest.asks(command).await else { panic!("{command}") };
-    assert!(text.starts_with("TRYAGAIN "), "{command}: {text}");
-    assert_eq!(bench.api.object("a"), None);
-    bench.api.answers(Writes::Answered);
-    assert_eq!(guest.asks("TTL a").await, Reply::Int(-2));
-}
-
-/// Nobody can be asked here: what is confirmed takes as long as leases last.
-#[tokio::test(start_paused = true)]
-async fn what_ends_a_session_and_is_repeated_after_a_lost_answer_is_confirmed() {
-    let lease = CacheConfig::new("", "").lease_upper_bound;
-    let bench = Bench::showing(Visibility::Everywhere);
-    let mut guest = bench.guest();
-    let ends = ["DEL a", "UNLINK a", "HDEL a f", "EXPIRE a 0", "PEXPIREAT a 1"];
-    for command in ends {
-        // What nobody has deleted need not be waited for.
-        let begun = Instant::now();
-        assert_eq!(guest.asks(command).await, Reply::Int(0));
-        assert_eq!(begun.elapsed(), Duration::ZERO, "{command}");
-
-        loses_the_answer_to_a_deletion(&bench, &mut guest, command).await;
-        let begun = Instant::now();
-        assert_eq!(guest.asks(command).await, Reply::Int(0), "{command}");
-        assert!(begun.elapsed() >= lease, "{command}: {:?}", begun.elapsed());
-    }
-    // Also what clients do not repeat by themselves.
-    for repeated in ["GETDEL a", "GETEX a PXAT 1", "SET a {} PXAT 1", "SET a {} XX PXAT 1"] {
-        loses_the_answer_to_a_deletion(&bench, &mut guest, "DEL a").await;
-        let begun = Instant::now();
-        guest.asks(repeated).await;
-        assert!(begun.elapsed() >= lease, "{repeated}: {:?}", begun.elapsed());
-    }
-    loses_the_answer_to_a_deletion(&bench, &mut guest, "DEL a").await;
-    let begun = Instant::now();
-    guest.asks("MULTI").await;
-    guest.asks("DEL a").await;
-    assert_eq!(guest.asks("EXEC").await, Reply::Array(vec![Reply::Int(0)]));
-    assert!(begun.elapsed() >= lease, "EXEC: {:?}", begun.elapsed());
-}
-
-/// What a later attempt is answered says nothing of an earlier one whose answer was lost.
-#[tokio::test(start_paused = true)]
-async fn a_deletion_that_may_have_been_done_before_it_was_refused_is_not_known() {
-    let lease = CacheConfig::new("", "").lease_upper_bound;
-    let bench = Bench::showing(Visibility::Everywhere);
-    let mut guest = bench.guest();
-    for (command, code) in [("DEL a", "TRYAGAIN "), ("GETDEL a", "ERR ")] {
-        bench.api.put("a", &json!({"f": "v"}));
-        guest.asks("GET a").await;
-        bench.api.answers(Writes::LastUnanswered);
-        let Reply::Error(text) = guest.asks(command).await else { panic!("{command}") };
-        assert!(text.starts_with(code) && text.contains("not known whether"), "{command}: {text}");
-        assert_eq!(bench.api.object("a"), None);
-        // The copy that is still there leads to one more that is refused.
-        assert!(matches!(guest.asks(command).await, Reply::Error(_)), "{command}");
-        bench.api.is_down(false);
-        bench.api.answers(Writes::Answered);
-        assert_eq!(guest.asks("TTL a").await, Reply::Int(-2));
-        let begun = Instant::now();
-        guest.asks(command).await;
-        assert!(begun.elapsed() >= lease, "{command}: {:?}", begun.elapsed());
-    }
-}
-
-/// A client that goes away while its deletion is being confirmed, and comes back.
-#[tokio::test(start_paused = true)]
-async fn a_deletion_that_nobody_waited_for_is_confirmed_when_it_is_repeated() {
-    let lease = CacheConfig::new("", "").lease_upper_bound;
-    let bench = Bench::showing(Visibility::Everywhere);
-    bench.api.put("a", &json!({"f": "v"}));
-    let mut guest = bench.guest();
-    assert!(tokio::time::timeout(lease / 2, guest.asks("DEL a")).await.is_err());
-    assert_eq!(bench.api.object("a"), None);
-    let begun = Instant::now();
-    assert_eq!(bench.guest().asks("DEL a").await, Reply::Int(0));
-    let waited = begun.elapsed();
-    assert!(waited >= lease / 2 && waited < lease, "a lease since the first, not another one: {waited:?}");
-    let begun = Instant::now();
-    assert_eq!(bench.guest().asks("DEL a").await, Reply::Int(0));
-    assert_eq!(begun.elapsed(), Duration::ZERO, "once is enough");
-}
-
-#[tokio::test]
-async fn tracking_by_prefix_widens_and_never_narrows() {
-    let bench = Bench::new();
-    let mut guest = bench.guest();
-    let prefixes = async |guest: &mut Guest| {
-        let Reply::Map(info) = guest.asks("CLIENT TRACKINGINFO").await else { panic!("no map") };
-        info.last().unwrap().1.clone()
-    };
-    guest.asks("CLIENT TRACKING ON BCAST PREFIX a").await;
-    assert_eq!(prefixes(&mut guest).await, Reply::Array(vec![bulk("a")]));
-    assert_eq!(guest.asks("CLIENT TRACKING ON BCAST").await, Reply::OK);
-    assert_eq!(prefixes(&mut guest).await, Reply::Array(vec![bulk(""), bulk("a")]));
-    // Told again, it is no news.
-    assert_eq!(guest.asks("CLIENT TRACKING ON BCAST").await, Reply::OK);
-    assert_eq!(prefixes(&mut guest).await, Reply::Array(vec![bulk(""), bulk("a")]));
-    let refused = guest.asks("CLIENT TRACKING ON BCAST PREFIX b").await;
-    let text = "ERR Prefix 'b' overlaps with an existing prefix ''. Prefixes for a single client must not overlap.";
-    assert_eq!(refused, Reply::Error(text.into()));
-}
-
-#[tokio::test]
-async fn caching_is_about_the_next_command_whatever_it_is() {
-    let bench = Bench::new();
-    let mut guest = bench.guest();
-    guest.asks("SET k {}").await;
-    for (mode, right, wrong) in [("OPTIN", "YES", "NO"), ("OPTOUT", "NO", "YES"), ("BCAST", "", "YES")] {
-        guest.asks("CLIENT TRACKING OFF").await;
-        guest.asks(&format!("CLIENT TRACKING ON {mode}")).await;
-        let other = if wrong == "YES" { "OPTIN" } else { "OPTOUT" };
-        let text = format!("ERR CLIENT CACHING {wrong} is only valid when tracking is enabled in {other} mode.");
-        assert_eq!(guest.asks(&format!("CLIENT CACHING {wrong}")).await, Reply::Error(text.into()));
-        assert_eq!(guest.asks("CLIENT CACHING maybe").await, Reply::Error("ERR syntax error".into()), "{mode}");
-        if !right.is_empty() {
-            assert_eq!(guest.asks(&format!("CLIENT CACHING {right}")).await, Reply::OK);
-            guest.asks("NOSUCH").await;
-            assert_eq!(guest.client.caching, None, "{mode}");
-        }
-    }
-    guest.asks("CLIENT TRACKING OFF").await;
-    let Reply::Error(text) = guest.asks("CLIENT CACHING YES").await else { panic!("no error") };
-    assert!(text.contains("can be called only when the client is in tracking mode"), "{text}");
 }
 
 /// Sessions of the bench's API server were made long ago.
