@@ -3,6 +3,7 @@
 use axum::body::Body;
 use futures::{StreamExt, stream};
 use prost::Message as _;
+use tokio::time::Instant;
 use tonic::codec::Codec;
 use tonic_prost::ProstCodec;
 
@@ -60,10 +61,12 @@ async fn a_message_that_has_begun_and_never_ends_ends_the_stream() {
     let mut inbound = Streaming::new_request(decoder, Body::from_stream(body), None, Some(MAX_MESSAGE_BYTES));
     let pod = Pod { namespace: "ns".into(), name: "pod".into(), uid: "1".into() };
     let (outbox, _read) = mpsc::channel(1);
+    let begun = Instant::now();
     let ended = timeout(Duration::from_hours(1), attach.receive(&pod, stream.id, &mut inbound, &outbox)).await;
     let ended = ended.expect("it is waited for").unwrap_err();
     assert_eq!(ended.status().unwrap().code(), Code::DeadlineExceeded);
     assert_eq!(ended.to_string(), "no whole message has come for 30 s");
+    assert_eq!(begun.elapsed().as_secs(), 30);
 }
 
 #[tokio::test]
