@@ -338,6 +338,11 @@ impl Authenticator {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use kube::client::Body;
+    use serde_json::json;
+
     use super::*;
     use crate::controller::tests::unanswered;
 
@@ -374,6 +379,40 @@ mod tests {
     fn a_stream_ends_at_once_when_it_is_known_that_it_may_not_go_on() {
         assert!(matches!(Looks::default().saw(Err(Denied::AnotherPod)), Err(Denied::AnotherPod)));
         assert_eq!(Looks::default().saw(Err(Denied::Busy)).unwrap(), AGAIN);
+    }
+
+    /// An API server for which each token is that of this pod and user.
+    fn knows(pod: &Pod, user: &str) -> Client {
+        let extra = json!({
+            "authentication.kubernetes.io/pod-name": [pod.name], "authentication.kubernetes.io/pod-uid": [pod.uid],
+        });
+        let review = json!({"metadata": {}, "spec": {}, "status": {"authenticated": true, "audiences": ["vmcp.dev"],
+            "user": {"username": user, "extra": extra}, "allowed": true}});
+        let answer = serde_json::to_vec(&review).unwrap();
+        let service = tower::service_fn(move |_: http::Request<Body>| {
+            let answer = http::Response::new(Body::from(answer.clone()));
+            async move { Ok::<_, std::convert::Infallible>(answer) }
+        });
+        Client::new(service, "ns")
+    }
+
+    #[tokio::test]
+    async fn open_streams_are_looked_at_though_nobody_can_open_one() {
+        let user = "system:serviceaccount:ns:pod";
+        let pod = Pod { namespace: "ns".into(), name: "pod".into(), uid: "1".into() };
+        let (client, reviews) = (knows(&pod, user), Arc::<Reviews<Bearer>>::default());
+        let from = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let authenticator = Authenticator { client, audience: "vmcp.dev".into(), own_user: user.into(), reviews };
+        authenticator.reviews.exhaust(&"ns".into(), from);
+        let bearer = |token: &str| format!("Bearer {token}").parse().unwrap();
+        let metadata = MetadataMap::from_headers([(http::header::AUTHORIZATION, bearer("new"))].into_iter().collect());
+        assert!(matches!(authenticator.pod(&metadata, from).await, Err(Denied::Busy)));
+        assert!(matches!(authenticator.peer(&metadata, from).await, Err(Denied::Busy)));
+        for (token, claim) in [("a", Claim::Pod(pod)), ("b", Claim::Peer)] {
+            let token = Token::bearer(&format!("Bearer {token}")).unwrap();
+            let held = authenticator.holds(&Pass { token, from, claim }).await;
+            assert!(held.is_ok(), "{held:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

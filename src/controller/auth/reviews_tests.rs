@@ -12,6 +12,19 @@ fn token(text: &str) -> Token {
     Token::bearer(&format!("Bearer {text}")).unwrap()
 }
 
+impl<T> Reviews<T> {
+    /// Nothing more is asked for who comes from this address, or is known and of this group.
+    pub fn exhaust(&self, group: &Group, from: IpAddr) {
+        let mut state = self.state.lock();
+        let State { for_known, for_unwelcome, for_strangers, by_group, by_address, .. } = &mut *state;
+        let each = [by_group.of(group, now()), by_address.of(&from, now())];
+        for bucket in [for_known, for_unwelcome, for_strangers].into_iter().chain(each) {
+            *bucket = TokenBucket::new(1, Duration::from_hours(1));
+            assert!(bucket.take(now()));
+        }
+    }
+}
+
 fn ago(by: Duration) -> Time {
     Time::from_nanos(now().as_nanos() - u64::try_from(by.as_nanos()).unwrap())
 }
@@ -187,13 +200,8 @@ async fn a_token_that_is_good_no_more_is_a_stranger_again() {
 #[tokio::test]
 async fn streams_are_looked_at_whatever_else_is_asked() {
     let (reviews, asked) = (Reviews::default(), Cell::new(0));
-    // A namespace makes so many tokens that it has nothing left to ask, for which ours is forgotten.
-    let empty = |bucket: &mut TokenBucket| {
-        *bucket = TokenBucket::new(1, Duration::from_hours(1));
-        assert!(bucket.take(now()));
-    };
-    empty(reviews.state.lock().by_group.of(&"1".into(), now()));
-    empty(reviews.state.lock().by_address.of(&HERE, now()));
+    // So many tokens are made that nothing is left to ask, and ours is forgotten.
+    reviews.exhaust(&"1".into(), HERE);
     assert_eq!(ask(&reviews, "good", &asked).await, Err(Busy));
     let look = async |group: &str| {
         let answer = async || Ok::<_, Busy>(Some(1));
@@ -207,4 +215,20 @@ async fn streams_are_looked_at_whatever_else_is_asked() {
     while reviews.state.lock().take_look(&"1".into(), begun) {}
     assert_eq!(look("1").await, Err(Busy));
     assert_eq!(look("2").await, Ok(Some(1)));
+}
+
+#[tokio::test]
+async fn looks_at_streams_take_nothing_from_who_opens_one() {
+    let (reviews, asked) = (Reviews::default(), Cell::new(0));
+    ask(&reviews, "good", &asked).await.unwrap();
+    let (begun, mut looks) = (now(), 0);
+    for group in ["1", "2"] {
+        while reviews.state.lock().take_look(&group.into(), begun) {
+            looks += 1;
+        }
+    }
+    assert_eq!(looks, OF_PODS.known.0);
+    *reviews.slot(Sha256::digest("good").into()).lock().await = None;
+    assert_eq!(ask(&reviews, "good", &asked).await, Ok(Some(1)));
+    assert_eq!(ask(&reviews, "good, and new", &asked).await, Ok(Some(1)));
 }
