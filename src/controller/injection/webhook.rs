@@ -69,11 +69,15 @@ impl BoundWebhook {
 
     /// Serves until `shutdown`, with TLS.
     pub async fn serve(self, tls: Arc<ServerConfig>, shutdown: CancellationToken) -> Result<(), WebhookError> {
-        let listener = BoundedListener::new(self.listener, MAX_CONNECTIONS, CONNECTION_TIMEOUT);
         let router = router(self.definition);
-        bounded::serve(TlsListener::new(listener, tls), router, &shutdown).await;
+        bounded::serve(TlsListener::new(listener(self.listener), tls), router, &shutdown).await;
         Ok(())
     }
+}
+
+/// What accepts those who ask.
+fn listener(inner: TcpListener) -> BoundedListener {
+    BoundedListener::new(inner, MAX_CONNECTIONS, CONNECTION_TIMEOUT)
 }
 
 /// Answers, and what bounds what they take: anybody may ask.
@@ -85,9 +89,15 @@ struct Reviewer {
     turn: Semaphore,
 }
 
+impl Reviewer {
+    fn new(definition: Definition) -> Arc<Self> {
+        Arc::new(Self { definition, room: Semaphore::new(MOST_HELD), turn: Semaphore::new(1) })
+    }
+}
+
 fn router(definition: Definition) -> Router {
-    let reviewer = Reviewer { definition, room: Semaphore::new(MOST_HELD), turn: Semaphore::new(1) };
-    Router::new().route(PATH, post(review)).layer(DefaultBodyLimit::max(MAX_REVIEW)).with_state(Arc::new(reviewer))
+    let reviewer = Reviewer::new(definition);
+    Router::new().route(PATH, post(review)).layer(DefaultBodyLimit::max(MAX_REVIEW)).with_state(reviewer)
 }
 
 async fn review(State(reviewer): State<Arc<Reviewer>>, request: Request) -> Response {
@@ -225,6 +235,21 @@ mod tests {
         assert_eq!(quick, (StatusCode::OK, READ_WITHIN), "there was room when the slow ones had gone, not before");
     }
 
+    /// What was read waits for its turn, and takes its memory meanwhile.
+    #[tokio::test]
+    async fn a_review_has_its_place_until_it_is_answered() {
+        assert_eq!(MOST_HELD * MAX_REVIEW, 64 << 20);
+        let reviewer = Reviewer::new(definition());
+        let turn = reviewer.turn.acquire().await.unwrap();
+        let request = Request::post(PATH).body(Body::from(question("CREATE", "pods").to_string())).unwrap();
+        let mut answer = std::pin::pin!(review(State(reviewer.clone()), request));
+        assert!(futures::poll!(&mut answer).is_pending(), "another one has the turn");
+        assert_eq!(reviewer.room.available_permits(), MOST_HELD - 1);
+        drop(turn);
+        assert_eq!(answer.await.status(), StatusCode::OK);
+        assert_eq!(reviewer.room.available_permits(), MOST_HELD);
+    }
+
     /// A connection to the webhook, and what it answers to a question with this body.
     async fn asked(stream: &mut TcpStream, body: &str) -> std::io::Result<String> {
         let head = format!("POST {PATH} HTTP/1.1\r\nhost: webhook\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -247,8 +272,7 @@ mod tests {
         let (shutdown, router) = (CancellationToken::new(), router(definition()));
         let serving = tokio::spawn({
             let shutdown = shutdown.clone();
-            let listener = BoundedListener::new(bound, MAX_CONNECTIONS, CONNECTION_TIMEOUT);
-            async move { bounded::serve(listener, router, &shutdown).await }
+            async move { bounded::serve(listener(bound), router, &shutdown).await }
         });
         let opened = (0..256).map(|_| async { TcpStream::connect(address).await.unwrap() });
         let mut streams = join_all(opened).await;
