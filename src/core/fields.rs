@@ -225,12 +225,26 @@ mod tests {
     /// One digit more is needed from 128, from 16,384 and from 2,097,152 bytes on.
     #[test]
     fn numbers_have_as_many_digits_as_they_need() {
-        for length in [100, 127, 128, 200, 16_383, 16_384, 2_097_151, 2_097_152] {
+        let needed = [(100, 1), (127, 1), (128, 2), (16_383, 2), (16_384, 3), (2_097_151, 3), (2_097_152, 4)];
+        for (length, digits) in needed {
             let map = Metadata::from([("a".into(), "x".repeat(length - 17)), ("b".into(), "yz".into())]);
             let fields = Fields::of(&map);
             assert_eq!(fields.json().map(str::len), Some(length));
             assert_eq!((fields.get("b"), fields.len()), (Some("yz"), 2));
-            assert!(fields == map && fields.text.len() <= length + 16);
+            assert!(fields == map);
+            assert_eq!(fields.text.len(), length + 4 * digits);
+        }
+    }
+
+    /// Caches count with it: what is held must not be more than they say, nor much less.
+    #[test]
+    fn it_takes_as_much_memory_as_it_says() {
+        for (keys, length) in [(0, 0), (1, 1), (8, 20), (8, 500), (60, 1), (60, 50), (1, 1 << 20)] {
+            let map: Metadata = (0..keys).map(|key| (format!("key-{key:02}"), "x".repeat(length))).collect();
+            let mut fields = None;
+            let taken = allocation_counter::measure(|| fields = Some(Fields::of(&map))).bytes_current;
+            let (taken, said) = (usize::try_from(taken).unwrap(), fields.unwrap().footprint());
+            assert!((taken + 16..=taken + taken / 8 + 24).contains(&said), "{keys}, {length}: {taken}, not {said}");
         }
     }
 
