@@ -141,14 +141,18 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::CONDITION_SYNCED;
     use crate::core::session::{SessionKey, Uid};
     use crate::runtime::api_error::ApiErrorKind;
 
+    fn key() -> SessionRef {
+        SessionRef { key: SessionKey::new("ns", "s"), uid: Uid::from_u128(7) }
+    }
+
     /// What is sent to set the field, on its way to an object of which this version was read, if any.
     fn sent(field: &str, value: Value, first: bool, version: Option<&str>) -> (http::Request<Vec<u8>>, Value) {
-        let key = SessionRef { key: SessionKey::new("ns", "s"), uid: Uid::from_u128(7) };
         let fields = [(field.to_owned(), value)];
-        let request = operations(&key, &StatusPatch::new(fields.into_iter().collect()), first, version).unwrap();
+        let request = operations(&key(), &StatusPatch::new(fields.into_iter().collect()), first, version).unwrap();
         let body = serde_json::from_slice(request.body()).unwrap();
         (request, body)
     }
@@ -208,6 +212,40 @@ mod tests {
         let (_, body) = generation(true);
         assert_eq!(body[1], json!({"op": "test", "path": "/status", "value": null}));
         assert_eq!(body[2], json!({"op": "add", "path": "/status", "value": {"observedGeneration": 2}}));
+    }
+
+    /// Somebody else puts a condition there after the list was read.
+    #[tokio::test]
+    async fn a_list_that_has_changed_since_it_was_read_is_read_again() {
+        let condition = |name: &str| json!({"type": name, "status": "True"});
+        let conditions = [condition("First"), condition("Second"), condition(CONDITION_SYNCED)];
+        let (sent, mut reads) = (Arc::new(Mutex::new(Vec::new())), 0);
+        let (noted, others) = (sent.clone(), conditions.clone());
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let read = request.method() == "GET";
+            reads += usize::from(read);
+            let metadata = json!({"name": "s", "resourceVersion": reads.to_string(), "uid": key().uid.to_string()});
+            let (code, answer) = match (read, reads) {
+                (true, _) => (200, json!({"metadata": metadata, "status": {"conditions": others[..reads]}})),
+                (false, 1) => (422, json!({"code": 422, "reason": "Invalid"})),
+                (false, _) => (200, json!({"metadata": metadata})),
+            };
+            let noted = noted.clone();
+            async move {
+                let body = request.into_body().collect_bytes().await.unwrap();
+                noted.lock().extend(serde_json::from_slice::<Value>(&body));
+                let body = Body::from(serde_json::to_vec(&answer).unwrap());
+                Ok::<_, std::convert::Infallible>(http::Response::builder().status(code).body(body).unwrap())
+            }
+        });
+        let offered = json!([condition("First"), condition(CONDITION_SYNCED)]);
+        let offered = StatusPatch::new([("conditions".to_owned(), offered)].into_iter().collect());
+        let written = KubeStatus::new(Client::new(service, "ns")).patch(&key(), &offered).await.unwrap();
+        assert_eq!(written, Some(ResourceVersion(2)));
+        let upon = |version: &str| json!({"op": "test", "path": "/metadata/resourceVersion", "value": version});
+        let sent = sent.lock();
+        assert_eq!((sent.len(), &sent[0][1], &sent[1][1]), (2, &upon("1"), &upon("2")));
+        assert_eq!(sent[1][2]["value"], json!(conditions));
     }
 
     #[test]
