@@ -203,8 +203,11 @@ mod tests {
         let statuses = StatusWriter::new(KubeStatus::new(client), guard.clone(), StatusLimits::default());
         let (reaped, retired, publications) = (Arc::default(), Arc::default(), Arc::default());
         let certificate = Arc::new(ServingCertificate::default());
-        let made = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
-        certificate.set(made.cert.pem().as_bytes(), made.signing_key.serialize_pem().as_bytes()).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut made = rcgen::CertificateParams::new(["a".to_owned()]).unwrap();
+        (made.not_before, made.not_after) = (rcgen::date_time_ymd(2026, 1, 1), rcgen::date_time_ymd(2026, 1, 11));
+        let made = made.self_signed(&key).unwrap().pem();
+        certificate.set(made.as_bytes(), key.serialize_pem().as_bytes()).unwrap();
         let mut text = String::new();
         let lease = second;
         let sources =
@@ -233,5 +236,15 @@ mod tests {
             }
         }
         assert!(spoken_of > 7, "hardly any name was found");
+    }
+
+    /// An alert counts with both.
+    #[tokio::test]
+    async fn it_is_told_when_the_certificate_begins_and_ends() {
+        let text = scraped();
+        for (what, seconds) in [("not_before", 1_767_225_600), ("not_after", 1_768_089_600)] {
+            let line = format!("vmcp_session_certificate_{what}_timestamp_seconds {seconds}");
+            assert!(text.lines().any(|told| told == line), "{line}: {text}");
+        }
     }
 }

@@ -51,12 +51,13 @@ pub struct Files {
     serving: Arc<ServingCertificate>,
     /// What is shown.
     shown: (Vec<u8>, Vec<u8>),
+    failing: Failing,
 }
 
 impl Files {
     /// Shows the certificate in `cert` with the key in `key`.
     pub async fn load(cert: PathBuf, key: PathBuf, serving: Arc<ServingCertificate>) -> Result<Self, FilesError> {
-        let mut files = Self { cert, key, serving, shown: Default::default() };
+        let mut files = Self { cert, key, serving, shown: Default::default(), failing: Failing::default() };
         files.look().await?;
         Ok(files)
     }
@@ -65,26 +66,30 @@ impl Files {
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failing = Failing::default();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 _ = ticks.tick() => {}
             }
-            match self.look().await {
-                Ok(replaced) => {
-                    let over = failing.over();
-                    if replaced {
-                        info!(file = %self.cert.display(), "the certificate was replaced: new streams get the new one");
-                    } else if over {
-                        info!(file = %self.cert.display(), "the certificate in use is that of the files again");
-                    }
+            self.follow().await;
+        }
+    }
+
+    /// Looks, and says what has become of it.
+    async fn follow(&mut self) {
+        match self.look().await {
+            Ok(replaced) => {
+                let over = self.failing.over();
+                if replaced {
+                    info!(file = %self.cert.display(), "the certificate was replaced: new streams get the new one");
+                } else if over {
+                    info!(file = %self.cert.display(), "the certificate in use is that of the files again");
                 }
-                Err(error) if failing.failed(&error.to_string(), Instant::now()) => {
-                    warn!(%error, "the certificate in use stays");
-                }
-                Err(error) => debug!(%error, "the certificate in use stays"),
             }
+            Err(error) if self.failing.failed(&error.to_string(), Instant::now()) => {
+                warn!(%error, "the certificate in use stays");
+            }
+            Err(error) => debug!(%error, "the certificate in use stays"),
         }
     }
 
@@ -135,5 +140,27 @@ mod tests {
         assert!(files.look().await.unwrap_err().to_string().contains("too large"));
         write(&pair());
         assert!(files.look().await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_cannot_be_used_are_told_of_once_a_minute_and_when_it_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cert, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+        let pair = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let certificate = pair.cert.pem();
+        std::fs::write(&cert, &certificate).unwrap();
+        std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
+        let mut files = Files::load(cert.clone(), key, Arc::default()).await.unwrap();
+        let told = async |files: &mut Files| {
+            files.follow().await;
+            files.failing.over()
+        };
+        std::fs::write(&cert, "none").unwrap();
+        assert!(told(&mut files).await);
+        assert!(!told(&mut files).await, "whoever reads the log knows it");
+        tokio::time::advance(Duration::from_mins(1)).await;
+        files.follow().await;
+        std::fs::write(&cert, certificate).unwrap();
+        assert!(!told(&mut files).await, "it was said that it is over");
     }
 }
