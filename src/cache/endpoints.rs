@@ -171,6 +171,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn that_a_name_is_resolved_again_is_said_once_if_it_was_said_that_it_is_not() {
+        let (mut names, controllers) = (Names::default(), ["controller:1".into()]);
+        names.resolve(&Scripted::default(), &controllers).await;
+        names.resolve(&Scripted::new("", &["controller:1"], &[]), &controllers).await;
+        assert!(!names.failing.get_mut("controller:1").unwrap().over(), "it was said");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_name_that_hangs_takes_no_other_with_it() {
         let resolver = Scripted::new("", &["controller:1"], &["hangs:1"]);
         let found = Names::default().resolve(&resolver, &["hangs:1".into(), "controller:1".into()]).await;
