@@ -69,6 +69,27 @@ fn status(code: StatusCode, reason: &str, name: &str) -> (StatusCode, Value) {
     (code, status)
 }
 
+/// How something is refused for the object of this name.
+type Refusal = fn(&str) -> (StatusCode, Value);
+
+fn conflict(name: &str) -> (StatusCode, Value) {
+    status(StatusCode::CONFLICT, "Conflict", name)
+}
+
+/// A precondition of a delete. Only the message tells it from a conflict.
+fn another_uid_deleted(name: &str) -> (StatusCode, Value) {
+    let (code, mut status) = conflict(name);
+    status["message"] = json!("the UID in the precondition (a) does not match the UID in record (b)");
+    (code, status)
+}
+
+/// A patch may not change the uid.
+fn another_uid_patched(name: &str) -> (StatusCode, Value) {
+    let (code, mut status) = status(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", name);
+    status["details"]["causes"] = json!([{"reason": "FieldValueInvalid", "field": "metadata.uid"}]);
+    (code, status)
+}
+
 fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();
@@ -100,7 +121,6 @@ impl Objects {
 
     fn answer(&mut self, method: &Method, name: &str, body: &Value) -> (StatusCode, Value) {
         let missing = || status(StatusCode::NOT_FOUND, "NotFound", name);
-        let conflict = || status(StatusCode::CONFLICT, "Conflict", name);
         if self.down {
             return status(StatusCode::FORBIDDEN, "Forbidden", name);
         }
@@ -120,8 +140,13 @@ impl Objects {
             (method, Some(mut object)) => {
                 let wanted = if *method == Method::DELETE { &body["preconditions"] } else { &body["metadata"] };
                 let differs = |key: &str| !wanted[key].is_null() && wanted[key] != object["metadata"][key];
-                if differs("uid") || differs("resourceVersion") {
-                    return conflict();
+                // In this order, as a real one does.
+                let refusals = match *method {
+                    Method::DELETE => [("uid", another_uid_deleted as Refusal), ("resourceVersion", conflict)],
+                    _ => [("resourceVersion", conflict as Refusal), ("uid", another_uid_patched)],
+                };
+                if let Some((_, refuse)) = refusals.into_iter().find(|(field, _)| differs(field)) {
+                    return refuse(name);
                 }
                 if *method == Method::DELETE {
                     self.by_name.remove(name);
@@ -332,4 +357,39 @@ impl Guest {
 /// A string.
 pub fn bulk(text: &str) -> Reply {
     Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+
+    use super::*;
+    use crate::api::VmcpSession;
+    use crate::runtime::api_error::{ApiError, ApiErrorKind};
+
+    #[tokio::test]
+    async fn another_object_and_another_state_are_refused_as_a_real_api_server_does() {
+        let api = FakeApi::default();
+        api.put("s", &json!({}));
+        let sessions: Api<VmcpSession> = Api::namespaced(api.client(), "default");
+        let (other, unseen) = (Some("00000000-0000-4000-8000-000000000009".to_owned()), Some("9".to_owned()));
+        for (uid, resource_version, kinds, codes) in [
+            (other.clone(), None, [ApiErrorKind::UidMismatch; 2], [422, 409]),
+            (None, unseen.clone(), [ApiErrorKind::Conflict; 2], [409, 409]),
+            (other, unseen, [ApiErrorKind::Conflict, ApiErrorKind::UidMismatch], [409, 409]),
+        ] {
+            let mut metadata = json!({});
+            for (field, wanted) in [("uid", &uid), ("resourceVersion", &resource_version)] {
+                // A null would take the field away.
+                metadata.as_object_mut().unwrap().extend(wanted.as_ref().map(|wanted| (field.into(), json!(wanted))));
+            }
+            let patch = Patch::Merge(json!({"metadata": metadata}));
+            let patched = sessions.patch("s", &PatchParams::default(), &patch).await;
+            let preconditions = Some(Preconditions { uid, resource_version });
+            let deleted = sessions.delete("s", &DeleteParams { preconditions, ..DeleteParams::default() }).await;
+            let refused = [ApiError::from(patched.unwrap_err()), ApiError::from(deleted.unwrap_err())];
+            assert_eq!(refused.each_ref().map(ApiError::kind), kinds);
+            assert_eq!(refused.map(|error| error.code().unwrap()), codes);
+        }
+    }
 }
