@@ -100,7 +100,18 @@ async fn a_list_of_large_sessions_comes_in_pages_that_the_api_server_can_send() 
 /// Many namespaces are listed at once when a controller starts.
 #[tokio::test]
 async fn a_page_is_read_when_there_is_room_for_it_and_may_wait_for_that() {
-    let (client, asked) = serve(150, |_| 1, |_, _| None).await;
+    let rest_may_come = Arc::new(Notify::new());
+    let awaited = rest_may_come.clone();
+    let slow = move |nth, _| {
+        let awaited = awaited.clone();
+        let rest = async move {
+            awaited.notified().await;
+            r#"], "metadata": {"resourceVersion": "9", "continue": "100"}}"#
+        };
+        let body = stream::iter([r#"{"items": ["#]).chain(stream::once(rest)).map(Ok::<_, std::io::Error>);
+        (nth == 1).then(|| Response::new(Body::from_stream(body)))
+    };
+    let (client, asked) = serve(150, |_| 1, slow).await;
     let watch = Watch { client, ..watch(Duration::from_secs(2)) };
     let others = watch.room.clone().acquire_owned().await.unwrap();
     let mut paging = Paging::default();
@@ -109,8 +120,14 @@ async fn a_page_is_read_when_there_is_room_for_it_and_may_wait_for_that() {
     assert!(timeout(Duration::from_secs(3), &mut list).await.is_err(), "there is no room");
     assert_eq!(*asked.lock(), [100]);
     drop(others);
+    assert!(timeout(Duration::from_millis(200), &mut list).await.is_err(), "the rest may take its time from now on");
+    assert_eq!(watch.room.available_permits(), 0);
+    rest_may_come.notify_one();
     list.await.unwrap();
-    assert_eq!(*asked.lock(), [100, 500]);
+    assert_eq!(*asked.lock(), [100, 100]);
+    let page = watch.page(&ListParams::default().limit(1), Paging::default()).await.unwrap();
+    assert_eq!(watch.room.available_permits(), 0, "its objects are yet to be taken out");
+    drop(page);
     assert_eq!(watch.room.available_permits(), 1);
 }
 
