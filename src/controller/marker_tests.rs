@@ -56,6 +56,31 @@ fn answering(resource_version: u64) -> Client {
     Client::new(service, "ns")
 }
 
+/// Each time, the watch would be begun anew for it: all the time, in a namespace that refuses its marker.
+#[tokio::test]
+async fn a_refusal_is_told_to_the_watch_once() {
+    let written = VmcpSession::new("own", VmcpSessionSpec::default());
+    let mut written = serde_json::to_value(&written).unwrap();
+    written["metadata"]["resourceVersion"] = json!("7");
+    let (refused, away) = (json!({"code": 403, "reason": "Forbidden"}), json!({"code": 503}));
+    let answers = [(403, refused.clone()), (403, refused.clone()), (503, away), (201, written)];
+    let mut answers = answers.into_iter().chain([(403, refused.clone()), (403, refused)]);
+    let service = tower::service_fn(move |_: http::Request<Body>| {
+        let (code, body) = answers.next().unwrap();
+        let answer = http::Response::builder().status(code).body(Body::from(serde_json::to_vec(&body).unwrap()));
+        async move { Ok::<_, std::convert::Infallible>(answer.unwrap()) }
+    });
+    let (marker, scope) = marker(Client::new(service, "ns"));
+    let mut writing = Writing::default();
+    let mut told = Vec::new();
+    for _ in 0..6 {
+        let _ = marker.write(&mut writing).await;
+        told.push(marker.distrust.notified().now_or_never().is_some());
+        assert!(marker.shared.with(|replica, _| replica.is_refused(scope) || replica.is_marked(scope)));
+    }
+    assert_eq!(told, [true, false, false, true, true, false], "and that it is there");
+}
+
 /// Somebody sets or strips what a write changes.
 #[tokio::test]
 async fn a_write_that_changes_nothing_proves_nothing() {

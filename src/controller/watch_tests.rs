@@ -219,6 +219,8 @@ async fn no_list_waits_for_ever_for_a_marker_that_cannot_be_written() {
         begun.elapsed().as_secs()
     };
     assert_eq!(waits().await, 7);
+    watch.shared.with(|replica, _| replica.marker_refused(watch.scope));
+    assert_eq!(waits().await, 0, "there will be none");
     watch.marked();
     assert_eq!(waits().await, 0);
 }
