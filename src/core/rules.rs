@@ -94,6 +94,12 @@ pub enum Rule {
     ShownIsReached,
     /// After an own write of unknown outcome nothing that was in flight beside it counts.
     UnknownVoids,
+    /// Where replicas differ, a lease is as long as the one says that granted it.
+    LengthOfItsReplica,
+    /// Whoever does not ask waits for the longest lease that any replica may grant, not for the longest of those it has met.
+    WaitLongestLease,
+    /// A registration stands still for as long as its own replica's leases are, whoever looks at it.
+    RegisteredLength,
 }
 
 #[cfg(test)]
@@ -151,6 +157,9 @@ mod switch {
             Self::CoverWhatIsCompared,
             Self::ShownIsReached,
             Self::UnknownVoids,
+            Self::LengthOfItsReplica,
+            Self::WaitLongestLease,
+            Self::RegisteredLength,
         ];
 
         /// Whether the rule is on in this thread.

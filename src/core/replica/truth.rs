@@ -167,7 +167,7 @@ impl Replica {
         let summary = match kind {
             Kind::Session(summary) => summary,
             Kind::Marker { lease } => {
-                let lease = lease.unwrap_or(self.config.lease);
+                let lease = lease.filter(|_| Rule::RegisteredLength.on()).unwrap_or(self.config.lease);
                 let registration = Registration { namespace: key.namespace().clone(), uid, resource_version, lease };
                 if self.truth(&key).is_some() {
                     self.remove(scope, &key, resource_version, now);

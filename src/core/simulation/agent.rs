@@ -7,10 +7,11 @@ use super::api::Access;
 use super::client::Get;
 use super::confirmer::Confirm;
 use super::network::{Conn, Down, Pace, Pipe, Up};
-use super::{Clock, Event, LEASE, Process, Sim, lease};
+use super::{Clock, Event, LEASE, Process, Sim, fifth, ticks};
 use crate::core::cache::{Limits, Report, Reports, Shard};
 use crate::core::lease::{Grant, StreamId};
 use crate::core::replica::{InstanceId, Outgoing, SignalId};
+use crate::core::rules::Rule;
 use crate::core::session::SessionKey;
 use crate::core::signal::Barrier;
 use crate::core::time::Time;
@@ -26,6 +27,8 @@ pub struct Stream {
     pub replica: usize,
     /// The replica's name, once it told it.
     pub name: Option<Arc<str>>,
+    /// How long the replica's leases are, once it told.
+    lease: Option<u64>,
     inventory: VecDeque<Part>,
     heartbeats: BTreeMap<u64, Time>,
     /// The lease was given back.
@@ -44,6 +47,8 @@ pub struct AgentEdge {
     pub gets: Vec<Get>,
     pub confirms: BTreeMap<u64, Confirm>,
     pub last_request: u64,
+    /// The longest leases that it was told of.
+    pub longest: u64,
     /// What it was told, and whether that was an eviction.
     past: Vec<(SessionKey, Barrier, bool)>,
 }
@@ -62,6 +67,7 @@ impl AgentEdge {
             gets: Vec::new(),
             confirms: BTreeMap::new(),
             last_request: 0,
+            longest: 0,
             past: Vec::new(),
         }
     }
@@ -157,9 +163,9 @@ impl Sim {
             Some(last) => last.1 = Some(through),
             None => inventory.push_back((Vec::new(), Some(through))),
         }
-        self.agents[at]
-            .streams
-            .insert(conn, Stream { replica, name: None, inventory, heartbeats: BTreeMap::new(), returned: false });
+        let heartbeats = BTreeMap::new();
+        let open = Stream { replica, name: None, lease: None, inventory, heartbeats, returned: false };
+        self.agents[at].streams.insert(conn, open);
         self.tell(|| format!("agent {at} opens stream {conn} to replica {replica}"));
         self.pump(conn);
         self.schedule(self.now + 20, Event::Beat(conn));
@@ -173,9 +179,10 @@ impl Sim {
         };
         let number = stream.heartbeats.last_key_value().map_or(1, |(n, _)| n + 1);
         stream.heartbeats.insert(number, now);
+        let lease = stream.lease.unwrap_or(LEASE);
         self.send_up(conn, Up::Heartbeat(number));
-        let jitter = self.bits(&[9, conn as u64, number]) % 100;
-        self.schedule(self.now + LEASE / 5 - 50 + jitter, Event::Beat(conn));
+        let pause = fifth(lease, self.bits(&[9, conn as u64, number]));
+        self.schedule(self.now + pause, Event::Beat(conn));
     }
 
     /// Sends what waits, as far as the stream takes it.
@@ -225,11 +232,14 @@ impl Sim {
         }
         let now = self.agent_now(at);
         match message {
-            Down::Settings(name) => {
-                self.agents[at].shard.set_lease_length(lease());
-                if let Some(open) = self.agents[at].streams.get_mut(&conn) {
-                    open.name = Some(name);
+            Down::Settings(name, lease) => {
+                let agent = &mut self.agents[at];
+                if let Some(open) = agent.streams.get_mut(&conn) {
+                    (open.name, open.lease) = (Some(name), Some(lease));
                 }
+                agent.longest = agent.longest.max(lease);
+                let shortest = agent.streams.values().filter_map(|s| s.lease).min();
+                agent.shard.set_lease_length(ticks(shortest.unwrap_or(lease)));
                 self.ask_again(at, conn);
             }
             Down::Out(Outgoing::Signals { mut evictions, barriers }) => {
@@ -246,11 +256,12 @@ impl Sim {
             Down::Out(Outgoing::Lease { heartbeat, age, covers }) => {
                 let agent = &mut self.agents[at];
                 let open = agent.streams.get(&conn).filter(|s| !s.returned);
-                if let Some(sent) = open.and_then(|s| s.heartbeats.get(&heartbeat)).copied()
+                if let Some((open, sent)) = open.and_then(|s| Some((s, *s.heartbeats.get(&heartbeat)?)))
                     && let Ok(age) = age
                 {
+                    let told = open.lease.filter(|_| Rule::LengthOfItsReplica.on());
                     let grant = Grant { sent, age, covers };
-                    agent.shard.grant(stream(conn), lease(), grant, now);
+                    agent.shard.grant(stream(conn), ticks(told.unwrap_or(agent.longest)), grant, now);
                 }
             }
             Down::Out(Outgoing::Revoke) => {

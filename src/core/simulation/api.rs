@@ -46,6 +46,8 @@ pub enum Request {
     Marker {
         record: usize,
         link: Link,
+        /// What it tells of the replica's leases.
+        lease: u64,
         sent: Time,
         seen: u64,
     },
@@ -192,8 +194,8 @@ impl Sim {
                 let rv = world.rv().saturating_sub(back).max(1);
                 Outcome::Listed(world.list(rv), rv)
             }
-            Request::Marker { record, link, .. } => {
-                let written = world.mark(record, link.after.map(|after| after.0), link.beat, now);
+            Request::Marker { record, link, lease, .. } => {
+                let written = world.mark(record, link.after.map(|after| after.0), (link.beat, lease), now);
                 written.map_or(Outcome::Otherwise, Outcome::Marked)
             }
             Request::Look { record, .. } => {

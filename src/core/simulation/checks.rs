@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::world::{Record, State, known, number, uid};
-use super::{LEASE, Process, Sim};
+use super::{Process, Sim};
 use crate::core::cache::{Copy, DropReason, Dropped};
 use crate::core::digest::Digest;
 use crate::core::signal::{Fate, Mark};
@@ -93,6 +93,12 @@ impl Sim {
         track
     }
 
+    /// For how long an agent may serve what is not true any more: for the longest lease that it was told of.
+    fn longest(&self, at: usize) -> u64 {
+        let lease = self.agents[at].longest;
+        lease + lease / 100 + 1
+    }
+
     /// Whatever any agent could serve at this very moment must keep all promises.
     pub fn check(&mut self) {
         for at in 0..self.agents.len() {
@@ -113,7 +119,7 @@ impl Sim {
     fn serves(&mut self, at: usize, record: usize, copy: &Arc<Copy>) {
         let floor = self.track(at, record).floor;
         let confirmed = self.checks.confirmed[record];
-        let now = self.now;
+        let (now, longest) = (self.now, self.longest(at));
         let truth = &self.world.records[record];
         let Some(last) = last_equal(truth, copy) else {
             return self.breaks("I1", || format!("agent {at} serves {copy:?}, which never was"));
@@ -131,7 +137,7 @@ impl Sim {
             return self.breaks("I5", || format!("agent {at} serves {copy:?} after it knew of a later state"));
         }
         if let Some(next) = next
-            && now > next.at + LEASE + LEASE / 100 + 1
+            && now > next.at + longest
         {
             return self.breaks("I1", || format!("agent {at} serves {copy:?}, which changed at {}", next.at));
         }
@@ -151,7 +157,7 @@ impl Sim {
             return self.breaks("I1", || format!("agent {at} answers {copy:?}: never so"));
         };
         let until = states.get(last + 1).map_or(u64::MAX, |s| s.at);
-        let bound = if cached { when.saturating_sub(LEASE + LEASE / 100 + 1) } else { when };
+        let bound = if cached { when.saturating_sub(self.longest(at)) } else { when };
         let late = confirmed.is_some_and(|(state, since)| last < state && since <= when);
         if late {
             let how = || format!("agent {at} answers {copy:?} to a request after a confirmation");

@@ -1,7 +1,7 @@
 //! Whoever promises that no pod serves an older state: asks every replica, or waits until every lease has ended.
 
 use super::network::Up;
-use super::{Event, LEASE, Sim, TICK, lease};
+use super::{Event, LEASE, Sim, TICK, ticks};
 use crate::core::lease::with_drift;
 use crate::core::quorum::Quorum;
 use crate::core::replica::Confirmed;
@@ -69,7 +69,8 @@ impl Sim {
         let Some(confirm) = agent.confirms.get(&id) else {
             return;
         };
-        let wait = if Rule::WaitWholeLease.on() { with_drift(lease()) } else { lease() / 2 };
+        let longest = ticks(if Rule::WaitLongestLease.on() { LEASE } else { agent.longest });
+        let wait = if Rule::WaitWholeLease.on() { with_drift(longest) } else { longest / 2 };
         let over = confirm.since + wait;
         if now < over {
             let left = over.saturating_since(now).as_nanos() as u64 / TICK + 1;

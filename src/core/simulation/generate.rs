@@ -1,10 +1,10 @@
 //! Random histories.
 
-use super::LEASE;
 use super::api::Access;
 use super::history::{Action, History, Setup};
 use super::network::{Pace, Path};
 use super::scripts::scripted;
+use super::{LEASE, SHORT};
 use crate::core::rules::Rule;
 
 /// A small generator of random numbers whose sequence never changes.
@@ -127,6 +127,7 @@ pub fn themed(rng: &mut Rng, theme: &Theme) -> History {
         entries: if rng.chance(10) { 1 } else { 100 },
         holdings: if rng.chance(10) { 1 } else { 100 },
         chunk: 1 + rng.below(3),
+        leases: (0..replicas).map(|_| if rng.chance(20) { SHORT } else { LEASE }).collect(),
     };
     let length = 4 + rng.below(24);
     // Without copies nothing goes wrong: mostly, everybody starts with some.
@@ -195,7 +196,8 @@ pub fn action(rng: &mut Rng, setup: &Setup, theme: &Theme) -> Action {
         },
         Some(6) => match rng.below(8) {
             0..3 => Action::CrashReplica(r),
-            3 | 4 => Action::StopReplica(r),
+            3 => Action::StopReplica(r),
+            4 => Action::Relength(r),
             5 => Action::Shadow(r),
             _ => Action::CrashAgent(a),
         },

@@ -3,7 +3,7 @@
 use super::api::Access;
 use super::network::{Pace, Path};
 use super::world::{MAPS, with_value};
-use super::{Event, LEASE, Process, Sim};
+use super::{Event, LEASE, Process, SHORT, Sim};
 
 /// The system of a history.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct Setup {
     pub holdings: usize,
     /// Reports and signals in one message.
     pub chunk: usize,
+    /// For each replica how long the leases of its next process are.
+    pub leases: Vec<u64>,
 }
 
 /// A disturbance. Each makes sense, or does nothing, whatever came before: any part of a history is one.
@@ -56,6 +58,8 @@ pub enum Action {
     Replay(usize, usize),
     CrashReplica(usize),
     StopReplica(usize),
+    /// A replica stops, and is started with leases of the other length.
+    Relength(usize),
     CrashAgent(usize),
     Pause(bool, usize),
     Resume(bool, usize),
@@ -162,6 +166,11 @@ impl Sim {
                 if !self.paused(process) {
                     self.stop_replica(r);
                 }
+            }
+            Action::Relength(r) => {
+                let lease = &mut self.setup.leases[r];
+                *lease = if *lease == LEASE { SHORT } else { LEASE };
+                self.act(Action::StopReplica(r));
             }
             Action::CrashAgent(a) => {
                 if self.agents[a].alive {

@@ -1,7 +1,7 @@
 //! The writes of a replica's marker, one after the other, and what they tell of etcd.
 
 use super::api::{Outcome, Request};
-use super::{Event, LEASE, Process, Sim, lease};
+use super::{Event, Process, Sim, fifth, ticks};
 use crate::core::replica::{Chain, Found, Link};
 use crate::core::session::ResourceVersion;
 use crate::core::time::Time;
@@ -31,8 +31,8 @@ impl Sim {
         if replica.stopping {
             return;
         }
-        let (life, writing) = (replica.life, &mut replica.writing);
-        let waits = writing.call.is_some_and(|sent| now.saturating_since(sent) < lease() * 2 / 5);
+        let (life, lease, writing) = (replica.life, replica.lease, &mut replica.writing);
+        let waits = writing.call.is_some_and(|sent| now.saturating_since(sent) < ticks(lease) * 2 / 5);
         if !waits {
             // What hangs is given up.
             writing.unknown |= writing.call.take().is_some();
@@ -42,8 +42,8 @@ impl Sim {
                 self.put_marker(at);
             }
         }
-        let jitter = self.bits(&[14, at as u64, self.now]) % 100;
-        self.schedule(self.now + LEASE / 5 - 50 + jitter, Event::Marker(at, life));
+        let pause = fifth(lease, self.bits(&[14, at as u64, self.now]));
+        self.schedule(self.now + pause, Event::Marker(at, life));
     }
 
     fn put_marker(&mut self, at: usize) {
@@ -51,8 +51,9 @@ impl Sim {
         let replica = &mut self.replicas[at];
         let (record, link, seen) =
             (replica.marker, replica.writing.chain.link(), replica.core.position(replica.scope).0);
+        let lease = replica.lease;
         replica.writing.call = Some(sent);
-        self.call_marker(at, Request::Marker { record, link, sent, seen });
+        self.call_marker(at, Request::Marker { record, link, lease, sent, seen });
     }
 
     fn look_at_marker(&mut self, at: usize) {
@@ -82,7 +83,7 @@ impl Sim {
                 return;
             }
         };
-        let found = replica.writing.chain.answered(link, sent, rv, lease());
+        let found = replica.writing.chain.answered(link, sent, rv, ticks(replica.lease));
         self.marker_found(at, found);
         let replica = &mut self.replicas[at];
         if let Err(error) = replica.core.marker_answered(replica.scope, sent, ResourceVersion(seen), rv, now) {

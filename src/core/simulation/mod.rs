@@ -56,12 +56,19 @@ use world::World;
 
 /// Length of a lease, in ticks of simulated time.
 pub const LEASE: u64 = 1_000;
+/// The other length, where a change of it has come to some replicas only. None is longer than [`LEASE`].
+pub const SHORT: u64 = LEASE / 2;
 /// Nanoseconds in a tick of a clock that is right.
 const TICK: u64 = 1_000;
 
-/// Length of a lease.
-pub const fn lease() -> Duration {
-    Duration::from_nanos(LEASE * TICK)
+/// So many ticks of a clock that is right.
+pub const fn ticks(number: u64) -> Duration {
+    Duration::from_nanos(number * TICK)
+}
+
+/// When to write the next marker or heartbeat: about five times in a lease.
+pub const fn fifth(lease: u64, bits: u64) -> u64 {
+    lease / 5 - lease / 20 + bits % (lease / 10)
 }
 
 /// A machine's clock: it starts anywhere, and is at most 0.4 % fast or slow.

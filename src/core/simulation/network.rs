@@ -47,7 +47,8 @@ pub enum Up {
 /// From a replica to an agent.
 #[derive(Clone, Debug)]
 pub enum Down {
-    Settings(Arc<str>),
+    /// The replica's name, and how long its leases are.
+    Settings(Arc<str>, u64),
     Out(Outgoing),
     Refused,
     Closed,

@@ -8,7 +8,7 @@ use super::api::{Access, Outcome, Request};
 use super::marker::Writing;
 use super::network::{Down, Pace, Up};
 use super::world::{NAMESPACE, SYSTEM, object};
-use super::{Clock, Event, LEASE, Process, Sim, lease};
+use super::{Clock, Event, LEASE, Process, Sim, ticks};
 use crate::core::replica::{Config, Hello, Replica, ScopeId, Silence};
 use crate::core::rules::Rule;
 use crate::core::session::ResourceVersion;
@@ -22,6 +22,8 @@ pub struct ReplicaEdge {
     pub clock: Clock,
     pub access: Access,
     pub core: Replica,
+    /// How long its leases are.
+    pub lease: u64,
     pub scope: ScopeId,
     /// Its registration, which is its marker's name.
     pub registration: Arc<str>,
@@ -43,7 +45,8 @@ pub struct ReplicaEdge {
 impl ReplicaEdge {
     pub fn new(sim: &Sim, at: usize, life: u32) -> Self {
         let holdings = Bounds { all: usize::MAX, per_pod: sim.setup.holdings };
-        let config = Config { lease: lease(), holdings, confirmations: Bounds { all: 16, per_pod: 16 } };
+        let lease = sim.setup.leases[at];
+        let config = Config { lease: ticks(lease), holdings, confirmations: Bounds { all: 16, per_pod: 16 } };
         let core = Replica::new(config, &[]);
         let scope = core.scopes().next().map(|(scope, _)| scope);
         let process = if Rule::NewProcessNewReplica.on() { life } else { 0 };
@@ -53,6 +56,7 @@ impl ReplicaEdge {
             clock: Clock::new(sim.bits(&[12, at as u64]), sim.setup.drift),
             access: Access::GOOD,
             core,
+            lease,
             scope: scope.expect("a scope"),
             registration: format!("r{at}-{process}").into(),
             marker: 0,
@@ -191,7 +195,7 @@ impl Sim {
         match message {
             Up::Hello => {
                 let hello = Hello { instance, namespace: NAMESPACE.into(), name };
-                let settings = Down::Settings(replica.registration.clone());
+                let settings = Down::Settings(replica.registration.clone(), replica.lease);
                 let superseded = replica.core.stream_opened(id, hello, now);
                 self.send_down(conn, settings);
                 if let Some(old) = superseded {

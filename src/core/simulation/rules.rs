@@ -56,6 +56,9 @@ const CAUGHT: &[(&[Rule], &[&str])] = &[
     (&[Rule::CoverWhatIsCompared], &["I1"]),
     (&[Rule::ShownIsReached], &["I1"]),
     (&[Rule::UnknownVoids], &["I5"]),
+    (&[Rule::LengthOfItsReplica], &["I4", "I8"]),
+    (&[Rule::WaitLongestLease], &["I4", "I8"]),
+    (&[Rule::RegisteredLength], &["I4", "I8"]),
     (&[Rule::NeverGoBack, Rule::WritesMark], &["I5"]),
     (&[Rule::RemovedIsDoubted, Rule::FirstIsDoubted], &["I1"]),
 ];

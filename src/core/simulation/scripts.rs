@@ -1,10 +1,10 @@
 //! Histories that lead to a place where a rule matters: the steps in their order, everything else left to chance.
 
-use super::LEASE;
 use super::api::Access;
 use super::generate::{CONFIRM, MIXED, Rng, Theme, action, themed};
 use super::history::{Action, History, Setup};
 use super::network::{Pace, Path};
+use super::{LEASE, SHORT};
 use crate::core::rules::Rule;
 
 const GOOD: Path = Path { up: Pace::Fast, down: Pace::Fast, reachable: true };
@@ -16,6 +16,7 @@ const SLOW: Access = Access { effect: Pace::Slow, ..SLOW_ANSWER };
 const WRITER: usize = 0;
 const READER: usize = 1;
 const ONLY: usize = 0;
+const OTHER: usize = 1;
 
 struct Script<'a> {
     rng: &'a mut Rng,
@@ -67,6 +68,7 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
         entries: 100,
         holdings: 100,
         chunk: 1 + rng.below(3),
+        leases: vec![LEASE; 2],
     };
     let mut s = Script { rng, setup, actions: Vec::new() };
     let get = |agent| Action::Get(agent, 0);
@@ -245,6 +247,25 @@ pub fn scripted(rule: Rule, rng: &mut Rng) -> History {
             // The marker that follows is the last one for long.
             s.step(100, 400, Action::Access(false, ONLY, Access { lose: u8::MAX, ..Access::GOOD }));
             s.step(LEASE, LEASE + 400, nothing);
+        }
+        Rule::LengthOfItsReplica => {
+            // The reader has known the other one, too. What the only one grants it is shorter.
+            s.setup.leases[ONLY] = SHORT;
+            s.setup.reach[READER] = 3;
+            s.step(0, 30, get(READER)).step(0, 20, Action::Path(READER, OTHER, APART));
+            s.step(0, 5, Action::Cut(READER, OTHER, 3, 3)).step(LEASE, LEASE + 100, Action::Path(READER, ONLY, APART));
+            s.step(0, 5, Action::Cut(READER, ONLY, 0, 3)).step(SHORT, SHORT + 300, everywhere);
+        }
+        Rule::WaitLongestLease => {
+            // The writer reaches only the one whose leases are short.
+            s.setup.leases[OTHER] = SHORT;
+            s.setup.reach[WRITER] = 2;
+            s.step(0, 30, get(READER)).step(0, 60, Action::Watch(ONLY, Pace::Hung)).step(0, 20, everywhere);
+        }
+        Rule::RegisteredLength => {
+            s.setup.leases[OTHER] = SHORT;
+            s.step(0, 30, get(READER)).step(0, 30, Action::Pause(false, ONLY));
+            s.step(SHORT + SHORT / 4, LEASE - 100, everywhere);
         }
         Rule::MarkedAbsence => {
             s.step(0, 20, Action::Delete(0, false)).step(0, 60, Action::Access(true, READER, SLOW_ANSWER));

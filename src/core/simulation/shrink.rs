@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::LEASE;
 use super::history::{History, play};
 
 /// The promise that the history breaks, if any.
@@ -68,7 +69,12 @@ fn simpler_setups(history: &History) -> Vec<History> {
         change(&mut simpler);
         simpler
     };
-    vec![with(&|h| h.setup.drift = false), with(&|h| h.setup.entries = 100), with(&|h| h.setup.holdings = 100)]
+    vec![
+        with(&|h| h.setup.leases.fill(LEASE)),
+        with(&|h| h.setup.drift = false),
+        with(&|h| h.setup.entries = 100),
+        with(&|h| h.setup.holdings = 100),
+    ]
 }
 
 /// The history and what happens in it, to be read by a person.

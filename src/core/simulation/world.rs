@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use super::ticks;
 use crate::core::cache::{Answer, Copy, Facts, Observed};
 use crate::core::digest::{Digest, Metadata, Summarizer, Summary};
 use crate::core::fields::Fields;
@@ -67,6 +68,8 @@ pub struct Body {
     pub terminating: bool,
     /// Of a marker, the number of its last write.
     pub beat: u64,
+    /// Of a marker, how long it says that its replica's leases are.
+    pub lease: u64,
 }
 
 /// The state of a name from `at` on.
@@ -176,13 +179,13 @@ impl World {
     }
 
     /// Writes a marker upon this state of it (`None`: that it is not there), and no other.
-    pub fn mark(&mut self, record: usize, upon: Option<u64>, beat: u64, at: u64) -> Option<u64> {
+    pub fn mark(&mut self, record: usize, upon: Option<u64>, (beat, lease): (u64, u64), at: u64) -> Option<u64> {
         let is = self.body(record).map(|_| self.records[record].last().rv);
         if is != upon {
             return None;
         }
         let body = self.body(record).unwrap_or_else(|| self.born(0));
-        Some(self.commit(record, Some(Body { beat, ..body }), at, None))
+        Some(self.commit(record, Some(Body { beat, lease, ..body }), at, None))
     }
 
     /// Etcd is restored from a backup of the instant `then`: what was committed since is lost, and resourceVersions go on from there.
@@ -200,7 +203,7 @@ impl World {
 
     fn born(&mut self, map: Map) -> Body {
         self.uids += 1;
-        Body { uid: self.uids, generation: 1, map, terminating: false, beat: 0 }
+        Body { uid: self.uids, generation: 1, map, terminating: false, beat: 0, lease: 0 }
     }
 
     /// Writes a map; an equal one changes nothing.
@@ -257,7 +260,11 @@ pub fn object(record: &Record, state: &State) -> Option<Object> {
         generation: body.generation,
         resource_version: ResourceVersion(state.rv),
         terminating: body.terminating,
-        kind: if record.marker { Kind::Marker { lease: None } } else { Kind::Session(known(body.map).summary.clone()) },
+        kind: if record.marker {
+            Kind::Marker { lease: Some(ticks(body.lease)) }
+        } else {
+            Kind::Session(known(body.map).summary.clone())
+        },
     })
 }
 
