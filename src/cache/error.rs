@@ -17,8 +17,9 @@ pub enum Cause {
     /// The API server cannot be reached, and no stream to a replica of the controller is open either: it may well be this pod that
     /// is cut off, so others may do better. (Where no controllers are set, nothing tells these two apart.)
     CutOff,
-    /// The API server refuses what is asked: this pod's account may not, its credentials are not accepted, or no `VmcpSession` is
-    /// defined. That lasts until somebody mends it.
+    /// The API server refuses what is asked: this pod's account may not, its credentials are not accepted, a `ResourceQuota` is used
+    /// up, or no `VmcpSession` is defined. That lasts until somebody mends it. (An API server that has just started does not know
+    /// all roles and accounts yet: their lack is [`ApiServer`](Self::ApiServer) until it has lasted for a while.)
     Refused,
     /// Too much is asked at once, of this cache or of the API server. Try again later.
     Busy,
@@ -45,7 +46,7 @@ impl Cause {
             CallError::NotServed => Self::Refused,
             CallError::NotFound | CallError::NotASession(_) => Self::ApiServer,
             CallError::Api(error) => match error.kind() {
-                K::Forbidden | K::Unauthorized | K::Invalid | K::TooLarge => Self::Refused,
+                K::Forbidden | K::OverQuota | K::Unauthorized | K::Invalid | K::TooLarge => Self::Refused,
                 K::TooManyRequests | K::Conflict => Self::Busy,
                 K::Unreachable | K::Timeout if !connected => Self::CutOff,
                 _ => Self::ApiServer,

@@ -70,6 +70,7 @@ mod link;
 mod lookup;
 mod options;
 mod outbox;
+mod refusals;
 mod respite;
 #[cfg(test)]
 mod scripted_replica;

@@ -298,7 +298,7 @@ impl Marker {
 /// was written before and is `known` may just have been removed.
 fn is_refusal(kind: ApiErrorKind, known: bool) -> bool {
     match kind {
-        ApiErrorKind::Forbidden | ApiErrorKind::Invalid => true,
+        ApiErrorKind::Forbidden | ApiErrorKind::OverQuota | ApiErrorKind::Invalid => true,
         ApiErrorKind::NotFound => !known,
         _ => false,
     }

@@ -26,7 +26,7 @@ impl Remedy {
             | K::TooManyRequests
             | K::Unauthorized
             | K::ResourceVersionTooLarge => Self::Retry,
-            K::Forbidden | K::Conflict | K::Undecodable | K::Other => Self::RetryFewTimes,
+            K::Forbidden | K::OverQuota | K::Conflict | K::Undecodable | K::Other => Self::RetryFewTimes,
             K::NotFound | K::Gone | K::UidMismatch => Self::Forget,
             K::AlreadyExists | K::Invalid | K::TooLarge => Self::GiveUp,
         }

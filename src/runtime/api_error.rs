@@ -32,8 +32,10 @@ pub enum ApiErrorKind {
     Gone,
     /// 504 with its own cause: the API server has not seen the resourceVersion that was asked for yet.
     ResourceVersionTooLarge,
-    /// 403.
+    /// 403: RBAC or admission.
     Forbidden,
+    /// 403: a `ResourceQuota` of the namespace is used up.
+    OverQuota,
     /// 401, or the credentials could not be read.
     Unauthorized,
     /// 429.
@@ -116,6 +118,7 @@ impl ApiError {
             | K::Gone
             | K::ResourceVersionTooLarge
             | K::Forbidden
+            | K::OverQuota
             | K::Unauthorized
             | K::TooManyRequests => false,
         }
@@ -181,6 +184,7 @@ impl fmt::Display for ApiError {
             ApiErrorKind::Gone => "resourceVersion too old",
             ApiErrorKind::ResourceVersionTooLarge => "the API server is behind the resourceVersion asked for",
             ApiErrorKind::Forbidden => "forbidden by RBAC or admission",
+            ApiErrorKind::OverQuota => "a ResourceQuota of the namespace is used up",
             ApiErrorKind::Unauthorized => "credentials not accepted",
             ApiErrorKind::TooManyRequests => "too many requests",
             ApiErrorKind::ServerError => "the API server failed",
@@ -311,6 +315,8 @@ fn kind_of(status: &Status, causes: &[Cause]) -> ApiErrorKind {
         reason::CONFLICT if status.message.contains(" UID in ") => return K::UidMismatch,
         reason::CONFLICT => return K::Conflict,
         reason::GONE | reason::EXPIRED => return K::Gone,
+        // Admission has no word for it but those of the message, which come before anything that it quotes but the name.
+        reason::FORBIDDEN if status.message.contains(" is forbidden: exceeded quota: ") => return K::OverQuota,
         reason::FORBIDDEN => return K::Forbidden,
         reason::UNAUTHORIZED => return K::Unauthorized,
         reason::TOO_MANY_REQUESTS => return K::TooManyRequests,

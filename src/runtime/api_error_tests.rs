@@ -80,6 +80,13 @@ fn refusals() -> Vec<(serde_json::Value, K, &'static str)> {
                 vmcpsessions everywhere",
         ),
         (
+            json!({"message": "vmcpsessions.vmcp.dev \"t\" is forbidden: exceeded quota: canary-4b1d, requested: \
+                count/vmcpsessions.vmcp.dev=1, used: count/vmcpsessions.vmcp.dev=1, limited: count/vmcpsessions.vmcp.dev=1",
+                "reason": "Forbidden", "code": 403, "details": {"name": "t", "group": "vmcp.dev", "kind": "vmcpsessions"}}),
+            K::OverQuota,
+            "a ResourceQuota of the namespace is used up (403 Forbidden)",
+        ),
+        (
             json!({"message": "it is forbidden: User \"u\" cannot list resource \"canary-4b1d\" in API group \"\"",
                 "reason": "Forbidden", "code": 403}),
             K::Forbidden,

@@ -71,7 +71,7 @@ pub(super) struct Execution<'a> {
 
 /// An error without the word that tells clients whether to try again.
 fn without_code(text: &str) -> &str {
-    text.strip_prefix("TRYAGAIN ").or_else(|| text.strip_prefix("ERR ")).unwrap_or(text)
+    ["TRYAGAIN ", "NOPERM ", "ERR "].iter().find_map(|code| text.strip_prefix(code)).unwrap_or(text)
 }
 
 /// The client has read what these commands read, and keeps it.

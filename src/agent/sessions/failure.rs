@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::cache::{GetError, WriteError};
+use crate::cache::{Cause, GetError, WriteError};
 
 /// Why a command on a session could not be done. Never holds a metadata value (I6).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -13,6 +13,9 @@ pub enum Failure {
     /// Nobody can say what the session is, or write it, right now. Clients that know Redis try again by themselves.
     #[error("TRYAGAIN {0}")]
     TryAgain(Arc<str>),
+    /// The API server refuses it until somebody mends that. Nothing was written, and the same again would be refused again.
+    #[error("NOPERM {0}")]
+    Refused(Arc<str>),
     /// The request is wrong, and will be the next time too. Nothing was written.
     #[error("ERR {0}")]
     Invalid(Arc<str>),
@@ -60,7 +63,10 @@ impl From<GetError> for Failure {
     /// `NotFound` is an answer, not a failure: take it out first. What is left of it here means that the session went away
     /// in the middle of something.
     fn from(error: GetError) -> Self {
-        Self::try_again(error.to_string())
+        match &error {
+            GetError::Unavailable { cause: Cause::Refused, .. } => Self::Refused(one_line(&error.to_string())),
+            _ => Self::try_again(error.to_string()),
+        }
     }
 }
 
@@ -68,6 +74,7 @@ impl From<WriteError> for Failure {
     fn from(error: WriteError) -> Self {
         match &error {
             WriteError::Invalid { .. } => Self::invalid(error.to_string()),
+            WriteError::Unavailable { cause: Cause::Refused, .. } => Self::Refused(one_line(&error.to_string())),
             WriteError::OutcomeUnknown { .. } => Self::Unknown(one_line(&error.to_string())),
             _ => Self::try_again(error.to_string()),
         }
@@ -86,7 +93,6 @@ fn one_line(text: &str) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Cause;
 
     #[test]
     fn clients_retry_what_may_pass_and_nothing_else() {
@@ -104,6 +110,11 @@ mod tests {
         assert!(Failure::Conflict.text().starts_with("TRYAGAIN "));
         let refused = WriteError::Invalid { reason: "refused as invalid: spec.metadata".into() };
         assert_eq!(Failure::from(refused).text(), "ERR the session is refused as invalid: spec.metadata");
+        let reason: Arc<str> = "forbidden".into();
+        let read = GetError::Unavailable { cause: Cause::Refused, reason: reason.clone() };
+        assert_eq!(Failure::from(read).text(), "NOPERM the session cannot be served now: forbidden");
+        let written = WriteError::Unavailable { cause: Cause::Refused, reason };
+        assert_eq!(Failure::from(written).text(), "NOPERM the session cannot be written now: forbidden");
         let unknown = WriteError::OutcomeUnknown { reason: "no answer".into() };
         let text = Failure::from(unknown.clone()).of_command(true).text();
         assert!(text.starts_with("TRYAGAIN ") && text.contains("; it may have been"), "{text}");
