@@ -36,7 +36,7 @@ use crate::runtime::kube_client::{KubeConfigError, Timeouts};
 use crate::runtime::task_set::{TaskError, TaskSet};
 use command::{Client, ServerSettings};
 use pubsub::PubSub;
-use server::{ClientHandle, ClientId, Clients, Flow, Handler, Limits, ServerConfig};
+use server::{ClientHandle, ClientId, Clients, Flow, Handler, Limits, Room, ServerConfig};
 use sessions::Sessions;
 use tracking::Tracking;
 
@@ -161,7 +161,9 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
         ..Limits::default()
     };
     let listen = ServerConfig { tcp: args.listen.0, unix: args.unix_socket.clone(), unix_mode: SOCKET_MODE, limits };
-    let clients = Arc::new(Clients::new(args.room()));
+    let room = args.room();
+    let max_clients = server::affordable(room.clients);
+    let clients = Arc::new(Clients::new(Room { clients: max_clients, ..room }));
     let server = server::Server::bind(&listen, clients.clone())?;
     let address = server.local_addr();
     let client = args.kube.client(Timeouts::default()).await?;
@@ -172,7 +174,7 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
         password,
         listen: address,
         unix_socket: args.unix_socket.clone(),
-        max_clients: args.max_clients,
+        max_clients,
         max_memory: args.cache_bytes,
         timeout: args.client_timeout,
         output_limit: args.client_output_limit,

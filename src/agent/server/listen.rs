@@ -11,12 +11,13 @@ use std::sync::Arc;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
+use tracing::warn;
 
 use crate::runtime::listen::listen;
 
 /// Connections that wait to be taken. The system may allow fewer.
 const BACKLOG: u32 = 4_096;
-/// Files that the process needs beside its clients' connections.
+/// Files that the process keeps for itself: the API server, controllers, tokens, who asks for metrics.
 const OTHER_FILES: u64 = 256;
 
 /// Clients cannot connect.
@@ -106,9 +107,30 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     }
 }
 
+/// How many of so many clients there may be. As in Redis, the limit of open files is raised as far as they need it and the system
+/// allows, and if that is not enough there are fewer: an agent that cannot open a file cannot renew its lease.
+pub fn affordable(clients: usize) -> usize {
+    let Some(files) = raise_file_limit(clients) else { return clients };
+    let fewer = fitting(clients, files);
+    warn!(
+        files,
+        wanted = clients,
+        clients = fewer,
+        "the limit of open files allows fewer clients than --max-clients: there may be as many as leave room for the agent's own files"
+    );
+    fewer
+}
+
+/// How many of so many clients find room among so many files.
+fn fitting(clients: usize, files: u64) -> usize {
+    // With a tiny limit both have half of it.
+    let left = files - OTHER_FILES.min(files / 2);
+    clients.min(usize::try_from(left).unwrap_or(usize::MAX)).max(1)
+}
+
 /// Raises the limit of open files as far as the clients need it and the system allows. What was reached, if that is not
 /// enough.
-pub(super) fn raise_file_limit(clients: usize) -> Option<u64> {
+fn raise_file_limit(clients: usize) -> Option<u64> {
     let needed = u64::try_from(clients).unwrap_or(u64::MAX).saturating_add(OTHER_FILES);
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     // No limit is written as none.
@@ -120,4 +142,23 @@ pub(super) fn raise_file_limit(clients: usize) -> Option<u64> {
     let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(reachable), maximum });
     let reached = if raised.is_ok() { reachable } else { current };
     (reached < needed).then_some(reached)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_files_are_fewer_clients_and_never_fewer_own_files() {
+        for (clients, files, fitting_clients) in [
+            (10_000, 4_096, 3_840),
+            (10_000, 1_024, 768),
+            (10_000, 512, 256),
+            (10_000, 100, 50),
+            (10_000, 0, 1),
+            (5, 100, 5),
+        ] {
+            assert_eq!(fitting(clients, files), fitting_clients, "{clients} clients, {files} files");
+        }
+    }
 }

@@ -20,7 +20,7 @@ pub use clients::{Clients, Room, Totals};
 pub use flow::{Flow, Handler};
 pub use handle::{Address, Caching, Carried, ClientHandle, ClientId};
 pub use limits::Limits;
-pub use listen::ListenError;
+pub use listen::{ListenError, affordable};
 pub use mailbox::{Ended, Mailbox};
 pub use serve::{Server, ServerConfig};
 

@@ -18,7 +18,8 @@ use super::connection::Connection;
 use super::flow::Handler;
 use super::handle::{Address, ClientHandle};
 use super::limits::{Limits, Verdict};
-use super::listen::{ListenError, Socket, raise_file_limit, tcp};
+use super::listen::{ListenError, Socket, tcp};
+use crate::runtime::failing::Failing;
 
 /// What one who is one too many is told, as in Redis.
 const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
@@ -66,9 +67,6 @@ impl Server {
         };
         let tcp = config.tcp.map(listen).transpose()?;
         let unix = config.unix.as_ref().map(|path| Socket::listen(path, config.unix_mode)).transpose()?;
-        if let Some(files) = raise_file_limit(clients.most()) {
-            warn!(files, clients = clients.most(), "the limit of open files allows fewer clients than are allowed");
-        }
         Ok(Self { tcp, unix, limits: config.limits, clients })
     }
 
@@ -81,7 +79,8 @@ impl Server {
     /// end; those that have not after `drain` are cut.
     pub async fn run<H: Handler + Clone>(self, handler: H, shutdown: CancellationToken, drain: Duration) {
         let Self { tcp, unix, limits, clients } = self;
-        let mut serving = Serving { limits, clients, handler, connections: JoinSet::new() };
+        let mut serving =
+            Serving { limits, clients, handler, connections: JoinSet::new(), failing: Failing::default() };
         let mut tick = interval(limits.tick());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -132,6 +131,8 @@ struct Serving<H> {
     clients: Arc<Clients>,
     handler: H,
     connections: JoinSet<()>,
+    /// Connections cannot be taken: that comes again with each of them.
+    failing: Failing,
 }
 
 impl<H: Handler + Clone> Serving<H> {
@@ -153,7 +154,15 @@ impl<H: Handler + Clone> Serving<H> {
                     None => drop(stream.try_write(TOO_MANY)),
                 }
             }
-            Err(error) => warn!(%error, "cannot take a connection"),
+            Err(error) => {
+                if self.failing.failed(&error.to_string(), Instant::now()) {
+                    warn!(%error, "cannot take connections");
+                }
+                return;
+            }
+        }
+        if self.failing.over() {
+            info!("connections are taken again");
         }
     }
 
