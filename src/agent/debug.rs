@@ -254,17 +254,34 @@ fn told(synced: &Condition, generation: i64) -> String {
 }
 
 fn get(agent: &mut Connection, key: &str, out: &mut impl Write) -> Result<(), LookError> {
-    let form = agent.call(&[b"TYPE", key.as_bytes()])?.text()?;
+    // These two ask the API server. Who looks because it is away still sees what the agent serves on its lease.
+    let mut unasked = None;
+    let form = match agent.call(&[b"TYPE", key.as_bytes()]) {
+        Err(LookError::Refused(why)) => {
+            unasked = Some(why);
+            "type not known".to_owned()
+        }
+        form => form?.text()?,
+    };
     if form == "none" {
         return Err(LookError::NoSuchSession(key.to_owned()));
     }
-    let left = match agent.call(&[b"PTTL", key.as_bytes()])? {
-        Answer::Int(-1) => "no timeout".to_owned(),
-        Answer::Int(millis) => format!("{:?} left", Duration::from_millis(u64::try_from(millis).unwrap_or_default())),
-        _ => return Err(LookError::Malformed),
+    let left = match agent.call(&[b"PTTL", key.as_bytes()]) {
+        Err(LookError::Refused(why)) => {
+            unasked = Some(why);
+            "time left not known".to_owned()
+        }
+        left => match left? {
+            Answer::Int(-1) => "no timeout".to_owned(),
+            Answer::Int(left) => format!("{:?} left", Duration::from_millis(u64::try_from(left).unwrap_or_default())),
+            _ => return Err(LookError::Malformed),
+        },
     };
     let fields = agent.call(&[b"HGETALL", key.as_bytes()])?.list()?;
     writeln!(out, "{key}  ({form}, {left}, {} fields)", fields.len() / 2)?;
+    if let Some(why) = unasked {
+        writeln!(out, "  (the fields are those of the agent's copy; the rest could not be asked: {why})")?;
+    }
     let mut fields = fields.into_iter();
     while let (Some(field), Some(value)) = (fields.next(), fields.next()) {
         writeln!(out, "  {} = {}", field.text()?.escape_debug(), value.text()?.escape_debug())?;
@@ -333,6 +350,47 @@ mod tests {
             assert!(help.contains(&format!(" {look} [OPTIONS] {argument}\n")), "{help}");
             assert!(help.contains(&format!("\n  {argument}\n")) && !help.contains("--cache-bytes"), "{help}");
         }
+    }
+
+    /// An agent that has these answers, whatever it is asked.
+    struct Scripted(io::Cursor<Vec<u8>>);
+
+    impl Read for Scripted {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buffer)
+        }
+    }
+
+    impl Write for Scripted {
+        fn write(&mut self, request: &[u8]) -> io::Result<usize> {
+            Ok(request.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn shown(answers: &str) -> Result<String, LookError> {
+        let agent = Scripted(io::Cursor::new(answers.as_bytes().to_vec()));
+        let mut out = Vec::new();
+        get(&mut Connection(BufReader::new(Box::new(agent))), "s", &mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn what_is_served_on_a_lease_is_shown_while_the_api_server_is_away() {
+        let fields = "*2\r\n$1\r\na\r\n$1\r\n1\r\n";
+        let all = shown(&format!("+hash\r\n:-1\r\n{fields}")).unwrap();
+        assert_eq!(all, "s  (hash, no timeout, 1 fields)\n  a = 1\n");
+        let away = "-TRYAGAIN no answer\r\n";
+        let copy = shown(&format!("{away}{away}{fields}")).unwrap();
+        let expected = "s  (type not known, time left not known, 1 fields)\n  (the fields are those of the agent's copy; the \
+            rest could not be asked: TRYAGAIN no answer)\n  a = 1\n";
+        assert_eq!(copy, expected);
+        let nothing = shown(&away.repeat(3));
+        assert!(matches!(nothing, Err(LookError::Refused(_))), "{nothing:?}");
+        assert!(matches!(shown("+none\r\n"), Err(LookError::NoSuchSession(_))));
     }
 
     #[test]
