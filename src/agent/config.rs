@@ -327,6 +327,21 @@ mod tests {
         Ok(command.args)
     }
 
+    /// What may be kept by default, all at once, fits into the memory that the chart gives, with room for the program itself.
+    #[test]
+    fn the_defaults_fit_into_the_memory_limit() {
+        const TRACKED_KEY: usize = 150;
+        const PROGRAM: usize = 48 << 20;
+        let args = parsed(&[]).unwrap();
+        let copies = args.cache_bytes + args.cache_bytes / 8;
+        let tracked = args.tracking_table_max_keys * TRACKED_KEY;
+        let values = include_str!("../../charts/vmcp-session-operator/values.yaml");
+        let agent = values.split_once("\ninjection:").unwrap().1;
+        let limit = agent.split_once("limits: {memory: ").unwrap().1.split_once("Mi}").unwrap().0;
+        let limit = limit.parse::<usize>().unwrap() << 20;
+        assert!(copies + args.clients_memory + tracked + PROGRAM <= limit, "{limit}");
+    }
+
     #[test]
     fn what_makes_no_sense_is_refused_with_the_reason() {
         parsed(&[]).unwrap();
