@@ -117,13 +117,13 @@ fn memory(agent: &Agent, out: &mut String) -> std::fmt::Result {
     let peak = process_memory("VmHWM");
     let dataset = agent.sessions.cache().state().bytes;
     let most = agent.commands.max_memory;
-    // What the process has is what it uses: the allocator keeps no books of its own.
+    // Who compares it with `maxmemory` must compare like with like: that bounds the copies, not the process.
     write!(
         out,
-        "used_memory:{rss}\r\nused_memory_human:{}\r\nused_memory_rss:{rss}\r\nused_memory_rss_human:{}\r\n\
+        "used_memory:{dataset}\r\nused_memory_human:{}\r\nused_memory_rss:{rss}\r\nused_memory_rss_human:{}\r\n\
          used_memory_peak:{peak}\r\nused_memory_peak_human:{}\r\nused_memory_dataset:{dataset}\r\nmaxmemory:{most}\r\n\
          maxmemory_human:{}\r\nmaxmemory_policy:allkeys-lru\r\nmem_clients_normal:{}\r\n",
-        human(rss),
+        human(u64::try_from(dataset).unwrap_or(u64::MAX)),
         human(rss),
         human(peak),
         human(u64::try_from(most).unwrap_or(u64::MAX)),

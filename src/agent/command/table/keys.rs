@@ -14,6 +14,10 @@ const FAST_GROWS: Flags = GROWS.and(Flags::FAST);
 
 /// How times of expiry differ.
 const LIMITED: &str = "A timeout is a year at most; a longer one is refused.";
+/// What tells of a timeout, or decides by one, reads it first.
+const ASKS: &str = "Asks the API server: the copy does not know what other pods have made of the timeout.";
+const LIMITED_ASKS: &str =
+    "A timeout is a year at most; a longer one is refused. With NX, XX, GT or LT it asks the API server.";
 const JSON: &str = "The value is a JSON object of strings.";
 
 const SUMS: &[&str] = &["request_policy:multi_shard", "response_policy:agg_sum"];
@@ -47,31 +51,35 @@ pub(super) const ROWS: [Command; 39] = [
     generic("expire", -3, FAST_WRITE, Run::Keys(parse::expire))
         .keys(FIRST, &["RW", "update"])
         .doc("Set a key's time to live in seconds", "1.0.0")
-        .differs(LIMITED),
+        .differs(LIMITED_ASKS),
     generic("expireat", -3, FAST_WRITE, Run::Keys(parse::expireat))
         .keys(FIRST, &["RW", "update"])
         .doc("Set the expiration for a key as a UNIX timestamp", "1.2.0")
-        .differs(LIMITED),
+        .differs(LIMITED_ASKS),
     generic("expiretime", 2, FAST_READ, Run::Keys(parse::expiretime))
         .keys(FIRST, &["RO", "access"])
-        .doc("Get the expiration Unix timestamp for a key", "7.0.0"),
+        .doc("Get the expiration Unix timestamp for a key", "7.0.0")
+        .differs(ASKS),
     generic("persist", 2, FAST_WRITE, Run::Keys(parse::persist))
         .keys(FIRST, &["RW", "update"])
-        .doc("Remove the expiration from a key", "2.2.0"),
+        .doc("Remove the expiration from a key", "2.2.0")
+        .differs(ASKS),
     generic("pexpire", -3, FAST_WRITE, Run::Keys(parse::pexpire))
         .keys(FIRST, &["RW", "update"])
         .doc("Set a key's time to live in milliseconds", "2.6.0")
-        .differs(LIMITED),
+        .differs(LIMITED_ASKS),
     generic("pexpireat", -3, FAST_WRITE, Run::Keys(parse::pexpireat))
         .keys(FIRST, &["RW", "update"])
         .doc("Set the expiration for a key as a UNIX timestamp specified in milliseconds", "2.6.0")
-        .differs(LIMITED),
+        .differs(LIMITED_ASKS),
     generic("pexpiretime", 2, FAST_READ, Run::Keys(parse::pexpiretime))
         .keys(FIRST, &["RO", "access"])
-        .doc("Get the expiration Unix timestamp for a key in milliseconds", "7.0.0"),
+        .doc("Get the expiration Unix timestamp for a key in milliseconds", "7.0.0")
+        .differs(ASKS),
     generic("pttl", 2, FAST_READ, Run::Keys(parse::pttl))
         .keys(FIRST, &["RO", "access"])
         .doc("Get the time to live for a key in milliseconds", "2.6.0")
+        .differs(ASKS)
         .tips(VARIES),
     generic("scan", -2, READ, Run::Now(scan))
         .doc("Incrementally iterate the keys space", "2.8.0")
@@ -88,11 +96,12 @@ pub(super) const ROWS: [Command; 39] = [
     generic("ttl", 2, FAST_READ, Run::Keys(parse::ttl))
         .keys(FIRST, &["RO", "access"])
         .doc("Get the time to live for a key in seconds", "1.0.0")
+        .differs(ASKS)
         .tips(VARIES),
     generic("type", 2, FAST_READ, Run::Keys(parse::type_of))
         .keys(FIRST, &["RO"])
         .doc("Determine the type stored at key", "1.0.0")
-        .differs("How the session was last written as a whole: `string` by SET, else `hash`."),
+        .differs("How the session was last written as a whole: `string` by SET, else `hash`. Asks the API server."),
     generic("unlink", -2, FAST_WRITE, Run::Keys(parse::del))
         .keys(ALL, &["RM", "delete"])
         .doc("Delete a key, the same as DEL", "4.0.0")

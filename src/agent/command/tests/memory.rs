@@ -200,3 +200,18 @@ async fn requests_beyond_what_may_be_carried_out_at_once_are_refused_until_other
     assert_eq!(second.asks("EXEC").await, Reply::Array(vec![Reply::Int(0)]));
     assert_eq!(bench.agent.clients.memory_bytes(), 0);
 }
+
+/// A monitor that divides the one by the other is told how full the cache is, whatever the process takes besides.
+#[tokio::test]
+async fn what_is_used_is_told_of_what_maxmemory_bounds() {
+    let bench = bench().await;
+    let Reply::Verbatim(_, text) = bench.guest().asks("INFO memory").await else { panic!("INFO") };
+    let figure = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("{name}: {text}")).parse::<usize>().unwrap()
+    };
+    let copies = bench.agent.sessions.cache().state().bytes;
+    assert!(copies >= 3 * EACH);
+    assert_eq!((figure("used_memory"), figure("used_memory_dataset")), (copies, copies));
+    assert!(figure("used_memory_rss") > copies);
+}
