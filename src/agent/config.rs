@@ -28,9 +28,13 @@ pub struct AgentArgs {
     #[arg(long, env = "VMCP_AGENT_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:6379")]
     pub listen: Listen,
 
-    /// Unix socket to listen on as well. Only the user that the agent runs as can open it.
+    /// Unix socket to listen on as well.
     #[arg(long, env = "VMCP_AGENT_UNIX_SOCKET", value_name = "PATH")]
     pub unix_socket: Option<PathBuf>,
+
+    /// Permissions of the Unix socket, as in chmod: 600 lets in the user that the agent runs as, 660 its group, too. Never others.
+    #[arg(long, env = "VMCP_AGENT_UNIX_SOCKET_MODE", value_name = "OCTAL", default_value = "600")]
+    pub unix_socket_mode: SocketMode,
 
     /// Replicas of the controller, as host:port, separated by commas. A DNS name may stand for all of them.
     #[arg(long, env = "VMCP_CONTROLLERS", value_name = "ADDRESSES", value_delimiter = ',')]
@@ -136,6 +140,26 @@ impl std::str::FromStr for Listen {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "none" { Ok(Self(None)) } else { text.parse().map(|address| Self(Some(address))) }
+    }
+}
+
+/// Permissions of the Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketMode(pub u32);
+
+/// Not permissions that a socket of the agent can have.
+#[derive(Debug, Error)]
+#[error("expected the digits of chmod, as 600 or 660: read and write for the owner, and nothing for others")]
+pub struct BadSocketMode;
+
+impl std::str::FromStr for SocketMode {
+    type Err = BadSocketMode;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mode = u32::from_str_radix(text, 8).map_err(|_| BadSocketMode)?;
+        // Whoever connects can read and change sessions: the group is chosen, others are not.
+        let is_good = mode & 0o600 == 0o600 && mode & !0o770 == 0;
+        if is_good { Ok(Self(mode)) } else { Err(BadSocketMode) }
     }
 }
 
@@ -353,6 +377,9 @@ mod tests {
         };
         refused(&["--listen", "0.0.0.0:6379"], "not a loopback address");
         refused(&["--listen", "none"], "nobody could connect");
+        for mode in ["666", "604", "060", "1600", "rw", "-600", "8"] {
+            refused(&[&format!("--unix-socket-mode={mode}")], "expected the digits of chmod");
+        }
         refused(&["--max-clients", "0"], "1 to 10000");
         refused(&["--max-clients", "10001"], "1 to 10000");
         refused(&["--client-output-limit", "1"], "64 KiB");
@@ -386,6 +413,10 @@ mod tests {
         assert_eq!(args.cache().controllers.len(), 2);
         assert_eq!(args.sessions().pod_local_keys, ["conn.*", "backend-?"]);
         args.cache().validate().unwrap();
+        assert_eq!(args.unix_socket_mode, SocketMode(0o600));
+        for (text, mode) in [("660", 0o660), ("0700", 0o700)] {
+            assert_eq!(parsed(&["--unix-socket-mode", text]).unwrap().unix_socket_mode, SocketMode(mode));
+        }
     }
 
     #[test]

@@ -48,8 +48,6 @@ const API_SERVER: Duration = Duration::from_secs(10);
 const VISIBLE: Duration = Duration::from_mins(1);
 /// How long everything else may take to end, when no request runs any more.
 const DRAIN: Duration = Duration::from_secs(2);
-/// Only the user that the agent runs as may open the Unix socket.
-const SOCKET_MODE: u32 = 0o600;
 
 /// All that the parts of an agent share.
 #[derive(Debug)]
@@ -160,7 +158,8 @@ pub async fn run(args: AgentArgs, shutdown: CancellationToken) -> Result<(), Age
         idle: Duration::from_secs(args.client_timeout),
         ..Limits::default()
     };
-    let listen = ServerConfig { tcp: args.listen.0, unix: args.unix_socket.clone(), unix_mode: SOCKET_MODE, limits };
+    let unix_mode = args.unix_socket_mode.0;
+    let listen = ServerConfig { tcp: args.listen.0, unix: args.unix_socket.clone(), unix_mode, limits };
     let room = args.room();
     let max_clients = server::affordable(room.clients);
     let clients = Arc::new(Clients::new(Room { clients: max_clients, ..room }));

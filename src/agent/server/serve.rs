@@ -33,7 +33,7 @@ pub struct ServerConfig {
     pub tcp: Option<SocketAddr>,
     /// The path of the Unix socket.
     pub unix: Option<PathBuf>,
-    /// The permissions of the Unix socket: 0o600 lets in whoever runs as the same user.
+    /// The permissions of the Unix socket: 0o600 lets in whoever runs as the same user, 0o660 its group, too.
     pub unix_mode: u32,
     /// What each connection may take.
     pub limits: Limits,

@@ -8,7 +8,7 @@ use super::admitted::{Admission, agent_of, asking, named, plain, variable, with}
 use crate::chart::file;
 
 /// An option, what it is set to, and where that shows: a variable of the agent, or a place in the pod.
-const SHOWS: [(&str, &str, &str); 26] = [
+const SHOWS: [(&str, &str, &str); 27] = [
     ("server", "weather", "VMCP_SERVER"),
     ("key-prefix", "mcp:session:", "VMCP_KEY_PREFIX"),
     ("pod-local-keys", "conn.*,local-?", "VMCP_POD_LOCAL_KEYS"),
@@ -16,6 +16,7 @@ const SHOWS: [(&str, &str, &str); 26] = [
     ("listen", "[::1]:65535", "VMCP_AGENT_LISTEN"),
     ("admin-listen", ":65535", "VMCP_ADMIN_LISTEN"),
     ("unix-socket", "true", "/volumes/vmcp-agent-socket/emptyDir/medium=Memory"),
+    ("unix-socket-mode", "660", "VMCP_AGENT_UNIX_SOCKET_MODE"),
     ("password-secret", "redis.auth", "/volumes/vmcp-agent-password/secret/secretName"),
     ("hash-session-ids-secret", "ids", "/volumes/vmcp-agent-hash-key/secret/secretName"),
     ("max-clients", "10", "VMCP_MAX_CLIENTS"),
@@ -109,6 +110,7 @@ async fn what_an_agent_could_not_use_is_refused_with_what_would_be_right() {
         "max-clients" => "10001",
         "client-output-limit" | "clients-memory" => "65535",
         "cpu-request" | "memory-limit" => "-1",
+        "unix-socket-mode" => "666",
         "memory-request" => "1K",
         "run-as-user" => "0",
         "cache-bytes" => "99999999999999999999999",

@@ -84,6 +84,7 @@ fn pods() -> Vec<(&'static str, Value)> {
         ("listen", "none"),
         ("admin-listen", "[::]:9000"),
         ("unix-socket", "true"),
+        ("unix-socket-mode", "660"),
         ("password-secret", "p"),
         ("password-key", "k"),
         ("hash-session-ids-secret", "h"),

@@ -39,6 +39,15 @@ async fn clients_come_through_the_socket_and_its_file_goes_with_the_server() {
 }
 
 #[tokio::test]
+async fn the_file_has_the_permissions_that_were_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.sock");
+    let config = ServerConfig { tcp: None, unix: Some(path.clone()), unix_mode: 0o660, limits: unlimited() };
+    let _server = Server::bind(&config, Arc::clone(&Place::open(unlimited()).clients)).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660, "whatever the umask is");
+}
+
+#[tokio::test]
 async fn what_a_dead_process_left_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent.sock");
