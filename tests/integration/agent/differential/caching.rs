@@ -108,7 +108,7 @@ impl Tracking {
                 return Vec::new();
             }
             ("client", "caching") if done => self.said = true,
-            ("reset", _) if done => *self = Self::default(),
+            ("reset" | "quit", _) if done => *self = Self::default(),
             _ => {}
         }
         let (Some(registers), false) = (self.registers, name == "client") else { return Vec::new() };
@@ -136,8 +136,8 @@ impl Tracking {
 fn read_keys(command: &Command) -> &[Vec<u8>] {
     let end = match name(command).as_str() {
         "mget" | "exists" | "touch" => command.len(),
-        "get" | "strlen" | "ttl" | "pttl" | "expiretime" | "type" | "hget" | "hmget" | "hgetall" | "hscan"
-        | "hkeys" | "hvals" | "hlen" | "hexists" | "hstrlen" => 2,
+        "get" | "strlen" | "ttl" | "pttl" | "expiretime" | "pexpiretime" | "type" | "hget" | "hmget" | "hgetall"
+        | "hscan" | "hkeys" | "hvals" | "hlen" | "hexists" | "hstrlen" => 2,
         _ => 1,
     };
     command.get(1..end).unwrap_or_default()

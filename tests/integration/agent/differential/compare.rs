@@ -3,7 +3,8 @@
 //! Everything counts: type, value and error text. What is left out is listed here, and in docs/commands.md:
 //! - the order of a hash's fields, which Redis does not promise;
 //! - version and connection id in the answer to HELLO;
-//! - addresses, times, sizes and what is not of Redis 7.0 in the answer to CLIENT INFO;
+//! - addresses, times, sizes and what is not of Redis 7.0 in the answer to CLIENT INFO, and all but which fields there are in
+//!   that to CLIENT LIST;
 //! - when and how often a client is told to drop a key that it keeps: what counts is that it keeps nothing that Redis would have
 //!   told it to drop;
 //! - in which order those who listen are told of what one command has done, and when that a key has expired;
@@ -51,6 +52,8 @@ pub fn normal(command: &Command, queued: &[Command], answer: Value) -> Value {
         ("client", Value::Int(_)) if word(command, 1) == "id" => Value::Int(0),
         ("client", Value::Bulk(line)) if word(command, 1) == "info" => Value::Bulk(about_the_client(&line)),
         ("client", Value::Verbatim(line)) if word(command, 1) == "info" => Value::Verbatim(about_the_client(&line)),
+        ("client", Value::Bulk(lines)) if word(command, 1) == "list" => Value::Bulk(fields_of(&lines)),
+        ("client", Value::Verbatim(lines)) if word(command, 1) == "list" => Value::Verbatim(fields_of(&lines)),
         ("time", Value::Array(items)) => Value::Array(vec![Value::Bulk(Vec::new()); items.len()]),
         (_, answer) => answer,
     }
@@ -66,9 +69,21 @@ fn is_about_the_server(key: &Value) -> bool {
     ["version", "id"].contains(&key.text().as_str())
 }
 
-/// What CLIENT INFO says of the client, and not of its connection.
+/// What CLIENT INFO says of a client, and not of its connection.
+const ABOUT_THE_CLIENT: [&str; 11] =
+    ["name", "flags", "db", "sub", "psub", "multi", "events", "cmd", "user", "redir", "resp"];
+
+/// Which of these the lines of CLIENT LIST have. Who else is connected, and since when, is not the same.
+fn fields_of(lines: &[u8]) -> Vec<u8> {
+    let lines = String::from_utf8_lossy(lines);
+    let has = |line: &str, name: &str| line.split_whitespace().any(|field| field.starts_with(&format!("{name}=")));
+    let named = |line: &str| ABOUT_THE_CLIENT.map(|name| if has(line, name) { name } else { "" }).join(" ");
+    let shapes: std::collections::BTreeSet<String> = lines.lines().map(named).collect();
+    shapes.into_iter().collect::<Vec<_>>().join("\n").into_bytes()
+}
+
 fn about_the_client(line: &[u8]) -> Vec<u8> {
-    let kept = ["name", "flags", "db", "sub", "psub", "multi", "events", "cmd", "user", "redir", "resp"];
+    let kept = ABOUT_THE_CLIENT;
     let line = String::from_utf8_lossy(line);
     let fields = line.split_whitespace().filter_map(|field| field.split_once('='));
     let kept = fields.filter(|(name, _)| kept.contains(name)).map(|(name, value)| match name {
@@ -90,7 +105,7 @@ pub fn same(command: &Command, queued: &[Command], reference: &Value, subject: &
             ours.len() == theirs.len() && all.fold(true, |so_far, ((a, b), of)| so_far && same(of, &[], a, b))
         }
         ("ttl" | "expiretime", Value::Int(a), Value::Int(b)) => near(*a, *b, 1),
-        ("pttl", Value::Int(a), Value::Int(b)) => near(*a, *b, 1_000),
+        ("pttl" | "pexpiretime", Value::Int(a), Value::Int(b)) => near(*a, *b, 1_000),
         _ => reference == subject,
     }
 }

@@ -233,14 +233,14 @@ impl Generator {
     fn hash(&mut self, in_transaction: bool) -> Command {
         let names = [
             "hset", "hset", "hset", "hsetnx", "hget", "hmget", "hgetall", "hgetall", "hkeys", "hvals", "hlen",
-            "hexists", "hdel", "hdel", "hstrlen", "hincrby", "hscan",
+            "hexists", "hdel", "hdel", "hstrlen", "hincrby", "hscan", "hmset",
         ];
         let name = self.pick(&names);
         let mut command = words([name]);
         command.push(self.key("h-", in_transaction));
         let fields = self.rng.random_range(1..4);
         match name {
-            "hset" => {
+            "hset" | "hmset" => {
                 for _ in 0..fields {
                     command.push(self.field().into_bytes());
                     command.push(self.field_value().into_bytes());
@@ -328,11 +328,18 @@ impl Generator {
             "client setname",
             "client nosuch",
             "client",
+            "client id",
             "client id x",
+            "client reply on",
+            "client reply maybe",
+            "client reply",
             "client trackinginfo",
             "client getredir",
             "client info",
             "client info x",
+            "client list",
+            "client list type normal",
+            "client list type pubsub",
             "client list type nosuch",
             "client list type master",
             "client list type",
@@ -357,6 +364,12 @@ impl Generator {
             "client no-evict off",
             "client no-evict maybe",
             "client no-evict",
+            "command getkeys get a",
+            "command getkeys mget a b",
+            "command getkeys set a b",
+            "command getkeys ping",
+            "command getkeys nosuch a",
+            "command getkeys get",
             "command nosuch",
             "command count x",
             "command info nosuch",
@@ -365,6 +378,13 @@ impl Generator {
             "config get",
             "config nosuch",
             "config get nosuch",
+            "config get save",
+            "config get appendonly",
+            "config get notify-keyspace-events",
+            "config get APPENDON?Y",
+            "info nosuch",
+            "quit",
+            "quit now",
             "dbsize",
             "dbsize x",
             "reset",
@@ -412,14 +432,17 @@ impl Generator {
             28..34 => self.getex(tx),
             34..37 => self.several("mget", "s-", tx),
             37..39 => words_and("setnx", [self.key("s-", tx), self.object()]),
-            39..41 => words_and("setex", [self.key("s-", tx), self.relative(1).into_bytes(), self.object()]),
+            39..41 => {
+                let (name, unit) = self.pick(&[("setex", 1), ("psetex", 1_000)]);
+                words_and(name, [self.key("s-", tx), self.relative(unit).into_bytes(), self.object()])
+            }
             41..45 => {
                 let name = self.pick(&["del", "del", "unlink", "exists", "exists", "touch"]);
                 self.several_of_any(name, tx)
             }
             45..55 => self.expire(tx),
             55..65 => {
-                let name = self.pick(&["ttl", "pttl", "expiretime", "persist", "type"]);
+                let name = self.pick(&["ttl", "pttl", "expiretime", "pexpiretime", "persist", "type"]);
                 words_and(name, [self.any_key(tx)])
             }
             65..90 => self.hash(tx),

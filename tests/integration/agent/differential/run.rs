@@ -37,6 +37,7 @@ pub struct Difference {
 
 /// One server's side of a run.
 struct Side {
+    address: SocketAddr,
     connections: Vec<Connection>,
     /// What the client behind each connection keeps in a memory of its own.
     caching: [ClientCache; CONNECTIONS],
@@ -50,15 +51,22 @@ const MARK: &str = "what came before this";
 impl Side {
     async fn open(address: SocketAddr) -> Self {
         let mut connections = Vec::new();
-        for _ in 0..CONNECTIONS {
-            connections.push(Connection::open(address).await.unwrap());
+        for at in 0..CONNECTIONS {
+            connections.push(Self::connect(address, at).await);
         }
-        let hello = connections[CONNECTIONS - 1].ask("HELLO 3").await.unwrap();
-        assert!(matches!(hello, Value::Map(_)), "HELLO 3: {hello}");
         let mut listener = Connection::open(address).await.unwrap();
         listener.ask("PSUBSCRIBE __keyspace@0__:* __keyevent@0__:*").await.unwrap();
         listener.read().await.unwrap();
-        Self { connections, caching: Default::default(), listener }
+        Self { address, connections, caching: Default::default(), listener }
+    }
+
+    async fn connect(address: SocketAddr, at: usize) -> Connection {
+        let mut connection = Connection::open(address).await.unwrap();
+        if at == CONNECTIONS - 1 {
+            let hello = connection.ask("HELLO 3").await.unwrap();
+            assert!(matches!(hello, Value::Map(_)), "HELLO 3: {hello}");
+        }
+        connection
     }
 
     /// Carries out a command; a lost connection is an answer too. Subscriptions are answered by none, one or several
@@ -83,6 +91,12 @@ impl Side {
         let answer = connection.answer_behind(&mut pushes).await;
         for push in &pushes {
             self.caching[over].hear(push);
+        }
+        if name(command) == "quit" && matches!(answer, Ok(Value::Simple(_))) {
+            // That the connection ends is part of the answer. The next one has its place.
+            let end = connection.read().await.map_or("it ends", |_| "it goes on");
+            *connection = Self::connect(self.address, over).await;
+            return vec![answer.unwrap(), Value::Simple(end.into())];
         }
         answer.map_or_else(lost, |answer| vec![answer])
     }
@@ -429,7 +443,7 @@ fn follow(transaction: &mut Transaction, command: &Command, answer: &Value) {
     match (name(command).as_str(), answer) {
         (_, Value::Simple(text)) if text == "QUEUED" => transaction.queued.push(command.clone()),
         ("multi", Value::Simple(_)) => transaction.open = true,
-        ("reset", _) => *transaction = Transaction::default(),
+        ("reset" | "quit", _) => *transaction = Transaction::default(),
         // A wrong number of arguments leaves it open.
         ("exec" | "discard", answer) if !answer.text().starts_with("ERR wrong number") => {
             *transaction = Transaction::default();
