@@ -358,12 +358,13 @@ mod tests {
         const PROGRAM: usize = 48 << 20;
         let args = parsed(&[]).unwrap();
         let copies = args.cache_bytes + args.cache_bytes / 8;
+        let hashed_ids = args.cache_bytes / 4;
         let tracked = args.tracking_table_max_keys * TRACKED_KEY;
         let values = include_str!("../../charts/vmcp-session-operator/values.yaml");
         let agent = values.split_once("\ninjection:").unwrap().1;
         let limit = agent.split_once("limits: {memory: ").unwrap().1.split_once("Mi}").unwrap().0;
         let limit = limit.parse::<usize>().unwrap() << 20;
-        assert!(copies + args.clients_memory + tracked + PROGRAM <= limit, "{limit}");
+        assert!(copies + hashed_ids + args.clients_memory + tracked + PROGRAM <= limit, "{limit}");
     }
 
     #[test]
