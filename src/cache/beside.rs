@@ -165,7 +165,7 @@ impl Cache {
     /// more than the copy that is held.
     pub fn base(&self, name: &str) -> Option<Session> {
         let store = &self.shared.store;
-        store.look(name, |shard| Some(Session::new(shard.base(name)?, Origin::Cache)))
+        store.look(name, |shard| Some(Session::new(shard.base(name, now())?, Origin::Cache)))
     }
 
     /// Whether nobody knows what became of a change of this session that [outdates equal copies](super::Change::outdates_equal), or

@@ -428,7 +428,7 @@ mod tests {
             store.change(&copy.name, |state, _, now| (state.shard.given(&copy.name, copy, now), None));
         }
         for copy in &copies {
-            assert_eq!(store.look(&copy.name, |shard| shard.base(&copy.name)).as_ref(), Some(copy));
+            assert_eq!(store.look(&copy.name, |shard| shard.base(&copy.name, now())).as_ref(), Some(copy));
         }
     }
 
@@ -469,7 +469,7 @@ mod tests {
             });
             told.expect("it waits for nobody");
         });
-        let base = |store: &Store| store.look("s", |shard| shard.base("s")).unwrap().digest;
+        let base = |store: &Store| store.look("s", |shard| shard.base("s", now())).unwrap().digest;
         assert_eq!(base(&store), had.digest());
         store.shown(&now_is, &["more"]);
         assert_eq!(base(&store), now_is.digest());

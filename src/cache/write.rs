@@ -83,7 +83,9 @@ impl<'a> Flight<'a> {
             let before = state_of(&state.shard);
             let written = state.shard.write_answered(name, id, observed, wrote.digest, now, tell);
             disturbed = before.0.is_some() && before != state_of(&state.shard);
-            if let (Some(copy), Some(metadata)) = (&written.session, wrote.metadata) {
+            if let (Some(copy), Some(metadata)) = (&written.session, wrote.metadata)
+                && !written.overwritten
+            {
                 let fields: Vec<&str> = wrote.fields.iter().map(String::as_str).collect();
                 let copy = Arc::new(copy.with(metadata, wrote.digest));
                 state.shard.wrote(name, &copy, &fields, wrote.knows_all);

@@ -29,6 +29,9 @@ pub(super) struct Write {
     pub id: FlightId,
     pub sent: Provisional,
     pub fence: Option<Mark>,
+    /// Another one, of metadata and of unknown outcome, was in flight beside it, and may have come after this one; or etcd was
+    /// restored meanwhile.
+    pub overwritten: bool,
 }
 
 /// Everything that is in flight for one session.
@@ -56,13 +59,14 @@ impl InFlight {
         }
     }
 
-    /// No answer to what is in flight counts: it may be older than what nobody knows.
-    pub fn void(&mut self) {
+    /// No answer to what is in flight counts: it may be older than what nobody knows, perhaps `of_metadata`.
+    pub fn void(&mut self, of_metadata: bool) {
         for restore in self.restores.iter_mut().filter(|r| r.sent.is_some()) {
             restore.fence = Some(Mark::NOTHING_COUNTS);
         }
         for write in &mut self.writes {
             write.fence = Some(Mark::NOTHING_COUNTS);
+            write.overwritten |= of_metadata;
         }
     }
 

@@ -209,6 +209,28 @@ async fn to_go_back_after_a_write_of_which_nobody_knows_is_a_write() {
     assert_eq!(bench.api.object("k").unwrap()["spec"]["metadata"]["a"], "1");
 }
 
+/// Which of the two came last is not known: to write the one that was answered once more is a write, too.
+#[tokio::test]
+async fn a_write_beside_one_of_which_nobody_knows_is_not_what_the_session_is() {
+    let bench = Bench::new();
+    let [mut guest, mut unknown, mut known] = [bench.guest(), bench.guest(), bench.guest()];
+    guest.asks(r#"SET k {"a":"0"}"#).await;
+    let closed = bench.api.close().await;
+    let unknown = tokio::spawn(async move { unknown.asks(r#"SET k {"a":"2"}"#).await });
+    bench.api.await_waiting(&closed, 1).await;
+    let known = tokio::spawn(async move { known.asks(r#"SET k {"a":"1"}"#).await });
+    bench.api.await_waiting(&closed, 2).await;
+    let (api, mut how) = (bench.api.clone(), [Writes::Unanswered, Writes::Answered].into_iter());
+    bench.api.before_each(move |_, _| how.next().into_iter().for_each(|how| api.answers(how)));
+    drop(closed);
+    assert!(matches!(unknown.await.unwrap(), Reply::Error(_)));
+    assert_eq!(known.await.unwrap(), Reply::OK);
+    // As if it had come last.
+    bench.api.merge("k", &json!({"spec": {"metadata": {"a": "2"}}}));
+    assert_eq!(guest.asks(r#"SET k {"a":"1"}"#).await, Reply::OK);
+    assert_eq!(bench.api.object("k").unwrap()["spec"]["metadata"], json!({"a": "1"}));
+}
+
 #[tokio::test]
 async fn a_timeout_of_which_nobody_knows_is_not_taken_for_the_one_before() {
     let bench = Bench::new();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::beside_tests::{A, AGENT, B, World, copy, stale};
+use super::beside_tests::{A, AGENT, B, World, at, copy, stale};
 use super::*;
 use crate::core::cache::copy::Observed;
 use crate::core::session::ResourceVersion;
@@ -51,6 +51,22 @@ fn what_a_client_is_given_too_late_is_its_base_all_the_same() {
     world.give();
     world.shard.given("s", &found[2], world.now);
     world.base_is("v4");
+}
+
+#[test]
+fn a_copy_that_no_client_had_and_that_may_be_behind_is_no_base() {
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    world.base_is("one");
+    world.now = at(2 * 3_600);
+    assert!(world.shard.get("s", world.now).is_none());
+    assert_eq!(world.base(), None);
+    // What one had, it had.
+    let mut world = World::new(AGENT);
+    world.restore(copy(A, 1, "one"));
+    world.give();
+    world.now = at(2 * 3_600);
+    world.base_is("one");
 }
 
 #[test]

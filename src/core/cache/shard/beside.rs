@@ -245,14 +245,16 @@ impl Shard {
         self.formers.remember(wrote.clone(), renewal);
     }
 
-    /// What clients of this pod last had of the session, or else the copy that is held, whether or not it may be served:
-    /// what a write that replaces the whole session takes its difference from.
-    pub fn base(&self, name: &str) -> Option<Arc<Copy>> {
+    /// What clients of this pod last had of the session, or else the copy that is held if it may be served: what a write that
+    /// replaces the whole session takes its difference from. Of a copy that nobody had and that may be behind, a write of just that
+    /// would be no difference to what the session is.
+    pub fn base(&self, name: &str, now: Time) -> Option<Arc<Copy>> {
         let former = || self.formers.get(name);
+        let held = |entry: &Entry| self.servable(entry, now).then(|| entry.copy.clone());
         match self.entries.get(name) {
             Some(entry) if entry.used.is_given() => Some(entry.copy.clone()),
             // Another session's map is nothing to take a difference from.
-            Some(entry) => former().filter(|former| former.uid == entry.copy.uid).or_else(|| Some(entry.copy.clone())),
+            Some(entry) => former().filter(|former| former.uid == entry.copy.uid).or_else(|| held(entry)),
             None => former(),
         }
     }

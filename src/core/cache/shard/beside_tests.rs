@@ -83,7 +83,7 @@ impl World {
     }
 
     pub(super) fn base(&self) -> Option<String> {
-        self.shard.base("s").map(|copy| copy.metadata.get("k").unwrap().to_owned())
+        self.shard.base("s", self.now).map(|copy| copy.metadata.get("k").unwrap().to_owned())
     }
 
     pub(super) fn base_is(&self, value: &str) {
@@ -372,6 +372,9 @@ fn after_a_write_of_which_nobody_knows_the_copy_is_not_served_though_another_wri
         let written = world.shard.write_answered("s", other, observed, two.digest, world.now, &mut world.reports);
         assert_eq!(written.session.as_ref().and_then(|copy| copy.metadata.get("k")), Some("two"));
         assert!(world.shard.is_empty());
+        assert_eq!(written.overwritten, of_metadata, "to write it again may be a difference");
+        let later = world.write(&copy(A, 3, "three"), &copy(A, 3, "three"));
+        assert!(!later.overwritten);
     }
 }
 

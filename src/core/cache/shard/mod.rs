@@ -98,6 +98,8 @@ pub struct Written {
     pub session: Option<Arc<Copy>>,
     /// The copy that clients and subscribers must see evicted, because somebody else's change is in the answer.
     pub dropped: Option<Dropped>,
+    /// An own write of which nobody knows may have come after it, or etcd was restored: it is not what clients last had.
+    pub overwritten: bool,
 }
 
 /// Some of the copies of a pod.
@@ -237,7 +239,7 @@ impl Shard {
         self.leases.clear();
         self.formers.clear();
         for flights in self.flights.values_mut() {
-            flights.void();
+            flights.void(true);
         }
         let names: Vec<Arc<str>> = self.names().cloned().collect();
         names.iter().filter_map(|name| self.drop_copy(name, DropReason::Reset, reporter)).collect()

@@ -17,7 +17,7 @@ impl Shard {
         self.last_flight += 1;
         let id = FlightId(self.last_flight);
         let sent = self.leases.provisional(self.lease_length, now);
-        self.flights.entry_ref(name).or_default().writes.push(Write { id, sent, fence: None });
+        self.flights.entry_ref(name).or_default().writes.push(Write { id, sent, fence: None, overwritten: false });
         id
     }
 
@@ -33,9 +33,9 @@ impl Shard {
         reporter: &mut impl Reporter,
     ) -> Written {
         let Some(flight) = self.write_over(name, id) else {
-            return Written { session: Some(Arc::new(observed.copy)), dropped: None };
+            return Written { session: Some(Arc::new(observed.copy)), dropped: None, overwritten: false };
         };
-        let found = observed.copy;
+        let (found, overwritten) = (observed.copy, flight.overwritten);
         let mark = Mark {
             uid: found.uid,
             fate: if observed.terminating { Fate::Gone } else { Fate::Stale { below: found.generation } },
@@ -48,7 +48,7 @@ impl Shard {
             let holds = self.entries.get(name).is_some_and(|e| e.copy.uid == found.uid);
             let waited = self.is_suspended(name) && !self.writes_in_flight(name);
             let dropped = if holds || waited { self.drop_copy(name, DropReason::Gone, reporter) } else { None };
-            return Written { session: None, dropped };
+            return Written { session: None, dropped, overwritten };
         }
         let known = self.entries.get(name).map(|e| &e.copy);
         // What was held already is news to nobody, whoever wrote it.
@@ -69,7 +69,7 @@ impl Shard {
             } else {
                 self.drop_copy(name, DropReason::Stale, reporter)
             };
-            return Written { session: Some(Arc::new(found)), dropped };
+            return Written { session: Some(Arc::new(found)), dropped, overwritten };
         }
         let mut cover = flight.sent;
         if !Rule::CoverFromSend.on() {
@@ -84,6 +84,7 @@ impl Shard {
         Written {
             session: Some(copy),
             dropped: replaced.filter(|_| foreign || !same_uid).map(|c| dropped(c, reason, used)),
+            overwritten,
         }
     }
 
@@ -109,7 +110,7 @@ impl Shard {
     ) -> Option<Dropped> {
         self.write_over(name, id);
         if let Some(flights) = self.flights.get_mut(name).filter(|_| Rule::UnknownVoids.on()) {
-            flights.void();
+            flights.void(of_metadata);
         }
         let dropped = self.drop_copy(name, DropReason::Stale, reporter);
         if of_metadata {
