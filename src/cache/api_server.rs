@@ -13,10 +13,12 @@ use kube::core::response::reason;
 use parking_lot::Mutex;
 use serde_json::Value;
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::config::CacheConfig;
 use super::date;
 use super::events::count;
+use super::refusals::{Refusals, Verb};
 use crate::api::{self, LABEL_REPLICA, VmcpSession, VmcpSessionSpec};
 use crate::core::cache::{Annotations, Answer, CommonAnnotations, Copy, Facts, Observed};
 use crate::core::digest::Digest;
@@ -31,6 +33,9 @@ pub(super) enum CallError {
     /// The API server refused, or did not answer.
     #[error("{0}")]
     Api(ApiError),
+    /// The API server refuses for lack of a right, and may only not know of it yet.
+    #[error("{0}")]
+    NotYet(ApiError),
     /// There is no object of that name.
     #[error("not found")]
     NotFound,
@@ -46,7 +51,7 @@ impl CallError {
     /// Whether a write that ended like this may have been committed all the same.
     pub fn outcome_unknown(&self) -> bool {
         match self {
-            Self::Api(error) => error.outcome_unknown(),
+            Self::Api(error) | Self::NotYet(error) => error.outcome_unknown(),
             Self::NotFound | Self::NotServed => false,
             Self::NotASession(_) => true,
         }
@@ -55,14 +60,14 @@ impl CallError {
     /// How long the API server asks to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Api(error) => error.retry_after(),
+            Self::Api(error) | Self::NotYet(error) => error.retry_after(),
             _ => None,
         }
     }
 
     pub fn kind(&self) -> Option<ApiErrorKind> {
         match self {
-            Self::Api(error) => Some(error.kind()),
+            Self::Api(error) | Self::NotYet(error) => Some(error.kind()),
             _ => None,
         }
     }
@@ -94,6 +99,7 @@ pub(super) struct ApiServer {
     kept: Kept,
     deadline: Duration,
     calls: AtomicU64,
+    refusals: Refusals,
     clock: Arc<Mutex<ServerClock>>,
 }
 
@@ -106,6 +112,7 @@ impl ApiServer {
             kept: Kept::new(config.annotations.clone()),
             deadline: config.call_deadline,
             calls: AtomicU64::new(0),
+            refusals: Refusals::default(),
             clock,
         }
     }
@@ -122,7 +129,7 @@ impl ApiServer {
 
     /// A consistent GET: without a resourceVersion, so that no API server may answer from what it happens to have.
     pub async fn get(&self, name: &str) -> Result<Answer, CallError> {
-        match self.call(name, self.api.get(name)).await {
+        match self.call(Verb::Get, name, self.api.get(name)).await {
             // A replica's marker is no session, though it may stand among them.
             Ok(object) if is_marker(&object) => Ok(Answer::NotFound),
             Ok(object) => observed(object, &self.kept).map(Answer::Found),
@@ -141,13 +148,13 @@ impl ApiServer {
         let params = PostParams { field_manager: Some(self.field_manager.clone()), ..PostParams::default() };
         let mut object = VmcpSession::new(name, spec);
         object.metadata.annotations = (!annotations.is_empty()).then_some(annotations);
-        observed(self.call(name, self.api.create(&params, &object)).await?, &self.kept)
+        observed(self.call(Verb::Create, name, self.api.create(&params, &object)).await?, &self.kept)
     }
 
     /// Applies a JSON merge patch.
     pub async fn patch(&self, name: &str, patch: &Value) -> Result<Observed, CallError> {
         let params = PatchParams { field_manager: Some(self.field_manager.clone()), ..PatchParams::default() };
-        observed(self.call(name, self.api.patch(name, &params, &Patch::Merge(patch))).await?, &self.kept)
+        observed(self.call(Verb::Patch, name, self.api.patch(name, &params, &Patch::Merge(patch))).await?, &self.kept)
     }
 
     /// Deletes the session with this uid, at this resourceVersion if one is given. If finalizers hold it, its state with the
@@ -163,14 +170,19 @@ impl ApiServer {
             preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version }),
             ..DeleteParams::default()
         };
-        match self.call(name, self.api.delete(name, &params)).await?.left() {
+        match self.call(Verb::Delete, name, self.api.delete(name, &params)).await?.left() {
             Some(object) => observed(object, &self.kept).map(Some),
             None => Ok(None),
         }
     }
 
     /// Makes a call, and tells a missing object from an API server that serves no such objects.
-    async fn call<T>(&self, name: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
+    async fn call<T>(
+        &self,
+        verb: Verb,
+        name: &str,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, CallError> {
         count(&self.calls);
         let told = async {
             match call.await {
@@ -179,10 +191,13 @@ impl ApiServer {
                 Err(error) => Err(error),
             }
         };
-        match deadline(self.deadline, told).await {
+        let answer = deadline(self.deadline, told).await;
+        let may_pass = self.refusals.answered(verb, answer.as_ref().err().map(ApiError::kind), Instant::now());
+        match answer {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(CallError::NotFound),
             Err(error) if error.kind() == ApiErrorKind::NotFound => Err(CallError::NotServed),
+            Err(error) if may_pass => Err(CallError::NotYet(error)),
             Err(error) => Err(CallError::Api(error)),
         }
     }

@@ -44,7 +44,7 @@ impl Cause {
         use ApiErrorKind as K;
         match error {
             CallError::NotServed => Self::Refused,
-            CallError::NotFound | CallError::NotASession(_) => Self::ApiServer,
+            CallError::NotFound | CallError::NotASession(_) | CallError::NotYet(_) => Self::ApiServer,
             CallError::Api(error) => match error.kind() {
                 K::Forbidden | K::OverQuota | K::Unauthorized | K::Invalid | K::TooLarge => Self::Refused,
                 K::TooManyRequests | K::Conflict => Self::Busy,

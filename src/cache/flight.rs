@@ -117,9 +117,6 @@ enum Found {
 impl Shared {
     /// Why nothing can be said without the API server, which did not say it.
     pub(super) fn cause(&self, error: &CallError) -> Cause {
-        if self.refusals.may_pass(error, Instant::now()) {
-            return Cause::ApiServer;
-        }
         Cause::of(error, self.streams.unheard_for().is_zero())
     }
 

@@ -10,7 +10,6 @@ use super::config::CacheConfig;
 use super::confirm::Confirmer;
 use super::events::Counters;
 use super::flight::Gets;
-use super::refusals::Refusals;
 use super::state::Streams;
 use super::store::Store;
 use super::trouble::Troubles;
@@ -26,7 +25,6 @@ pub(super) struct Shared {
     pub api: ApiServer,
     pub gets: Gets,
     pub writes: Writes,
-    pub refusals: Refusals,
     pub confirmer: Confirmer,
     pub unconfirmed: Unconfirmed,
     pub unsettled: Arc<Unsettled>,
@@ -50,7 +48,6 @@ impl Shared {
             api: ApiServer::new(client, &config),
             gets: Gets::new(&config),
             writes: Writes::new(&config),
-            refusals: Refusals::default(),
             confirmer: Confirmer::new(config.lease_upper_bound),
             unconfirmed: Unconfirmed::default(),
             unsettled: Arc::default(),
