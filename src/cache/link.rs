@@ -20,6 +20,7 @@ use crate::core::signal::{Barrier, Fate};
 use crate::proto::convert::{self, Malformed};
 use crate::proto::v1::{self, agent_message, replica_message};
 use crate::proto::version::Versions;
+use crate::runtime::backoff::Backoff;
 
 /// What a replica said first.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(super) struct Settings {
 /// When a replica is asked again for the confirmations that it has refused: much sooner than the leases end, and late enough for some of
 /// those that it has to be over.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// After how long, if it goes on refusing: it has enough to do, and hundreds of pods may ask.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 const HOUR: u64 = 3_600_000;
 
@@ -90,8 +93,9 @@ pub(super) struct Link {
     outbox: Outbox,
     reported: watch::Receiver<()>,
     requests: watch::Receiver<u64>,
-    /// When it is asked again for what was refused.
+    /// When it is asked again for what was refused, and how long that is left alone.
     ask_again: Option<Instant>,
+    patience: Backoff,
     _channel: Channel,
 }
 
@@ -125,7 +129,7 @@ impl Link {
         // Subscribed before the outbox is opened, so that nothing in it goes unnoticed.
         let (reported, requests) = (shared.store.reported(), shared.confirmer.requests());
         let outbox = Outbox::new(stream, shared.store.open(stream));
-        let ask_again = None;
+        let (ask_again, patience) = (None, Backoff::new(ASK_AGAIN, LONGEST_PAUSE));
         Self {
             shared,
             address,
@@ -137,6 +141,7 @@ impl Link {
             reported,
             requests,
             ask_again,
+            patience,
             _channel: channel,
         }
     }
@@ -173,7 +178,7 @@ impl Link {
                 Ok(()) = self.requests.changed() => self.outbox.requests_wait(),
                 () = sleep_until(self.ask_again.unwrap_or(heartbeat)), if self.ask_again.is_some() => {
                     let more = self.outbox.ask_again(&self.shared.confirmer);
-                    self.ask_again = more.then(|| Instant::now() + jittered(ASK_AGAIN));
+                    self.ask_again = more.then(|| Instant::now() + self.patience.pause());
                 }
                 () = sleep_until(heartbeat) => {
                     self.outbox.heartbeat_due();
@@ -230,11 +235,12 @@ impl Link {
             Message::Confirmed(confirmed) => {
                 let v1::Confirmed { number, registered } = confirmed;
                 self.shared.confirmer.answered(&self.settings.replica, number, &registered);
+                self.patience.reset();
             }
             Message::ConfirmRefused(refused) => {
                 debug!(replica = %self.settings.replica, reason = %one_line(&refused.reason), "confirmation refused");
                 if self.outbox.refused(refused.number, &self.shared.confirmer) {
-                    self.ask_again.get_or_insert_with(|| Instant::now() + jittered(ASK_AGAIN));
+                    self.ask_again.get_or_insert_with(|| Instant::now() + self.patience.pause());
                 }
             }
         }

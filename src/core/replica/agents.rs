@@ -353,7 +353,9 @@ impl Agent {
         self.heartbeat = None;
     }
 
+    /// At most so many signals; `None`: there are none, so what comes after them may be sent.
     fn take_signals(&mut self, under_way: &UnderWay, most: usize) -> Option<Outgoing> {
+        debug_assert!(most > 0, "a lease would be sent before what waits");
         let mut barriers = Vec::new();
         for signal in self.barriers(under_way) {
             if barriers.len() >= most {

@@ -155,6 +155,9 @@ impl Replica {
     /// These agents have no lease of this replica any more: nobody needs to wait for them. All at once, since a watch that stands
     /// still ends the leases of all agents together, and leaves all confirmations under way.
     pub(super) fn confirm_forget(&mut self, agents: &FastSet<AgentId>) {
+        if agents.is_empty() {
+            return;
+        }
         self.confirmations.change_all(|_, confirmation| {
             // Many agents may also leave one by one.
             if agents.len() < confirmation.waiting.len() {

@@ -38,20 +38,14 @@ impl UnderWay {
     /// Changes one.
     pub fn change(&mut self, signal: SignalId, change: impl FnOnce(&mut Confirmation)) {
         if let Some(confirmation) = self.all.get_mut(&signal) {
-            change(confirmation);
-            if confirmation.waits_for_nobody() {
-                self.acknowledged.insert(confirmation.place(signal));
-            }
+            changed(&mut self.acknowledged, signal, confirmation, change);
         }
     }
 
     /// Changes all of them.
     pub fn change_all(&mut self, mut change: impl FnMut(SignalId, &mut Confirmation)) {
         for (signal, confirmation) in &mut self.all {
-            change(*signal, confirmation);
-            if confirmation.waits_for_nobody() {
-                self.acknowledged.insert(confirmation.place(*signal));
-            }
+            changed(&mut self.acknowledged, *signal, confirmation, |confirmation| change(*signal, confirmation));
         }
     }
 
@@ -65,8 +59,10 @@ impl UnderWay {
     /// One begins. Its signal is later than all before it.
     pub fn insert(&mut self, signal: SignalId, confirmation: Confirmation) {
         self.of_namespace.entry(confirmation.key.namespace().clone()).or_default().push(signal);
+        if confirmation.waits_for_nobody() {
+            self.acknowledged.insert(confirmation.place(signal));
+        }
         self.all.insert(signal, confirmation);
-        self.change(signal, |_| {});
     }
 
     /// One is over.
@@ -89,5 +85,19 @@ impl UnderWay {
     pub fn after(&self, namespace: &str, sent: SignalId) -> &[SignalId] {
         let signals = self.of_namespace.get(namespace).map_or(&[][..], Vec::as_slice);
         &signals[signals.partition_point(|signal| *signal <= sent)..]
+    }
+}
+
+/// Changes one, and notes it if that was the last agent that it waited for. Nobody comes to be waited for again.
+fn changed(
+    acknowledged: &mut BTreeSet<(ResourceVersion, SignalId)>,
+    signal: SignalId,
+    confirmation: &mut Confirmation,
+    change: impl FnOnce(&mut Confirmation),
+) {
+    let waited = !confirmation.waits_for_nobody();
+    change(confirmation);
+    if waited && confirmation.waits_for_nobody() {
+        acknowledged.insert(confirmation.place(signal));
     }
 }
