@@ -35,13 +35,14 @@ Arguments:
 {positionals}
 
 The agent is found by its own options, which may stand before or behind, or by their variables:
-`vmcp-session agent --help` shows them.
+`vmcp-session agent --help` shows them. (Those of the Kubernetes API stand before.)
 ";
 
 /// Serves the sessions of a namespace in the Redis protocol, or looks into an agent that does.
 #[derive(Args, Clone, Debug)]
 // Settings are understood behind the name of a look too, where everybody writes them.
-#[command(mut_args(|arg| arg.global(true)))]
+// Not so those of the API server, which need or exclude each other: that is judged before what stands on either side comes together.
+#[command(mut_args(|arg| if arg.get_id().as_str().starts_with("kube") { arg } else { arg.global(true) }))]
 pub struct AgentCommand {
     /// The agent's settings.
     #[command(flatten)]
@@ -278,6 +279,10 @@ fn get(agent: &mut Connection, key: &str, out: &mut impl Write) -> Result<(), Lo
         },
     };
     let fields = agent.call(&[b"HGETALL", key.as_bytes()])?.list()?;
+    if let Some(why) = unasked.take_if(|_| fields.is_empty()) {
+        // There is no such session, perhaps, or it has no fields.
+        return Err(LookError::Refused(why));
+    }
     writeln!(out, "{key}  ({form}, {left}, {} fields)", fields.len() / 2)?;
     if let Some(why) = unasked {
         writeln!(out, "  (the fields are those of the agent's copy; the rest could not be asked: {why})")?;
@@ -337,6 +342,11 @@ mod tests {
             assert_eq!(agent.namespace, "team-a", "{args:?}");
             assert!(matches!(look, Some(Look::Ls { pattern: Some(pattern) }) if pattern == "mcp:*"), "{args:?}");
         }
+        // Those need each other, wherever one of them comes from.
+        let api = ["--kube-api-server=https://h", "--kube-ca-file=c", "--kube-token-file=t"];
+        let before = Command::try_parse_from(["test"].into_iter().chain(api).chain(["get", "k"])).unwrap().agent;
+        assert!(before.args.kube.kube_api_server.is_some() && before.look.is_some());
+        assert!(Command::try_parse_from(["test", "get", "k"].into_iter().chain(api)).is_err());
         let serves = Command::try_parse_from(["test", settings[0]]).unwrap().agent;
         assert!(serves.look.is_none() && serves.args.listen.0 == Some("127.0.0.1:7001".parse().unwrap()));
     }
@@ -388,8 +398,10 @@ mod tests {
         let expected = "s  (type not known, time left not known, 1 fields)\n  (the fields are those of the agent's copy; the \
             rest could not be asked: TRYAGAIN no answer)\n  a = 1\n";
         assert_eq!(copy, expected);
-        let nothing = shown(&away.repeat(3));
-        assert!(matches!(nothing, Err(LookError::Refused(_))), "{nothing:?}");
+        for fields in [away, "*0\r\n"] {
+            let nothing = shown(&format!("{away}{away}{fields}"));
+            assert!(matches!(nothing, Err(LookError::Refused(_))), "{nothing:?}");
+        }
         assert!(matches!(shown("+none\r\n"), Err(LookError::NoSuchSession(_))));
     }
 
