@@ -27,7 +27,7 @@ const LASTS: Duration = Duration::from_secs(4);
 const UNKNOWN: (f64, f64) = (100.0, 256.0);
 /// How much longer a hit may take beside it than beside as many PINGs: so many times, and so much. Far less than it takes until as
 /// many unknown ids as there are connections have been asked for.
-const SLOWER: (u32, Duration) = (20, Duration::from_millis(5));
+const SLOWER: (u32, Duration) = (20, Duration::from_millis(250));
 
 /// Sends `RATE` of what `command` makes of a number per second, and counts the answers. An answer must be a null, or an error
 /// that clients retry; never anything else.
